@@ -1,0 +1,75 @@
+# Everything a developer does. `make help` lists it; Python 3.11 or newer and make are all it needs.
+
+# The interpreter that the environment is made with: the first of these that is new enough, or make PYTHON=...
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+DEMO_FLAGS ?= --forget cat
+BENCH_FLAGS ?= --output docs/results.md
+FIGURES_FLAGS ?= --output docs
+
+# Folders that are installed under another name; the rest of the map is in pyproject.toml.
+ROOMS = pipelines eval assets
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types bench figures clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z][a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-14s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/installed ## erase the class "cat" from the embedded model and show what became of it
+	@$(BIN)/erase-class $(DEMO_FLAGS)
+
+test: $(VENV)/installed-dev ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev ## check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --output-format concise . || { echo "make format mends these" >&2; exit 1; }
+
+format: $(VENV)/installed-dev ## mend what a machine can mend of style and format
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+# mypy cannot follow the renamed folders of an editable install, so it gets a tree in which they bear their real names.
+types: $(VENV)/installed-dev ## check the types
+	@rm -rf build/types && mkdir -p build/types/semu_diffusion
+	@ln -s "$(CURDIR)"/semu_diffusion/* build/types/semu_diffusion/
+	@for room in $(ROOMS); do ln -s "$(CURDIR)/$$room" build/types/semu_diffusion/$$room; done
+	@python="$$(cd $(BIN) && pwd)/python" && cd build/types && \
+		"$$python" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p semu_diffusion
+
+bench: $(VENV)/installed-dev ## erase each class in turn, beside the other methods: docs/results.md (hours)
+	@$(BIN)/semu benchmark $(BENCH_FLAGS)
+
+figures: $(VENV)/installed-dev ## draw the pictures of the README again
+	@$(BIN)/semu figures $(FIGURES_FLAGS)
+
+clean: ## remove the environment and everything that was built; run folders stay
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find $(ROOMS) semu_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps, so that the demo does not wait for the tools of development; both fall behind when pyproject.toml changes.
+$(VENV)/installed: pyproject.toml $(BIN)/python
+	@echo "installing into $(VENV) (the first time a few minutes and several GB, nearly all of it PyTorch) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@ && echo "installed."
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "installing the tools of development ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ && echo "installed."
+
+$(BIN)/python:
+	@for python in $(PYTHON); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; done; \
+	if [ -z "$$python" ]; then \
+		echo "Python 3.11 or newer is needed, and none of these is one: $(PYTHON). Install it, or say where it is:" \
+			"make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$$python cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; \
+		exit 1; fi; \
+	echo "making the environment $(VENV) with $$python ..." && \
+	"$$python" -m venv --clear $(VENV)

@@ -1,0 +1,1 @@
+"""Numbers: extractors take images, metrics take feature matrices. Nothing here knows a command line."""

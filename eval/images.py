@@ -1,0 +1,98 @@
+"""Pictures as they are measured and kept: rounded to 8 bits, and PNG files at their native size.
+
+A judge or a feature extractor that reads the floats of a sampler measures something nobody sees. They are
+therefore given the rounded image, so that a saved picture gives the same verdict as the sample it was made
+from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["load_images", "save_images", "to_float", "to_pil", "to_uint8"]
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Floats in [0, 1] to 0..255, rounded to the nearest level; uint8 passes through.
+
+    A plain cast truncates, which is half a level too dark on average. Any shape; values outside are clamped.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    return images.float().mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 to float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """One image (C, H, W), float in [0, 1] or uint8, grey or RGB, as a PIL image of its own size."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise InputError(f"a picture needs 1 or 3 channels, (C, H, W); got {tuple(image.shape)}")
+    pixels = to_uint8(image.detach().cpu()).permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+
+
+def save_images(images: torch.Tensor | Sequence[torch.Tensor], folder: str | Path) -> Path:
+    """Write images (N, C, H, W), float in [0, 1] or uint8, as ``folder/00000.png``, ``00001.png``, ...
+
+    The folder appears complete or not at all. Raises InputError if it already holds something.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} already holds files; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for index, image in enumerate(images):
+            to_pil(image).save(beside / f"{index:05d}.png")
+        beside.chmod(0o755)  # mkdtemp makes a private folder
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def load_images(folder: str | Path) -> torch.Tensor:
+    """The PNG files of a folder, in the order of their names, as uint8 (N, C, H, W).
+
+    Raises InputError for a folder without PNG files, an unreadable file, or images that differ in size or
+    channels.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise InputError(f"{folder} holds no PNG files")
+    images: list[torch.Tensor] = []
+    for file in files:
+        image = _read(file)
+        if images and image.shape != images[0].shape:
+            raise InputError(f"{file} is {_size(image)}, but {files[0].name} is {_size(images[0])}")
+        images.append(image)
+    return torch.stack(images)
+
+
+def _read(file: Path) -> torch.Tensor:
+    try:
+        with Image.open(file) as picture:
+            pixels = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # SyntaxError is PIL's "broken PNG"
+        raise InputError(f"{file} is not a readable picture ({error})") from error
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def _size(image: torch.Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{width}×{height} with {channels} channel{'s' * (channels > 1)}"

@@ -1,0 +1,81 @@
+"""Side effects on what should have stayed: images from the same seeds, before and after, pair by pair.
+
+Paired MSE is the mean of (after - before)^2 of images in [-1, 1], four times that on [0, 1]: the "drift".
+Paired SSIM is the structural similarity (Wang et al. 2004, by torchmetrics) of images in [0, 1]; 1 is same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["SideEffects", "paired_mse", "paired_ssim", "side_effects"]
+
+_CHUNK = 256  # images at a time: bounds the memory of SSIM's five float64 maps
+_SIGMA = 1.5  # SSIM's usual Gaussian window, 11 pixels wide
+_TRUNCATE = 3.5  # torchmetrics cuts the Gaussian window at 3.5 sigma
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """Means over classes of the per-class means, and these. ``images_per_class`` is by name too."""
+
+    paired_mse: float
+    paired_ssim: float
+    per_class_mse: dict[str, float]
+    per_class_ssim: dict[str, float]
+    images_per_class: dict[str, int]
+
+
+def side_effects(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> SideEffects:
+    """Compare {class: (n, C, H, W) in [0, 1]} before and after; image i of both comes from the same seed.
+
+    Give the kept classes alone: what happens to the erased one is no side effect. Raises InputError if the
+    classes differ, if there is none, or if the images of a class do not pair up.
+    """
+    if set(before) != set(after) or not before:
+        raise InputError("side effects need images of the same classes, at least one, before and after")
+    mse = {name: float(paired_mse(before[name], after[name]).mean()) for name in before}
+    ssim = {name: float(paired_ssim(before[name], after[name]).mean()) for name in before}
+    counts = {name: len(images) for name, images in before.items()}
+    return SideEffects(sum(mse.values()) / len(mse), sum(ssim.values()) / len(ssim), mse, ssim, counts)
+
+
+def paired_mse(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference on [-1, 1] of each pair, (N,) float64; images (N, C, H, W) in [0, 1]."""
+    _check_pairs(before, after)
+    difference = 2 * (after.detach().cpu().double() - before.detach().cpu().double())
+    return difference.square().flatten(1).mean(1)
+
+
+def paired_ssim(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """SSIM of each pair, (N,) float64; images (N, C, H, W) in [0, 1].
+
+    The window is Gaussian with sigma 1.5 (11 pixels). In images smaller than 11 pixels it shrinks to the
+    largest odd window that fits, sigma with it: SSIM values are comparable between images of one size only.
+    """
+    _check_pairs(before, after)
+    sigma = _window_sigma(min(before.shape[-2:]))
+    parts = []
+    for x, y in zip(before.split(_CHUNK), after.split(_CHUNK), strict=True):
+        pair = y.detach().cpu().double(), x.detach().cpu().double()
+        value = structural_similarity_index_measure(*pair, sigma=sigma, data_range=1.0, reduction="none")
+        parts.append(torch.as_tensor(value).reshape(-1))
+    return torch.cat(parts)
+
+
+def _window_sigma(side: int) -> float:
+    if side < 3:
+        raise InputError(f"SSIM needs images of at least 3×3 pixels, not {side}")
+    return min(_SIGMA, (side - 1) // 2 / _TRUNCATE)
+
+
+def _check_pairs(before: torch.Tensor, after: torch.Tensor) -> None:
+    if before.shape != after.shape or before.ndim != 4 or len(before) == 0:
+        shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
+        raise InputError(f"paired images need the same shape (N, C, H, W) with N > 0, not {shapes}")

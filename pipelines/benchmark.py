@@ -1,0 +1,186 @@
+"""``semu benchmark``: erase classes in turn with each method, the same seeds for all, one table with its protocol.
+
+Every row is written to rows.jsonl as soon as it is measured, and a second call goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
+from semu_diffusion.pipelines.settings import EraseClassConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from semu_diffusion.pipelines.scoring import Samples, Scorer
+
+__all__ = ["BenchmarkConfig", "main", "parse", "run"]
+
+EXAMPLES = (
+    "semu benchmark --output docs/results.md",
+    "semu benchmark --classes cat,ship --methods default,unprotected,copy --images-per-class 20 --output runs/small.md",
+)
+ALL_METHODS = ("default", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(ModelConfig):
+    """What is compared, and by how many samples."""
+
+    output: str = option(
+        "docs/results.md", "Markdown file for the table; rows.jsonl and run folders go to --work", metavar="FILE"
+    )
+    work: str = option("runs/benchmark", "folder for the measured rows; an earlier benchmark there is continued", metavar="DIR")
+    methods: tuple[str, ...] = option(ALL_METHODS, "methods to compare", metavar="A,B,…", comma=True)
+    classes: tuple[str, ...] = option((), "classes to erase, one at a time (default: all)", metavar="A,B,…", comma=True)
+    others: tuple[str, ...] = option(
+        (), "classes for all methods but the default one (default: the same)", metavar="A,B,…", comma=True
+    )
+    images_per_class: int = option(50, "images of every class, before and after", metavar="N")
+    sampling_steps: int = option(25, "DDIM steps", metavar="N")
+    guidance_scale: float = option(3.0, "classifier-free guidance w", metavar="W")
+    official_steps: int = option(1000, "training steps of the method official", metavar="N")
+    classifier: str = option("embedded", "judge, as in erase-class", metavar="NAME_OR_FOLDER")
+    revival: bool = option(True, "measure what one learned class vector brings back")
+    seed: int = option(0, "seed of everything random", metavar="SEED")
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in ALL_METHODS]
+        if unknown:
+            raise InputError(f"--methods {','.join(unknown)}: unknown; there are {', '.join(ALL_METHODS)}")
+        if min(self.images_per_class, self.sampling_steps, self.official_steps) < 1:
+            raise InputError("--images-per-class, --sampling-steps and --official-steps must be at least 1")
+
+
+def parse(argv: Sequence[str] | None = None) -> BenchmarkConfig:
+    parser = Parser(prog="semu benchmark", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
+    add_config_flags(parser, BenchmarkConfig)
+    return build_config(BenchmarkConfig, vars(parser.parse_args(argv)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_guarded("semu benchmark", lambda: run(parse(argv)))
+
+
+def run(config: BenchmarkConfig) -> int:
+    from semu_diffusion.pipelines import results_page
+    from semu_diffusion.pipelines.scoring import Scorer, load_model
+
+    model = load_model(config)
+    if not model.conditional:
+        raise InputError("the benchmark needs a class-conditional model")
+    everyone = [model.class_index(name) for name in config.classes] or list(range(len(model.class_names)))
+    others = [model.class_index(name) for name in config.others] or everyone
+    base = EraseClassConfig(
+        forget=(model.class_names[everyone[0]],),
+        model=config.model,
+        images_per_class=config.images_per_class,
+        sampling_steps=config.sampling_steps,
+        guidance_scale=config.guidance_scale,
+        classifier=config.classifier,
+        revival=config.revival,
+        seed=config.seed,
+    )
+    scorer = Scorer(model, base, [everyone[0]])
+    if scorer.judge is None:
+        raise InputError("the benchmark needs a judge: --classifier none makes no table")
+    work = Path(config.work)
+    work.mkdir(parents=True, exist_ok=True)
+    rows = _Rows(work / "rows.jsonl", {"protocol": scorer.protocol(), "official_steps": config.official_steps})
+    bars = Bars(sys.stderr)
+    before: Samples | None = None
+    jobs = [(method, index) for method in config.methods for index in (everyone if method == "default" else others)]
+    for number, (method, index) in enumerate(jobs, 1):
+        if rows.has(method, model.class_names[index]):
+            continue
+        if before is None:
+            before = scorer.sample(bars.show, "original")
+        bars.note(f"[{number}/{len(jobs)}] {method}: {model.class_names[index]}")
+        rows.add(_measure(method, index, base, config, before, bars))
+        results_page.write(Path(config.output), rows.found)
+    results_page.write(Path(config.output), rows.found)
+    print(f"{config.output} holds {len(rows.found)} rows")
+    return 0
+
+
+def _measure(
+    method: str, index: int, base: EraseClassConfig, config: BenchmarkConfig, before: Samples, bars: Bars
+) -> dict[str, Any]:
+    from semu_diffusion.pipelines.image_sets import training_images
+    from semu_diffusion.pipelines.methods import METHODS, make_edit
+    from semu_diffusion.pipelines.scoring import Scorer, load_model
+
+    model = load_model(config)
+    settings = dict(METHODS[method][1])
+    if method == "official":
+        settings["steps"] = config.official_steps
+    name = model.class_names[index]
+    erase = dataclasses.replace(base, forget=(name,), **settings)
+    scorer: Scorer = Scorer(model, erase, [index])
+    start = time.perf_counter()
+    made = make_edit(method, model, [index], erase, bars.show)
+    elapsed = time.perf_counter() - start
+    made.edit.apply(model.denoiser)
+    after = scorer.sample(bars.show, "sampling after")
+    score, score_before = scorer.score(after), scorer.score(before)
+    fid, _ = scorer.fid(before, after)
+    made.edit.remove(model.denoiser)
+    if config.revival:
+        images = training_images(model, base, [index])  # by the original model, so it does not depend on the method
+        score_before["revival"] = scorer.revive(images.images, images.labels)
+        made.edit.apply(model.denoiser)
+        score["revival"] = scorer.revive(images.images, images.labels)
+        made.edit.remove(model.denoiser)
+    total = sum(p.numel() for p in model.denoiser.parameters())
+    return {
+        "method": method,
+        "class": name,
+        "before": score_before,
+        "after": score,
+        "side_effects": scorer.side_effects(before, after),
+        "fid": fid,
+        "trained_fraction": made.edit.trained_parameters / total,
+        "bytes": made.edit.nbytes,
+        "model_bytes": total * 2,
+        "erase_seconds": elapsed,
+        "stages": dict(made.seconds),
+        "settings": {k: getattr(erase, k) for k in ("steps", "lr", "layers", "protect", "protected_energy", "max_rank")},
+    }
+
+
+class _Rows:
+    """The rows measured so far, on disk line by line; refuses rows of another protocol."""
+
+    def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
+        self.path = path
+        self.found: list[dict[str, Any]] = []
+        if path.is_file():
+            try:
+                first, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+            except ValueError as error:
+                raise InputError(f"{path} is not a benchmark's rows.jsonl ({error}): choose another --work") from error
+            if first != json.loads(json.dumps(protocol)):
+                raise InputError(f"{path} was measured by another protocol: choose another --work, or delete it")
+            self.found = [first, *rows]
+        else:
+            self.found = [json.loads(json.dumps(protocol))]
+            path.write_text(json.dumps(protocol) + "\n")
+
+    def has(self, method: str, name: str) -> bool:
+        return any(row["method"] == method and row["class"] == name for row in self.found[1:])
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.found.append(json.loads(json.dumps(row)))
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

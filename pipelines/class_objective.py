@@ -1,0 +1,138 @@
+"""What the training of R minimises: the loss of one step of a class erasure, drawing its own batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
+from semu_diffusion.pipelines.image_sets import Images, noisy
+from semu_diffusion.pipelines.settings import EraseClassConfig
+
+__all__ = ["anchors_of", "precision_of", "target_of", "training_loss"]
+
+
+def target_of(model: ClassConditional, config: EraseClassConfig) -> str:
+    """The objective that ``auto`` means, or the one asked for, if this model can have it."""
+    target = config.target
+    if target == "auto":
+        return "fixed" if model.conditional else "ascent"
+    if target != "ascent" and not model.conditional:
+        raise InputError(f"--target {target} needs class labels, and the model is unconditional: use --target ascent")
+    if target == "unconditional" and model.null_class is None:
+        raise InputError("--target unconditional needs a null class, and the model has none")
+    return target
+
+
+def anchors_of(
+    model: ClassConditional, config: EraseClassConfig, target: str, forget: Sequence[int], kept: Sequence[int]
+) -> dict[int, int]:
+    """What each erased class is relabelled to under ``--target fixed``."""
+    if target in ("ascent", "unconditional"):
+        return {}
+    if not kept:
+        raise InputError("every class is to be erased: no class is left to relabel to (--target unconditional needs none)")
+    if target == "random":
+        return {}
+    if config.anchor is not None:
+        anchor = model.class_index(config.anchor)
+        if anchor in forget:
+            raise InputError(f"--anchor {config.anchor} is itself to be erased")
+        return dict.fromkeys(forget, anchor)
+    return {c: next(k for k in [*range(c + 1, len(model.class_names)), *kept] if k in kept) for c in forget}
+
+
+def training_loss(
+    model: ClassConditional,
+    config: EraseClassConfig,
+    target: str,
+    original: Predict,
+    forget_set: Images,
+    retain_set: Images | None,
+    anchors: Mapping[int, int],
+    kept: Sequence[int],
+    generator: torch.Generator,
+) -> Callable[[int], Mapping[str, torch.Tensor]]:
+    """The loss of one training step by its number, in named parts; ``original`` is what the unedited model predicts."""
+    precision = precision_of(config, model)
+    allowed = torch.tensor(list(kept) or [0])
+    table = torch.zeros(max(len(model.class_names), 1), dtype=torch.long)
+    for erased, anchor in anchors.items():
+        table[erased] = anchor
+    table = table.to(model.device)
+    attack = _Attack(model, config, generator) if config.adversarial else None
+
+    def loss(step: int) -> Mapping[str, torch.Tensor]:
+        images, labels = forget_set.draw(config.batch_size, generator)
+        batch = noisy(model, images, labels, generator)
+        if target == "unconditional":
+            anchor = torch.full_like(labels, model.null_class)  # type: ignore[arg-type]
+        elif target == "random":
+            anchor = other_class(labels, allowed, generator)
+        else:
+            anchor = table[labels]
+        condition = labels.clone()
+        if config.label_drop and model.null_class is not None:
+            dropped = torch.rand(len(labels), generator=generator) < config.label_drop
+            condition[dropped.to(labels.device)] = anchor[dropped.to(labels.device)] = model.null_class
+        unlabelled = round(config.unlabelled * len(labels))
+        if unlabelled and model.null_class is not None:
+            condition[:unlabelled] = model.null_class
+        parts: dict[str, torch.Tensor] = {}
+        with precision():
+            if attack is not None:
+                condition = attack.mix(batch, condition)
+            weight = model.image_weight(batch.t) if config.weighting == "image" else None
+            batch = NoisyBatch(batch.x_t, batch.t, condition, batch.target, anchor, weight)
+            objective = gradient_ascent if target == "ascent" else relabel
+            parts["forget"] = objective(model.predict, model.predict if config.moving_target else original, batch)
+            if retain_set is not None and config.retain != "none":
+                kept_images, kept_labels = retain_set.draw(config.batch_size, generator)
+                if config.label_drop and model.null_class is not None:
+                    dropped = torch.rand(len(kept_labels), generator=generator) < config.label_drop
+                    kept_labels = torch.where(dropped.to(kept_labels.device), model.null_class, kept_labels)
+                kept_batch = noisy(model, kept_images, kept_labels, generator)
+                parts["retain"] = config.retain_weight * denoising(model.predict, kept_batch)
+        return parts
+
+    return loss
+
+
+class _Attack:
+    """Class vectors learned, while training goes on, to bring the erased class back; the erasure is trained on them too.
+
+    Each step moves the vectors it uses by one Adam step down the denoising loss on forget images (the attack that
+    `revival` measures), then hands them over as conditions.
+    """
+
+    count = 8
+
+    def __init__(self, model: ClassConditional, config: EraseClassConfig, generator: torch.Generator) -> None:
+        self.model, self.config, self.generator = model, config, generator
+        rows = model.class_vectors(torch.arange(model.denoiser.config.num_class_embeds, device=model.device))
+        noise = torch.randn(self.count, rows.shape[1], generator=generator).to(rows)
+        start = rows[model.null_class] if model.null_class is not None else rows.mean(0)
+        self.vectors = (start + 0.5 * rows.std(0) * noise).requires_grad_(True)
+        self.optimizer = torch.optim.Adam([self.vectors], lr=5e-2)
+
+    def mix(self, batch: NoisyBatch, condition: torch.Tensor) -> torch.Tensor:
+        """Conditions (N, D) as class vectors, the last share of them adversarial."""
+        share = max(1, round(self.config.adversarial * len(condition)))
+        chosen = torch.randint(0, self.count, (share,), generator=self.generator).to(condition.device)
+        attacked = NoisyBatch(batch.x_t[-share:], batch.t[-share:], self.vectors[chosen], batch.target[-share:])
+        gradient = torch.autograd.grad(denoising(self.model.predict, attacked), self.vectors)[0]
+        self.vectors.grad = gradient
+        self.optimizer.step()
+        vectors = self.model.class_vectors(condition)
+        return torch.cat([vectors[:-share], self.vectors.detach()[chosen]])
+
+
+def precision_of(config: EraseClassConfig, model: ClassConditional) -> Callable[[], Any]:
+    """Autocast to bfloat16, or nothing, as a context manager factory."""
+    device = model.device.type
+    return (lambda: torch.autocast(device, torch.bfloat16)) if config.precision == "bf16" else nullcontext

@@ -1,0 +1,92 @@
+"""The finished classifier: its files, its measured test accuracy, and the model card that says so."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from semu_diffusion.pipelines.datasets import ImageSet, load_images
+from semu_diffusion.pipelines.training import TrainingRun, write_text
+
+from semu_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from semu_diffusion.pipelines.train_classifier import ClassifierTraining
+
+    from semu_diffusion.models.classifier import ImageClassifier
+
+__all__ = ["class_accuracies", "export_classifier"]
+
+
+def class_accuracies(model: ImageClassifier, data: ImageSet, batch_size: int = 500) -> tuple[float, tuple[float, ...]]:
+    """(accuracy over all images, accuracy of each class) of the model in its present precision, no augmentation."""
+    import torch
+
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        predicted = torch.cat([model(part.to(device).float() / 255).argmax(1).cpu() for part in data.images.split(batch_size)])
+    model.train(training)
+    right = (predicted == data.labels).float()
+    each = [right[data.labels == index] for index in range(len(data.class_names))]
+    return right.mean().item(), tuple(part.mean().item() if len(part) else float("nan") for part in each)
+
+
+def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: ClassifierTraining) -> None:
+    """Write ``<output>/model`` and measure what was written on the data set's test split, if it has one."""
+    from semu_diffusion.models.classifier import ImageClassifier
+
+    folder = model.save(run.folder / "model")
+    try:
+        test = load_images(config.data, "test")
+    except InputError:  # a data set without a test split is no fault
+        test = None
+    results: dict[str, Any] = {}
+    if test is not None:
+        accuracy, each = class_accuracies(ImageClassifier.load(folder), test)
+        results = {
+            "test_accuracy": round(accuracy, 4),
+            "test_images": len(test),
+            "per_class": {name: round(a, 4) for name, a in zip(test.class_names, each, strict=True)},
+        }
+        run.log(**results)
+        print(f"test accuracy {accuracy:.4f} on {len(test)} images", file=sys.stderr)
+    write_text(folder / "README.md", _card(run, model, data, config, results))
+
+
+def _card(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: ClassifierTraining, results: dict[str, Any]) -> str:
+    channels, height, width = data.image_shape
+    settings = {
+        name: getattr(config, name)
+        for name in ("batch_size", "lr", "warmup", "momentum", "weight_decay", "label_smoothing", "shift", "cutout", "flip")
+    }
+    parameters = sum(p.numel() for p in model.parameters())
+    seen = run.step * config.batch_size
+    lines = [
+        "---",
+        "library_name: semu-diffusion",
+        "pipeline_tag: image-classification",
+        "---",
+        f"# Image classifier, {len(data.class_names)} classes, {width}x{height}",
+        "",
+        "A small residual network that judges class-conditional samples. Load it with "
+        '`semu_diffusion.models.classifier.ImageClassifier.load("this-folder")`; it takes images in [0, 1].',
+        "",
+        f"* Classes: {', '.join(data.class_names)}",
+        f"* Parameters: {parameters:,} (stored in half precision), stage widths {', '.join(map(str, config.widths))}",
+        f"* Data: {len(data):,} training images, {channels} x {height} x {width}; fingerprint `{data.fingerprint}`",
+        f"* Training: {run.step:,} steps, {seen:,} images seen, {run.elapsed() / 60:.0f} minutes",
+        f"* Settings: `{json.dumps(settings)}`, seed {config.seed}",
+        "",
+    ]
+    if results:
+        lines += [
+            f"Accuracy on the {results['test_images']:,} test images, as stored: **{results['test_accuracy']:.4f}**",
+            "",
+            "| class | accuracy |",
+            "|---|---|",
+            *(f"| {name} | {value:.4f} |" for name, value in results["per_class"].items()),
+            "",
+        ]
+    return "\n".join(lines)

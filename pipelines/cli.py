@@ -1,0 +1,71 @@
+"""``semu``: look into a patch, merge it, draw it, score it again, compare methods, train the embedded models."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from semu_diffusion.pipelines.console import Parser, epilog, run_guarded
+
+__all__ = ["main", "parse"]
+
+# command -> (module, function of the arguments after the command, what it does)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("patch_commands", "what a patch holds: layers, ranks, base model"),
+    "merge": ("patch_commands", "write a model with the patch in its weights"),
+    "grid": ("patch_commands", "draw before and after, same seeds"),
+    "evaluate": ("patch_commands", "score a patch again: other counts, steps, judge"),
+    "benchmark": ("benchmark", "erase classes in turn with several methods: one table"),
+    "benchmark-subspace": ("benchmark_subspace", "time the subspace against torch.linalg.svd"),
+    "figures": ("figures", "draw the pictures of the README"),
+    "train": ("train", "train a model: semu train ddpm, semu train classifier"),
+}
+
+EXAMPLES = (
+    "semu info runs/cat/patch.safetensors",
+    "semu merge runs/cat/patch.safetensors --output ddpm-without-cat",
+    "semu grid runs/cat/patch.safetensors --output grid.png",
+    "semu evaluate runs/cat/patch.safetensors --images-per-class 500 --revival --output runs/cat-scored",
+    "semu train ddpm --data uoft-cs/cifar10 --output train-runs/ddpm",
+)
+
+
+def parser() -> Parser:
+    made = Parser(prog="semu", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
+    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, (_, what) in COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
+    return made
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command and its own arguments; exits with help or one line of error as argparse does."""
+    if not argv or argv[0] not in COMMANDS:
+        parser().parse_args(argv[:1])  # prints help, or says that the command is unknown, and leaves
+    return argv[0], list(argv[1:])
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """What a command line means, without running it. Raises InputError, or SystemExit with code 2, for a wrong one."""
+    command, rest = _split(argv)
+    module = import_module(f"semu_diffusion.pipelines.{COMMANDS[command][0]}")
+    parse_rest: Callable[..., Any] = module.parse
+    return parse_rest([command, *rest]) if COMMANDS[command][0] == "patch_commands" else parse_rest(rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def job() -> int:
+        command, rest = _split(argv)
+        module = import_module(f"semu_diffusion.pipelines.{COMMANDS[command][0]}")
+        run: Callable[..., int] = module.main
+        return run([command, *rest]) if COMMANDS[command][0] == "patch_commands" else run(rest)
+
+    return run_guarded("semu", job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""``erase-class``: take a class out of a class-conditional DDPM, and prove it, in one run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, run_guarded
+from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
+
+if TYPE_CHECKING:
+    from semu_diffusion.models.class_conditional import ClassConditional
+    from semu_diffusion.pipelines.class_erasure import Outcome
+    from semu_diffusion.pipelines.console import Bars
+    from semu_diffusion.pipelines.image_sets import Images
+    from semu_diffusion.pipelines.run_folder import RunFolder
+    from semu_diffusion.pipelines.scoring import Scorer
+
+__all__ = ["main", "parse", "run"]
+
+EXAMPLES = (
+    "erase-class --forget cat",
+    "erase-class --forget cat --forget dog --images-per-class 50 --sampling-steps 25 --output runs/no-pets",
+    "erase-class --model my-ddpm/ --class-names red,green,blue --forget red --classifier none",
+    "erase-class --config runs/cat/run.json --output runs/cat-again",
+)
+
+
+def parser() -> Parser:
+    made = Parser(prog="erase-class", description=__doc__.replace("``", ""), epilog=epilog(EXAMPLES))
+    made.add_argument("--config", metavar="RUN_JSON", help="settings of an earlier run; flags given here override them")
+    add_config_flags(made, EraseClassConfig)
+    return made
+
+
+def parse(argv: Sequence[str] | None = None) -> EraseClassConfig:
+    """The config that a command line means. Raises InputError, or SystemExit with code 2, for a wrong one."""
+    flags = vars(parser().parse_args(argv))
+    return build_config(EraseClassConfig, flags, PRESETS, flags.pop("config"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_guarded("erase-class", lambda: run(parse(argv)))
+
+
+def run(config: EraseClassConfig) -> int:
+    """Do the whole job; 0, or 1 if the erasure destroyed the model (the run folder then says so)."""
+    from semu_diffusion.pipelines import scoring
+    from semu_diffusion.pipelines.console import Bars
+    from semu_diffusion.pipelines.proof import table
+    from semu_diffusion.pipelines.run_folder import RunFolder, environment, write_json
+
+    model = scoring.load_model(config)
+    if not model.class_names and not model.conditional:
+        model = dataclasses.replace(model, class_names=tuple(config.forget))
+    forget = list(dict.fromkeys(model.class_index(name) for name in config.forget))
+    names = [model.class_names[index] for index in forget]
+    folder = RunFolder(config.output, "-".join(names)[:80].replace(os.sep, "_"), config.overwrite)
+    scorer = scoring.Scorer(model, config, forget)
+    forget_set = _forget_images(model, config, forget)
+    retain_set = _retain_images(model, config, forget)
+
+    folder.create()
+    saved = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    record: dict[str, Any] = {
+        "status": "running",
+        "config": saved,
+        "base_model": {"source": model.source, "revision": model.revision},
+        **environment(model.device),
+    }
+    write_json(folder / "run.json", record)
+    bars = Bars(sys.stderr)
+    try:
+        metrics, reason = _erase_and_prove(model, config, forget, forget_set, retain_set, scorer, folder, bars, record)
+    except KeyboardInterrupt:
+        bars.close()
+        write_json(folder / "run.json", {**record, "status": "interrupted"})
+        raise KeyboardInterrupt(folder.kept()) from None
+    except RuntimeError as error:
+        bars.close()
+        from semu_diffusion.erasure import Diverged
+
+        write_json(folder / "run.json", {**record, "status": "failed"})
+        if not isinstance(error, Diverged):
+            raise
+        print(f"erase-class: {error}. {folder.kept()}", file=sys.stderr)
+        return 1
+    bars.close()
+    if reason is not None:
+        print(
+            f"erase-class: the erasure destroyed the model: {reason}. Look at {folder / 'before_after.png'}; lower --lr or --steps.",
+            file=sys.stderr,
+        )
+    if config.json:
+        print((folder / "metrics.json").read_text(), end="")
+    else:
+        print(table(metrics, names, folder))
+    return 0 if reason is None else 1
+
+
+def _erase_and_prove(
+    model: ClassConditional,
+    config: EraseClassConfig,
+    forget: list[int],
+    forget_set: Images | None,
+    retain_set: Images | None,
+    scorer: Scorer,
+    folder: RunFolder,
+    bars: Bars,
+    record: dict[str, Any],
+) -> tuple[dict[str, Any], str | None]:
+    from semu_diffusion.lora import save_peft_folder
+    from semu_diffusion.pipelines.class_erasure import erase_classes
+    from semu_diffusion.pipelines.image_sets import training_images
+    from semu_diffusion.pipelines.proof import prove
+    from semu_diffusion.pipelines.run_folder import write_json
+
+    steps = erase_classes(model, forget, config, forget_set, retain_set, bars.show)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+            break
+        bars.show("training R", step.index, config.steps, f"loss {step.loss:.2e}")
+        folder.log("metrics.jsonl", dataclasses.asdict(step))
+    patch = outcome.patch
+    patch_file = patch.save(folder / "patch.safetensors")
+    if config.matricisation == "full":
+        save_peft_folder(patch, folder / "lora", model.source)
+    record |= {
+        "status": "unchecked",
+        "anchors": {model.class_names[k]: model.class_names[v] for k, v in outcome.anchors.items()},
+        "protection": {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt},
+    }
+    write_json(folder / "run.json", record)
+
+    images = training_images(model, config, forget, forget_set) if config.revival else None
+    size = patch_file.stat().st_size
+    metrics, reason = prove(model, patch, size, scorer, folder, bars, images, outcome.seconds)
+    if reason is not None:
+        patch_file.replace(folder / "patch.collapsed.safetensors")
+    status = "complete" if reason is None else f"collapsed: {reason}"
+    write_json(folder / "run.json", {**record, "status": status, "cost": metrics["cost"], "patch": metrics["patch"]})
+    return metrics, reason
+
+
+def _forget_images(model: ClassConditional, config: EraseClassConfig, forget: list[int]) -> Images | None:
+    if config.forget_images is None:
+        if not model.conditional:
+            raise InputError(
+                f"{config.model} is unconditional, so it cannot make images of one class: give them with --forget-images"
+            )
+        return None
+    import torch
+
+    from semu_diffusion.pipelines.image_sets import Images
+    from semu_diffusion.pipelines.datasets import load_plain_images
+
+    if len(forget) > 1:
+        raise InputError("--forget-images holds the images of one class: give one --forget with it")
+    images = load_plain_images(config.forget_images, model.image_shape)
+    return Images(images.to(model.device), torch.full((len(images),), forget[0], device=model.device))
+
+
+def _retain_images(model: ClassConditional, config: EraseClassConfig, forget: list[int]) -> Images | None:
+    if config.retain in ("none", "self"):
+        return None
+    import torch
+
+    from semu_diffusion.pipelines.image_sets import Images
+    from semu_diffusion.pipelines.datasets import load_images
+
+    data = load_images(config.retain, "train")
+    if tuple(data.images.shape[1:]) != model.image_shape:
+        raise InputError(
+            f"--retain {config.retain}: images {tuple(data.images.shape[1:])}, but the model makes {model.image_shape}"
+        )
+    known = {name: index for index, name in enumerate(model.class_names)}
+    table = torch.tensor([known.get(name, -1) for name in data.class_names])
+    labels = table[data.labels]
+    wanted = (labels >= 0) & ~torch.isin(labels, torch.tensor(forget)) if model.conditional else labels == labels
+    if not wanted.any():
+        raise InputError(f"--retain {config.retain}: none of its classes is a kept class of the model")
+    images = data.images[wanted].float().div(127.5).sub(1)
+    return Images(images.to(model.device), labels[wanted].to(model.device))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The images an erasure works on: given ones, or ones that the model makes for itself; and their noised batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from semu_diffusion.gradients import antithetic_timesteps
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.objectives import NoisyBatch
+from semu_diffusion.pipelines.settings import EraseClassConfig
+
+__all__ = ["Images", "Progress", "forget_batches", "kept_batches", "kept_images", "noisy", "self_made", "training_images"]
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+BATCH = 64
+SELF_MADE_STEPS = 15  # DDIM steps of the images the model makes for its own erasure: content matters, not finish
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (N, C, H, W) in [-1, 1] with their class indices (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(0, len(self.images), (count,), generator=generator)
+        return self.images[chosen], self.labels[chosen]
+
+
+def self_made(
+    model: ClassConditional,
+    classes: Sequence[int],
+    count: int,
+    seed: int,
+    guidance_scale: float = 3.0,
+    steps: int = SELF_MADE_STEPS,
+    progress: Progress | None = None,
+    stage: str = "samples",
+) -> Images:
+    """``count`` images that the model makes of ``classes`` in turn, image i from seed ``seed + i``."""
+    labels = [classes[i % len(classes)] for i in range(count)]
+    batches = []
+    for batch in model.sample(labels, range(seed, seed + count), steps, guidance_scale, batch_size=32):
+        batches.append(batch)
+        if progress is not None:
+            progress(stage, sum(map(len, batches)), count)
+    images = torch.cat(batches) * 2 - 1
+    return Images(images.to(model.device), torch.tensor(labels, device=model.device))
+
+
+def training_images(
+    model: ClassConditional,
+    config: EraseClassConfig,
+    forget: Sequence[int],
+    forget_set: Images | None = None,
+    progress: Progress | None = None,
+) -> Images:
+    """The forget set of a run: the one given, or the images that the model makes of its classes from the run's seed."""
+    if forget_set is not None:
+        return forget_set
+    count = config.forget_samples * len(forget)
+    return self_made(model, forget, count, _seed(config, 1), config.guidance_scale, progress=progress, stage="forget set")
+
+
+def kept_images(
+    model: ClassConditional, config: EraseClassConfig, kept: Sequence[int], progress: Progress | None = None
+) -> Images:
+    """Images of the kept classes that the model makes, for protection and for the self-generated retain term."""
+    classes = list(kept) or [0]
+    seed = _seed(config, 2)
+    return self_made(model, classes, config.kept_samples, seed, config.guidance_scale, progress=progress, stage="kept samples")
+
+
+def noisy(model: ClassConditional, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> NoisyBatch:
+    """Images noised at antithetic timesteps, with the network's training target."""
+    t = antithetic_timesteps(len(images), model.num_timesteps, generator).to(images.device)
+    noise = torch.randn(images.shape, generator=generator).to(images)
+    return NoisyBatch(model.noised(images, noise, t), t, labels, model.training_target(images, noise, t))
+
+
+def forget_batches(
+    model: ClassConditional, forget_set: Images, generator: torch.Generator, progress: Progress | None
+) -> Iterator[NoisyBatch]:
+    """The forget set once, in batches, each image with a timestep of its own."""
+    total = len(forget_set.images)
+    for start in range(0, total, BATCH):
+        part = slice(start, start + BATCH)
+        yield noisy(model, forget_set.images[part], forget_set.labels[part], generator)
+        if progress is not None:
+            progress("gradient", min(start + BATCH, total), total)
+
+
+def kept_batches(model: ClassConditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
+    """Kept samples with their own label and, a quarter of them, without one: both are predictions worth protecting."""
+    for start in range(0, len(kept.images), BATCH):
+        labels = kept.labels[start : start + BATCH].clone()
+        if model.null_class is not None:
+            labels[::4] = model.null_class
+        yield noisy(model, kept.images[start : start + BATCH], labels, generator)
+
+
+def _seed(config: EraseClassConfig, stream: int) -> int:
+    """Disjoint ranges of per-image seeds for the different uses of one run's seed."""
+    return (config.seed * 8 + stream) * 10_000_000

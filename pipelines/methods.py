@@ -1,0 +1,96 @@
+"""The rows of the comparison: every method behind one call, `make_edit`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.peers.embedding_copy import copy_class_embedding
+from semu_diffusion.peers.fine_tuning import fine_tune
+from semu_diffusion.pipelines.class_erasure import erase_classes
+from semu_diffusion.pipelines.class_objective import anchors_of, target_of, training_loss
+from semu_diffusion.pipelines.image_sets import Progress, kept_images, training_images
+from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
+
+__all__ = ["METHODS", "Edit", "Made", "make_edit"]
+
+
+class Edit(Protocol):
+    """What an erasure leaves: something that goes on a model and comes off again."""
+
+    @property
+    def trained_parameters(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def apply(self, model: nn.Module) -> None: ...
+    def remove(self, model: nn.Module) -> None: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """An edit and the seconds of its stages."""
+
+    edit: Edit
+    seconds: Mapping[str, float]
+
+
+# name -> (what it is, settings that differ from the default's)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("SEMU, the default", {}),
+    "unprotected": ("SEMU, nothing protected", {"protect": "none"}),
+    "official": ("SEMU, the reference code's choices", PRESETS["official"]),
+    "copy": ("class-embedding copy (trivial)", {}),
+    "fine-tune": ("all weights, same objective", {"lr": 1e-4}),
+    "fine-tune-retain": ("all weights, self-made retain term", {"lr": 1e-4, "retain": "self"}),
+}
+
+
+def make_edit(
+    method: str, model: ClassConditional, forget: Sequence[int], config: EraseClassConfig, progress: Progress | None = None
+) -> Made:
+    """Run one method on ``model``; ``config`` already holds the settings of its row in `METHODS`."""
+    if method == "copy":
+        start = time.perf_counter()
+        anchors = anchors_of(model, config, "fixed", forget, _kept(model, forget))
+        return Made(copy_class_embedding(model.denoiser, anchors), {"train": time.perf_counter() - start})
+    if method.startswith("fine-tune"):
+        return _fine_tuned(model, forget, config, progress)
+    outcome = _finish(erase_classes(model, forget, config, progress=progress), config.steps, progress)
+    return Made(outcome.patch, outcome.seconds)
+
+
+def _fine_tuned(model: ClassConditional, forget: Sequence[int], config: EraseClassConfig, progress: Progress | None) -> Made:
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(config.seed)
+    target, kept = target_of(model, config), _kept(model, forget)
+    forget_set = training_images(model, config, forget, progress=progress)
+    retain_set = kept_images(model, config, kept, progress) if config.retain == "self" else None
+    collected = time.perf_counter()
+    frozen = dataclasses.replace(model, pipeline=copy.deepcopy(model.pipeline))
+    anchors = anchors_of(model, config, target, forget, kept)
+    loss = training_loss(model, config, target, frozen.predict, forget_set, retain_set, anchors, kept, generator)
+    edit = _finish(fine_tune(model.denoiser, loss, config.steps, config.lr), config.steps, progress)
+    return Made(edit, {"collect": collected - start, "train": time.perf_counter() - collected})
+
+
+def _kept(model: ClassConditional, forget: Sequence[int]) -> list[int]:
+    return [index for index in range(len(model.class_names)) if index not in set(forget)]
+
+
+def _finish(steps: Generator[Any, None, Any], total: int, progress: Progress | None) -> Any:
+    """Run a training generator to its end and give what it returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as done:
+            return done.value
+        if progress is not None:
+            progress("training", step.index, total)

@@ -1,0 +1,188 @@
+"""``semu info | merge | grid | evaluate``: what one does with a patch once it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, option, run_guarded
+from semu_diffusion.pipelines.settings import EvaluationConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from semu_diffusion.models.class_conditional import ClassConditional
+    from semu_diffusion.patch import ErasurePatch
+
+__all__ = ["main", "parse"]
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    layers: bool = option(False, "list every layer with its rank and the size of its update")
+
+
+@dataclass(frozen=True)
+class MergeConfig(ModelConfig):
+    output: str = option("", "folder for the merged model, in diffusers layout", metavar="DIR")
+    strength: float = option(1.0, "factor on the update", metavar="S")
+
+
+@dataclass(frozen=True)
+class GridConfig(ModelConfig):
+    output: str = option("before_after.png", "picture to write", metavar="FILE")
+    images: int = option(8, "images of each class, left and right", metavar="N")
+    sampling_steps: int = option(50, "DDIM steps", metavar="N")
+    guidance_scale: float = option(3.0, "classifier-free guidance w", metavar="W")
+    strength: float = option(1.0, "factor on the update", metavar="S")
+    seed: int = option(0, "seed of the first image", metavar="SEED")
+
+
+@dataclass(frozen=True)
+class RescoreConfig(EvaluationConfig):
+    strength: float = option(1.0, "factor on the update", metavar="S")
+
+
+CONFIGS = {"info": InfoConfig, "merge": MergeConfig, "grid": GridConfig, "evaluate": RescoreConfig}
+DESCRIPTIONS = {
+    "info": "What a patch holds.",
+    "merge": "Write a model with the patch in its weights for good.",
+    "grid": "Draw classes before and after the patch, from the same seeds.",
+    "evaluate": "Score a patch: the same numbers as erase-class, in a run folder of their own.",
+}
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """``argv`` begins with the command. Gives its patch path and its config."""
+    command = argv[0]
+    parser = Parser(prog=f"semu {command}", description=DESCRIPTIONS[command])
+    parser.add_argument("patch", metavar="PATCH", help="patch.safetensors, or the run folder that holds it")
+    add_config_flags(parser, CONFIGS[command])
+    flags = vars(parser.parse_args(argv[1:]))
+    patch = Path(flags.pop("patch"))
+    path = patch / "patch.safetensors" if patch.is_dir() else patch
+    return Namespace(command=command, patch=path, config=build_config(CONFIGS[command], flags))
+
+
+def main(argv: Sequence[str]) -> int:
+    def job() -> int:
+        found = parse(argv)
+        jobs: dict[str, Callable[..., int]] = {"info": _info, "merge": _merge, "grid": _grid, "evaluate": _evaluate}
+        return jobs[found.command](found.patch, found.config)
+
+    return run_guarded(f"semu {argv[0]}", job)
+
+
+def _info(path: Path, config: InfoConfig) -> int:
+    from semu_diffusion.patch import ErasurePatch
+
+    patch = ErasurePatch.load(path)
+    forms = sorted({layer.matricisation for layer in patch.layers.values()})
+    ranks = [int(rank) for layer in patch.layers.values() for rank in layer.ranks]
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB, strength {patch.strength:g}")
+    for key, value in patch.metadata.items():
+        print(f"  {key.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    print(f"  trained parameters: {patch.trained_parameters:,}")
+    print(f"  layers: {len(patch.layers)}, matricisation {', '.join(forms)}, ranks {min(ranks)} to {max(ranks)}")
+    print(f"  base model structure: {patch.fingerprint.structure}")
+    if config.layers:
+        width = max(map(len, patch.layers))
+        for name, layer in patch.layers.items():
+            shape = "x".join(map(str, layer.shape))
+            print(
+                f"  {name:<{width}}  {shape:>12}  rank {int(layer.ranks.max()):>3}  |dW| {float(patch.delta(name).norm()):.4f}"
+            )
+    return 0
+
+
+def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasurePatch, ClassConditional, list[int]]:
+    from semu_diffusion.patch import ErasurePatch
+    from semu_diffusion.pipelines.scoring import load_model
+
+    patch = ErasurePatch.load(path).scale(strength)
+    if config.model == "embedded":
+        base = str(patch.metadata.get("base_model") or "embedded")
+        config = dataclasses.replace(config, model=base)
+    model = load_model(config)
+    patch.fingerprint.check(model.denoiser)
+    forget = [model.class_index(str(name)) for name in patch.metadata.get("forget", [])]
+    return patch, model, forget
+
+
+def _merge(path: Path, config: MergeConfig) -> int:
+    if not config.output:
+        raise InputError("say where the merged model goes with --output")
+    target = Path(config.output)
+    if target.exists():
+        raise InputError(f"--output {target} exists already: choose another folder")
+    patch, model, _ = _patched(path, config, config.strength)
+    patch.merge(model.denoiser)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        model.pipeline.save_pretrained(beside)
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    print(f"{target}: the model with the patch in its weights, float32")
+    return 0
+
+
+def _grid(path: Path, config: GridConfig) -> int:
+    from semu_diffusion.pipelines.proof import draw
+    from semu_diffusion.pipelines.scoring import Scorer
+
+    scoring = EvaluationConfig(
+        images_per_class=config.images,
+        sampling_steps=config.sampling_steps,
+        guidance_scale=config.guidance_scale,
+        classifier="none",
+        seed=config.seed,
+    )
+    patch, model, forget = _patched(path, config, config.strength)
+    scorer, bars = Scorer(model, scoring, forget), Bars(sys.stderr)
+    before = scorer.sample(bars.show, "sampling before")
+    patch.apply(model.denoiser)
+    after = scorer.sample(bars.show, "sampling after")
+    bars.close()
+    draw(Path(config.output), before, after, [model.class_names[i] for i in forget], scoring)
+    print(config.output)
+    return 0
+
+
+def _evaluate(path: Path, config: RescoreConfig) -> int:
+    from semu_diffusion.pipelines.image_sets import training_images
+    from semu_diffusion.pipelines.proof import prove, table
+    from semu_diffusion.pipelines.run_folder import RunFolder, environment, write_json
+    from semu_diffusion.pipelines.scoring import Scorer
+    from semu_diffusion.pipelines.settings import EraseClassConfig
+
+    patch, model, forget = _patched(path, config, config.strength)
+    names = [model.class_names[index] for index in forget]
+    folder = RunFolder(config.output, "-".join(["evaluate", *names])[:80], config.overwrite)
+    scorer = Scorer(model, config, forget)
+    folder.create()
+    bars = Bars(sys.stderr)
+    settings = EraseClassConfig(forget=tuple(names), seed=config.seed, guidance_scale=config.guidance_scale)
+    images = training_images(model, settings, forget, progress=bars.show) if config.revival and model.conditional else None
+    metrics, reason = prove(model, patch, path.stat().st_size, scorer, folder, bars, images)
+    bars.close()
+    write_json(
+        folder / "run.json",
+        {
+            "status": "complete" if reason is None else f"collapsed: {reason}",
+            "patch": str(path),
+            "config": dataclasses.asdict(config),
+            "base_model": {"source": model.source, "revision": model.revision},
+            **environment(model.device),
+        },
+    )
+    print(
+        (folder / "metrics.json").read_text() if config.json else table(metrics, names, folder), end="" if config.json else "\n"
+    )
+    return 0

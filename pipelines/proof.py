@@ -1,0 +1,131 @@
+"""The proof of a patch: sample before and after with the same seeds, score, draw, write it all into the run folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.eval.images import save_images
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.console import Bars
+from semu_diffusion.pipelines.grids import make_grid, save_png
+from semu_diffusion.pipelines.image_sets import Images
+from semu_diffusion.pipelines.run_folder import RunFolder, peak_memory_bytes, write_json
+from semu_diffusion.pipelines.scoring import Samples, Scorer, collapse
+from semu_diffusion.pipelines.settings import EvaluationConfig
+
+__all__ = ["draw", "prove", "table"]
+
+GRID_IMAGES = 8
+
+
+def prove(
+    model: ClassConditional,
+    patch: ErasurePatch,
+    patch_bytes: int,
+    scorer: Scorer,
+    folder: RunFolder,
+    bars: Bars,
+    revival_images: Images | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> tuple[dict[str, Any], str | None]:
+    """metrics.json of ``patch`` on ``model``, written with the grid, and why the model has collapsed (None if it has not).
+
+    ``seconds`` are those of the erasure, null where it was not part of this run. The model is unpatched on return.
+    """
+    config, start = scorer.config, time.perf_counter()
+    before = scorer.sample(bars.show, "sampling before")
+    _save_samples(config, folder, "before", before)
+    score_before = scorer.score(before)
+    patch.apply(model.denoiser)
+    try:
+        after = scorer.sample(bars.show, "sampling after")
+        _save_samples(config, folder, "after", after)
+        score_after = scorer.score(after)
+        if revival_images is not None:
+            score_after["revival"] = scorer.revive(revival_images.images, revival_images.labels, progress=True)
+    finally:
+        patch.remove(model.denoiser)
+    if revival_images is not None:
+        score_before["revival"] = scorer.revive(revival_images.images, revival_images.labels, progress=True)
+    fid, warnings = scorer.fid(before, after)
+    for message in warnings:
+        bars.note(f"note: {message}")
+    total = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    stages = {stage: (seconds or {}).get(stage) for stage in ("collect", "subspace", "train")}
+    metrics = {
+        "protocol": scorer.protocol(),
+        "before": score_before,
+        "after": score_after,
+        "side_effects": scorer.side_effects(before, after),
+        "fid": fid,
+        "patch": {
+            "layers": len(patch.layers),
+            "trained_parameters": patch.trained_parameters,
+            "model_parameters": total,
+            "fraction": patch.trained_parameters / total,
+            "bytes": patch_bytes,
+        },
+        "cost": {
+            "seconds": {**stages, "evaluate": time.perf_counter() - start},
+            "peak_memory_bytes": peak_memory_bytes(model.device),
+        },
+    }
+    names = [model.class_names[index] for index in scorer.forget]
+    draw(folder / "before_after.png", before, after, names, config)
+    write_json(folder / "metrics.json", metrics)
+    return metrics, collapse(before, after, scorer.kept, (score_before, score_after))
+
+
+def _save_samples(config: EvaluationConfig, folder: RunFolder, when: str, samples: Samples) -> None:
+    if not config.save_images:
+        return
+    for name, images in samples.everything().items():
+        save_images(images, folder / "images" / when / name.replace(os.sep, "_"))
+
+
+def draw(path: Path, before: Samples, after: Samples, forgotten: list[str], config: EvaluationConfig) -> None:
+    if before.by_class:
+        rows = [{name: images[:GRID_IMAGES] for name, images in s.by_class.items()} for s in (before, after)]
+    else:
+        rows, forgotten = [{k: v[:32] for k, v in s.everything().items()} for s in (before, after)], []
+    caption = f"same seeds · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
+    save_png(make_grid(rows[0], rows[1], forgotten, caption), path)
+
+
+def table(metrics: Mapping[str, Any], names: Sequence[str], folder: RunFolder) -> str:
+    """The short table a command ends with."""
+    before, after = metrics["before"], metrics["after"]
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f} %"
+
+    rows = [("", "before", "after")]
+    rows.append((f"accuracy on {', '.join(names)} (erased)", share(before["forget_accuracy"]), share(after["forget_accuracy"])))
+    rows.append(("unlearning accuracy", share(before["unlearning_accuracy"]), share(after["unlearning_accuracy"])))
+    rows.append(("accuracy on kept classes", share(before["retain_accuracy"]), share(after["retain_accuracy"])))
+    rows.append(("erased class among unlabelled", share(before["unconditional_share"]), share(after["unconditional_share"])))
+    if after["revival"] is not None:
+        rows.append(("revived by a learned vector", share(before["revival"]), share(after["revival"])))
+    side, fid, patch, cost = metrics["side_effects"], metrics["fid"], metrics["patch"], metrics["cost"]
+    if side["paired_mse"] is not None:
+        rows.append(("drift of kept images (MSE; SSIM)", "0", f"{side['paired_mse']:.4f}; {side['paired_ssim']:.3f}"))
+    if fid["retain_after"] is not None:
+        extractor = metrics["protocol"]["fid_extractor"]["name"]
+        rows.append((f"FID of kept classes [{extractor}]", f"{fid['retain_before']:.2f}", f"{fid['retain_after']:.2f}"))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{a:<{width}}  {b:>8}  {c}" for a, b, c in rows]
+    seconds = cost["seconds"]
+    erase = None if seconds["train"] is None else seconds["collect"] + seconds["subspace"] + seconds["train"]
+    lines.append(
+        f"\npatch: {patch['trained_parameters']:,} numbers trained ({100 * patch['fraction']:.2f} % of the model) in "
+        f"{patch['layers']} layers, {patch['bytes'] / 1000:.0f} kB; "
+        + ("" if erase is None else f"erased in {erase:.0f} s, ")
+        + f"proved in {seconds['evaluate']:.0f} s"
+    )
+    lines.append(f"{folder.path}/  (look at {folder.path / 'before_after.png'})")
+    return "\n".join(lines)

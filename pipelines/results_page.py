@@ -1,0 +1,105 @@
+"""The benchmark's rows as one Markdown page: the protocol in words, the means by method, every row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.pipelines.methods import METHODS
+
+__all__ = ["page", "write"]
+
+HEADER = (
+    "| {first} | UA | kept before | kept after | drift | SSIM | revival before | revival | unlabelled before | unlabelled "
+    "| FID kept | trained | patch kB | erase s |\n|---|" + "---:|" * 13
+)
+
+
+def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Write `page` of the rows, beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(page(found))
+    os.replace(beside, path)
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    """Markdown of ``found``: the protocol record, then one record a row."""
+    protocol, rows = found[0]["protocol"], found[1:]
+    judge, extractor = protocol["classifier"], protocol["fid_extractor"]
+    text = [
+        "# Results",
+        "",
+        "Written by `make bench`; every number comes from the same run, the same seeds, the same judge.",
+        "",
+    ]
+    text.append(
+        f"Protocol: {protocol['images_per_class']} images of every class, before and after, {protocol['sampler']} "
+        f"{protocol['steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judge: {judge['name']} "
+        f"(weights {judge['sha256'][:12]}). FID of the kept classes by {extractor['name']}, against {protocol['fid_reference']}. "
+        + (_revival(protocol["revival"]) if "revival" in protocol else "")
+        + f"`official` was trained for {found[0]['official_steps']} steps (the reference code: 1,000)."
+    )
+    text += ["", WORDS, "", "## By method (means over the classes both were run on are in the rows below)", ""]
+    text.append(HEADER.format(first="method (classes)"))
+    for method, (words, _) in METHODS.items():
+        group = [row for row in rows if row["method"] == method]
+        if group:
+            text.append(_line(f"{words} ({len(group)})", group))
+    for method, (words, _) in METHODS.items():
+        group = [row for row in rows if row["method"] == method]
+        if group:
+            text += ["", f"## {words}", "", HEADER.format(first="erased")]
+            text += [_line(row["class"], [row]) for row in group]
+    return "\n".join(text) + "\n"
+
+
+WORDS = (
+    "UA: share of the erased class's samples that the judge no longer calls so. kept: share of the kept classes' samples "
+    "that it calls right. drift: mean squared difference of the kept classes' images (in [-1, 1]) to the original's, same "
+    "seeds. revival: share that one learned class vector brings back. unlabelled: share of the erased class among samples "
+    "without a label (w = 1). trained: numbers trained, as a share of the UNet's. erase s: collect + subspace + train, "
+    "wall clock. A dash is what was not measured."
+)
+
+
+def _revival(found: dict[str, Any]) -> str:
+    return (
+        f"Revival: one class vector learned from the null class's on images that the original made of the class, Adam "
+        f"{found['lr']:g}, {found['steps']} steps of {found['batch_size']}, the erased model frozen. "
+    )
+
+
+def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
+    def mean(*path: str) -> float | None:
+        values = []
+        for row in rows:
+            value: Any = row
+            for key in path:
+                value = value[key]
+            if value is None:
+                return None
+            values.append(value)
+        return sum(values) / len(values)
+
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    cells = [
+        shown(mean("after", "unlearning_accuracy"), ".3f"),
+        shown(mean("before", "retain_accuracy"), ".3f"),
+        shown(mean("after", "retain_accuracy"), ".3f"),
+        shown(mean("side_effects", "paired_mse"), ".4f"),
+        shown(mean("side_effects", "paired_ssim"), ".3f"),
+        shown(mean("before", "revival"), ".2f"),
+        shown(mean("after", "revival"), ".2f"),
+        shown(mean("before", "unconditional_share"), ".3f"),
+        shown(mean("after", "unconditional_share"), ".3f"),
+        shown(mean("fid", "retain_after"), ".2f"),
+        shown(mean("trained_fraction"), ".3%"),
+        shown((mean("bytes") or 0) / 1000, ".0f"),
+        shown(mean("erase_seconds"), ".0f"),
+    ]
+    return f"| {first} | " + " | ".join(cells) + " |"

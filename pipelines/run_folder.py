@@ -1,0 +1,127 @@
+"""The run folder, the contract with users: every file is written beside and renamed, so that none is ever half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["RunFolder", "peak_memory_bytes", "write_json"]
+
+PACKAGES = ("semu-diffusion", "torch", "diffusers", "torchmetrics", "safetensors")
+
+
+class RunFolder:
+    """A folder that holds one run. Nothing exists on disk before `create`."""
+
+    def __init__(self, path: str | Path | None, name: str, overwrite: bool = False) -> None:
+        """``path`` as the user gave it, or None for a new folder ``runs/<name>``, ``runs/<name>-2``, …
+
+        Raises InputError if the folder holds a run (or anything else) and ``overwrite`` is not set, or cannot be written.
+        """
+        if path is None:
+            path, number = Path("runs") / name, 1
+            while path.exists():
+                number += 1
+                path = Path("runs") / f"{name}-{number}"
+        self.path = Path(path)
+        self.overwrite = overwrite
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--output {self.path} is a file, not a folder")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not overwrite:
+                raise InputError(f"{self.path} already holds a run: choose another --output, or replace it with --overwrite")
+            if not (self.path / "run.json").is_file():
+                raise InputError(
+                    f"{self.path} is not empty and holds no run, so it is not overwritten: choose another --output"
+                )
+        parent = self.path
+        while not parent.exists():
+            parent = parent.parent
+        if not os.access(parent, os.W_OK):
+            raise InputError(f"no permission to write in {parent}: choose another --output")
+
+    def create(self) -> None:
+        """Make the folder; with ``overwrite``, remove what an earlier run left there."""
+        if self.overwrite and self.path.is_dir():
+            import shutil
+
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def log(self, name: str, record: Mapping[str, Any]) -> None:
+        """Append one line to a .jsonl file."""
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def kept(self) -> str:
+        """One sentence on what is in the folder, for a run that ends early."""
+        files = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        return f"{self.path} keeps {', '.join(files)}." if files else "Nothing was written."
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as indented JSON, beside and renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def environment(device: Any = None) -> dict[str, Any]:
+    """Versions, commit and machine of this run. A package that is not installed has no version."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "git_commit": _commit(),
+        "platform": platform.platform(),
+        "device": str(device) if device is not None else None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _commit() -> str | None:
+    """Commit of this checkout, with ``-dirty`` if it was edited; None for an installed wheel."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def peak_memory_bytes(device: Any = None) -> int:
+    """Greatest memory so far: of the CUDA device if that is where the model is, else resident memory of the process."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux

@@ -1,0 +1,226 @@
+"""Sample a model and score it: the part of a run that is the same before and after an erasure."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semu_diffusion import assets
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.classifiers import Judge, load_judge
+from semu_diffusion.eval.fid import FeatureExtractor, SmallSampleWarning, frechet_distance, load_fid_extractor
+from semu_diffusion.eval.images import to_float, to_uint8
+from semu_diffusion.eval.probes import revival
+from semu_diffusion.eval.side_effects import side_effects
+from semu_diffusion.eval.unlearning import accuracies, unconditional_share
+from semu_diffusion.models.class_conditional import ClassConditional, load_class_conditional
+from semu_diffusion.pipelines.settings import EMBEDDED, EvaluationConfig, ModelConfig
+
+__all__ = ["Samples", "Scorer", "load_model"]
+
+Progress = Callable[[str, int, int], None]
+NO_LABEL = "(no label)"
+REVIVAL_STEPS = 150
+
+
+def load_model(config: ModelConfig) -> ClassConditional:
+    """The model a config names, on its device; ``embedded`` is the CIFAR-10 DDPM that comes with the package."""
+    source = assets.folder("ddpm-cifar10") if config.model == EMBEDDED else config.model
+    device = config.device or _best_device()
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} is not to be had here ({str(error).splitlines()[0]})") from error
+    model = load_class_conditional(source, config.class_names, config.null_class, device=where)
+    return dataclasses.replace(model, source=config.model)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """uint8 images (n, C, H, W) by class name; those made without a label under ``NO_LABEL``, if the model can."""
+
+    by_class: dict[str, torch.Tensor]
+    unlabelled: torch.Tensor | None
+
+    def everything(self) -> dict[str, torch.Tensor]:
+        return self.by_class if self.unlabelled is None else {**self.by_class, NO_LABEL: self.unlabelled}
+
+
+class Scorer:
+    """Judge, extractor and protocol of one run. Everything that can be missing is missed at the start, by InputError."""
+
+    def __init__(self, model: ClassConditional, config: EvaluationConfig, forget: Sequence[int]) -> None:
+        self.model, self.config, self.forget = model, config, list(forget)
+        self.names = model.class_names
+        self.kept = [name for index, name in enumerate(self.names) if index not in set(forget)]
+        self.judge: Judge | None = None
+        if config.classifier != "none":
+            name: str | Path = config.classifier
+            self.judge = load_judge(name, self.names, model.device, config.class_mapping)
+        self.extractor: FeatureExtractor | None = load_fid_extractor(config.inception_weights, self.judge, device=model.device)
+        self.reference: torch.Tensor | None = None
+        if config.fid_reference is not None:
+            self.reference = self._reference_images(config.fid_reference)
+        self._reference_features: torch.Tensor | None = None
+
+    def sample(self, progress: Progress | None = None, stage: str = "sampling") -> Samples:
+        """Images of every class, and without a label at w = 1. Image i of a class has the same seed in every call."""
+        config, model = self.config, self.model
+        count = config.images_per_class
+        jobs: list[tuple[str, int | None, float]] = []
+        if model.conditional:
+            jobs = [(name, index, config.guidance_scale) for index, name in enumerate(self.names)]
+        if model.null_class is not None or not model.conditional:
+            jobs.append((NO_LABEL, model.null_class, 1.0))
+        found: dict[str, torch.Tensor] = {}
+        for number, (name, label, guidance) in enumerate(jobs):
+            first = (config.seed * 1000 + number) * 1_000_000
+            labels = None if label is None else [label] * count
+            batches = []
+            for batch in model.sample(
+                labels, range(first, first + count), config.sampling_steps, guidance, config.eval_batch_size
+            ):
+                batches.append(to_uint8(batch))
+                if progress is not None:
+                    progress(stage, number * count + sum(map(len, batches)), len(jobs) * count)
+            found[name] = torch.cat(batches)
+        unlabelled = found.pop(NO_LABEL, None)
+        return Samples(found, unlabelled)
+
+    def score(self, samples: Samples) -> dict[str, Any]:
+        """``before`` or ``after`` of metrics.json, all null without a judge."""
+        result: dict[str, Any] = dict.fromkeys(
+            ("forget_accuracy", "unlearning_accuracy", "retain_accuracy", "per_class", "unconditional_share", "revival")
+        )
+        if self.judge is None:
+            return result
+        if samples.by_class:
+            predictions = torch.cat([self.judge.predict(images) for images in samples.by_class.values()])
+            labels = [self.names.index(name) for name, images in samples.by_class.items() for _ in images]
+            found = accuracies(predictions, labels, self.names, self.forget, self.judge.unjudged)
+            result |= {
+                "forget_accuracy": found.forget_accuracy,
+                "unlearning_accuracy": found.unlearning_accuracy,
+                "retain_accuracy": found.retain_accuracy,
+                "per_class": found.per_class,
+            }
+        if samples.unlabelled is not None and self.names:
+            result["unconditional_share"] = unconditional_share(self.judge.predict(samples.unlabelled), self.forget)
+        return result
+
+    def revive(self, images: torch.Tensor, labels: torch.Tensor, progress: bool = False) -> float | None:
+        """Mean share over the erased classes that one learned class vector brings back; images (N, C, H, W) in [-1, 1]."""
+        assert self.judge is not None
+        shares = []
+        for index in self.forget:
+            found = revival(
+                self.model,
+                images[labels == index],
+                self.judge,
+                index,
+                steps=REVIVAL_STEPS,
+                samples=min(60, self.config.images_per_class),
+                sampling_steps=self.config.sampling_steps,
+                guidance_scale=self.config.guidance_scale,
+                seed=self.config.seed,
+                progress=progress,
+            )
+            if found is not None:
+                shares.append(found.share)
+        return sum(shares) / len(shares) if shares else None
+
+    def side_effects(self, before: Samples, after: Samples) -> dict[str, float | None]:
+        """Paired MSE (images in [-1, 1]) and SSIM over the kept classes, or over unlabelled samples if there are no labels."""
+        if before.by_class:
+            pairs = [(before.by_class[name], after.by_class[name]) for name in self.kept]
+        elif before.unlabelled is not None and after.unlabelled is not None:
+            pairs = [(before.unlabelled, after.unlabelled)]
+        else:
+            pairs = []
+        if not pairs:
+            return {"paired_mse": None, "paired_ssim": None}
+        found = [side_effects({"": to_float(a)}, {"": to_float(b)}) for a, b in pairs]
+        return {
+            "paired_mse": sum(f.paired_mse for f in found) / len(found),
+            "paired_ssim": sum(f.paired_ssim for f in found) / len(found),
+        }
+
+    def fid(self, before: Samples, after: Samples) -> tuple[dict[str, float | None], list[str]]:
+        """FID of the kept classes against the reference, before and after, and warnings about it.
+
+        Against the original's own samples, ``retain_before`` is 0 by construction.
+        """
+        if self.extractor is None:
+            return {"retain_before": None, "retain_after": None}, []
+        sets = []
+        for samples in (before, after):
+            images = [samples.by_class[name] for name in self.kept if name in samples.by_class]
+            if not images and samples.unlabelled is not None:
+                images = [samples.unlabelled]
+            sets.append(self.extractor(torch.cat(images)))
+        reference = sets[0] if self.reference is None else self.extractor(self.reference)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SmallSampleWarning)
+            values = [0.0 if s is reference else frechet_distance(s, reference) for s in sets]
+        messages = sorted({str(w.message) for w in caught if issubclass(w.category, SmallSampleWarning)})
+        return {"retain_before": values[0], "retain_after": values[1]}, messages
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything a reader needs to make the same numbers again."""
+        config, judge, extractor = self.config, self.judge, self.extractor
+        found: dict[str, Any] = {
+            "seed": config.seed,
+            "images_per_class": config.images_per_class,
+            "sampler": "DDIM",
+            "steps": config.sampling_steps,
+            "guidance_scale": config.guidance_scale if self.model.null_class is not None else 1.0,
+            "classifier": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
+            "fid_extractor": None
+            if extractor is None
+            else {"name": extractor.name, "dim": extractor.dim, "sha256": extractor.sha256},
+            "fid_reference": config.fid_reference or "the original model's own samples, same seeds",
+        }
+        if config.revival:
+            found["revival"] = {"steps": REVIVAL_STEPS, "lr": 3e-2, "batch_size": 32, "seed": config.seed}
+        return found
+
+    def _reference_images(self, source: str) -> torch.Tensor:
+        from semu_diffusion.pipelines.datasets import load_images
+
+        data = load_images(source, "train")
+        kept = [data.class_names.index(name) for name in self.kept if name in data.class_names]
+        if not kept:
+            raise InputError(f"--fid-reference {source}: none of its classes is a kept class of the model")
+        return data.images[torch.isin(data.labels, torch.tensor(kept))]
+
+
+def collapse(before: Samples, after: Samples, kept: Sequence[str], scores: tuple[Any, Any]) -> str | None:
+    """Why the kept classes' samples after the erasure are no pictures any more, or None if they are.
+
+    Collapsed: their contrast (mean over images of the standard deviation) or their variety (standard deviation over
+    images) fell below a quarter of the original's, or the judge finds fewer than half as many of them right.
+    """
+    names = [name for name in kept if name in before.by_class]
+    old = torch.cat([before.by_class[name] for name in names] or [before.unlabelled]).float()  # type: ignore[list-item]
+    new = torch.cat([after.by_class[name] for name in names] or [after.unlabelled]).float()  # type: ignore[list-item]
+    if new.flatten(1).std(1).mean() < 0.25 * old.flatten(1).std(1).mean():
+        return "the kept classes' samples have lost their contrast"
+    if len(new) > 1 and new.std(0).mean() < 0.25 * old.std(0).mean():
+        return "the kept classes' samples all look alike"
+    was, now = (score["retain_accuracy"] for score in scores)
+    if was is not None and now is not None and now < 0.5 * was:
+        return f"retain accuracy fell from {was:.2f} to {now:.2f}"
+    return None

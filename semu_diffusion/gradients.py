@@ -1,0 +1,94 @@
+"""The forget gradient: the gradient of any loss over any batches, per layer, with the model left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["antithetic_timesteps", "collect_gradients", "only_trainable"]
+
+Batch = TypeVar("Batch")
+
+
+def collect_gradients(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    batches: Iterable[Batch],
+    loss: Callable[[Batch], torch.Tensor],
+    clip: float | None = None,
+) -> dict[str, torch.Tensor]:
+    """Mean over the batches of the gradient of ``loss(batch)`` by the weight of each layer, float32, on its device.
+
+    ``clip`` rescales each batch's gradient (all layers together) to at most this norm before it is added, as the
+    reference code does with 1.0. The model runs in eval mode; its modes, ``requires_grad`` flags and ``.grad`` fields are
+    as before on return, also after an exception. A layer that no batch uses gets a zero gradient.
+
+    Without ``clip`` each layer's gradient is added and freed as soon as backward makes it, so that beside the sums only
+    one layer's gradient exists at a time.
+
+    Raises ValueError if there is no batch, FloatingPointError if a gradient is not finite.
+    """
+    sums = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in layers.items()}
+    count = 0
+    with only_trainable(model, [layer.weight for layer in layers.values()]):
+        handles = [] if clip is not None else [_stream(layer.weight, sums[name]) for name, layer in layers.items()]
+        try:
+            for batch in batches:
+                loss(batch).backward()
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_([layer.weight for layer in layers.values()], clip)
+                    for name, layer in layers.items():
+                        if layer.weight.grad is not None:
+                            sums[name] += layer.weight.grad
+                            layer.weight.grad = None
+                count += 1
+        finally:
+            for handle in handles:
+                handle.remove()
+    if count == 0:
+        raise ValueError("collect_gradients needs at least one batch")
+    for name, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise FloatingPointError(f"the forget gradient of {name} is not finite")
+        total /= count
+    return sums
+
+
+def _stream(weight: nn.Parameter, total: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
+    def add(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            total.add_(parameter.grad)
+            parameter.grad = None
+
+    return weight.register_post_accumulate_grad_hook(add)
+
+
+@contextmanager
+def only_trainable(model: nn.Module, parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Inside, ``model`` is in eval mode and only ``parameters`` require a gradient; afterwards it is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    wanted = {id(parameter) for parameter in parameters}
+    try:
+        model.eval()
+        for parameter, _, _ in flags:
+            parameter.requires_grad_(id(parameter) in wanted)
+            parameter.grad = None
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag, grad in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+
+
+def antithetic_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> torch.Tensor:
+    """(count,) int64: half drawn uniformly from 0..T-1, the other half T-1-t (Ho et al.'s reference sampling of t)."""
+    half = torch.randint(0, num_timesteps, ((count + 1) // 2,), generator=generator)
+    return torch.cat([half, num_timesteps - 1 - half])[:count]

@@ -1,0 +1,62 @@
+"""Which layers of a network are edited: Linear and Conv2d, chosen by kind or by name pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["KINDS", "select_layers"]
+
+KINDS = ("all", "linear", "conv", "attention")
+
+
+def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Name -> module of every Linear and Conv2d that some pattern takes and no ``!pattern`` leaves out.
+
+    A pattern is a kind (``all``, ``linear``, ``conv``, ``attention``: part of an attention block) or a shell-style glob
+    over the module path (``mid_block.*``, ``*.to_k``). A weight that two modules share is taken once. Layers with a
+    forward of their own (subclasses) are left alone: an edit of the weight would not mean the same there.
+
+    Raises InputError if nothing is selected.
+    """
+    taken = [pattern for pattern in patterns if not pattern.startswith("!")] or ["all"]
+    left_out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    layers: dict[str, nn.Linear | nn.Conv2d] = {}
+    seen: set[int] = set()
+    candidates: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d) or not _has_plain_forward(module):
+            continue
+        candidates.append(name)
+        if id(module.weight) in seen or not any(_matches(name, module, pattern) for pattern in taken):
+            continue
+        if any(_matches(name, module, pattern) for pattern in left_out):
+            continue
+        seen.add(id(module.weight))
+        layers[name] = module
+    if not layers:
+        examples = ", ".join(candidates[:3]) or "none"
+        raise InputError(
+            f"no Linear or Conv2d layer matches {' '.join(patterns)}; use {', '.join(KINDS)} or a glob (layers here: {examples}, …)"
+        )
+    return layers
+
+
+def _has_plain_forward(module: nn.Module) -> bool:
+    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+
+
+def _matches(name: str, module: nn.Module, pattern: str) -> bool:
+    if pattern == "all":
+        return True
+    if pattern == "linear":
+        return isinstance(module, nn.Linear)
+    if pattern == "conv":
+        return isinstance(module, nn.Conv2d)
+    if pattern == "attention":
+        return any("attn" in part or "attention" in part for part in name.split("."))
+    return fnmatchcase(name, pattern)

@@ -1,0 +1,275 @@
+"""The class-conditional family: DDPMs whose denoiser is a UNet2DModel, conditioned on a class index or on nothing.
+
+This adapter is all that the rest of the package knows of the family: how an image is noised, what the network
+predicts, how it is guided and sampled, and where the files of such a model lie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.pipeline import ClassConditionalPipeline
+
+__all__ = ["ClassConditional", "load_class_conditional"]
+
+
+@dataclass(frozen=True)
+class ClassConditional:
+    """A class-conditional (or unconditional) DDPM and what its classes are called.
+
+    ``class_names`` is empty for an unconditional model; ``null_class`` is None if the model has no "no class" index.
+    ``source`` and ``revision`` say where it came from (folder or Hub id, commit).
+    """
+
+    pipeline: ClassConditionalPipeline
+    class_names: tuple[str, ...]
+    null_class: int | None
+    source: str = ""
+    revision: str | None = None
+
+    @property
+    def denoiser(self) -> UNet2DModel:
+        return self.pipeline.unet
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.device
+
+    @property
+    def conditional(self) -> bool:
+        return self.denoiser.config.num_class_embeds is not None
+
+    @property
+    def num_timesteps(self) -> int:
+        return int(self.pipeline.scheduler.config.num_train_timesteps)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.denoiser.config.in_channels), int(height), int(width)
+
+    def class_index(self, name: str) -> int:
+        """Index of a class given by name or by number; InputError with the nearest names if there is none."""
+        if name in self.class_names:
+            return self.class_names.index(name)
+        lowered = {known.lower(): index for index, known in enumerate(self.class_names)}
+        if name.lower() in lowered:
+            return lowered[name.lower()]
+        if name.isdigit() and int(name) < len(self.class_names):
+            return int(name)
+        near = get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
+        known = ", ".join(self.class_names[:20]) + (", …" if len(self.class_names) > 20 else "")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"its classes are {known}"
+        raise InputError(f"the model has no class {name!r}: {hint}")
+
+    def noised(self, images: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, eq. 4); images in [-1, 1], (N, C, H, W)."""
+        return self.pipeline.scheduler.add_noise(images, noise, t)
+
+    def training_target(self, images: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the network is trained to predict: the noise, or v = sqrt(abar) eps - sqrt(1 - abar) x_0, or x_0."""
+        kind = self.pipeline.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        return self.pipeline.scheduler.get_velocity(images, noise, t) if kind == "v_prediction" else images
+
+    def image_weight(self, t: torch.Tensor, limit: float = 20.0) -> torch.Tensor:
+        """min(sigma_t^2 / alpha_t^2, limit), scaled to mean 1 over all t: what a squared error of the noise does to x_0.
+
+        An error e of the noise prediction moves the predicted image by (sigma_t / alpha_t) e. Weighed like this the
+        middle timesteps count most, where the class of a sample is decided.
+        """
+        abar = self.pipeline.scheduler.alphas_cumprod.to(t.device)
+        weights = ((1 - abar) / abar).clamp(max=limit)
+        return (weights / weights.mean())[t]
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The network's prediction (N, C, H, W) for labels (N,) int64, or for class vectors (N, D) float.
+
+        Class vectors stand in for rows of the class embedding. Labels are ignored by an unconditional model.
+        """
+        if not self.conditional or labels is None:
+            return self.denoiser(x_t, t).sample
+        if not labels.is_floating_point():
+            return self.denoiser(x_t, t, class_labels=labels).sample
+        embedding = self.denoiser.class_embedding
+        embedding.forward = lambda _: labels
+        try:
+            return self.denoiser(x_t, t, class_labels=torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)).sample
+        finally:
+            del embedding.forward
+
+    def class_vectors(self, labels: torch.Tensor) -> torch.Tensor:
+        """Rows (N, D) of the class embedding for labels (N,), without gradient."""
+        return self.denoiser.class_embedding.weight.detach()[labels]
+
+    def predict_guided(
+        self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float
+    ) -> torch.Tensor:
+        """eps(x_t, null) + w (eps(x_t, c) - eps(x_t, null)); plain prediction for w = 1 or without a null class."""
+        if guidance_scale == 1.0 or self.null_class is None or not self.conditional or labels is None:
+            return self.predict(x_t, t, labels)
+        null = torch.full((len(x_t),), self.null_class, device=x_t.device)
+        both = torch.cat([labels, self.class_vectors(null) if labels.is_floating_point() else null])
+        conditional, unconditional = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def sample(
+        self,
+        labels: Sequence[int] | None,
+        seeds: Sequence[int],
+        steps: int = 50,
+        guidance_scale: float = 3.0,
+        batch_size: int = 64,
+    ) -> Iterator[torch.Tensor]:
+        """Batches of images in [0, 1], (n, C, H, W) float32 on the CPU; image i depends on ``seeds[i]`` alone.
+
+        ``labels[i]`` is the class of image i (the null class is allowed); None for an unconditional model.
+        """
+        if self.null_class is None or not self.conditional:
+            guidance_scale = 1.0
+        training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            for start in range(0, len(seeds), batch_size):
+                part = seeds[start : start + batch_size]
+                noise = torch.stack(
+                    [torch.randn(self.image_shape, generator=torch.Generator().manual_seed(seed)) for seed in part]
+                )
+                batch_labels = None
+                if self.conditional and labels is not None:
+                    batch_labels = list(labels[start : start + batch_size])
+                yield self.pipeline(
+                    batch_labels,
+                    guidance_scale=guidance_scale,
+                    num_inference_steps=steps,
+                    latents=noise,
+                    output_type="pt",
+                    batch_size=len(part),
+                ).images.cpu()
+        finally:
+            self.denoiser.train(training)
+
+
+def load_class_conditional(
+    source: str | Path,
+    class_names: Sequence[str] = (),
+    null_class: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ClassConditional:
+    """Load a diffusers folder or Hub id whose denoiser is a UNet2DModel.
+
+    Layouts: ``model_index.json`` of DDPMPipeline, DDIMPipeline or ClassConditionalPipeline; bare ``unet/`` (+
+    ``scheduler/``); or the files at the root, as ``google/ddpm-cifar10-32`` has them. Weights must be safetensors.
+
+    Class names come from ``class_names``, else from the pipeline's ``id2label``, else they are the indices. The null class
+    is ``null_class``, else the pipeline's, else the last index if the model has one class embedding more than names.
+
+    Raises InputError, one line, for anything that is no such model.
+    """
+    folder, revision = _local_folder(str(source))
+    index = _read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    if not (unet_folder / "config.json").is_file():
+        raise InputError(f"{source} is not a diffusers model: it has neither unet/config.json nor config.json")
+    found = _read_json(unet_folder / "config.json").get("_class_name")
+    if found != "UNet2DModel":
+        raise InputError(f"{source} holds a {found}; erase-class takes a UNet2DModel")
+    unet = _load_unet(unet_folder, str(source), dtype).to(device).to(memory_format=torch.channels_last)
+    if unet.config.out_channels != unet.config.in_channels:
+        raise InputError(f"{source}: a UNet that also predicts the variance is not supported")
+    if unet.config.sample_size is None:
+        raise InputError(f"{source}: unet/config.json has no sample_size, so the image size is unknown")
+    scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    if (scheduler_folder / "scheduler_config.json").is_file():
+        scheduler = DDPMScheduler.from_pretrained(scheduler_folder)
+    else:
+        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
+
+    embeddings = unet.config.num_class_embeds
+    names, null = _classes(str(source), embeddings, tuple(class_names), index, null_class)
+    pipeline = ClassConditionalPipeline(unet.eval(), scheduler, dict(enumerate(names)), null)
+    pipeline.set_progress_bar_config(disable=True)
+    return ClassConditional(pipeline, names, null, str(source), revision)
+
+
+def _classes(
+    source: str, embeddings: int | None, given: tuple[str, ...], index: dict[str, Any], null_class: int | None
+) -> tuple[tuple[str, ...], int | None]:
+    if embeddings is None:
+        return given, None
+    if null_class is None:
+        null_class = index.get("null_class")
+    if null_class is not None and not 0 <= null_class < embeddings:
+        raise InputError(f"--null-class {null_class}: {source} has class embeddings 0 to {embeddings - 1}")
+    names = given
+    if not names and index.get("id2label"):
+        names = tuple(name for _, name in sorted((int(k), v) for k, v in index["id2label"].items()))
+    if not names:
+        names = tuple(str(i) for i in range(embeddings if null_class is None else embeddings - 1))
+    if null_class is None and embeddings == len(names) + 1:
+        null_class = embeddings - 1
+    expected = embeddings if null_class is None else embeddings - 1
+    if len(names) != expected:
+        raise InputError(f"{source} has {expected} classes, but {len(names)} class names were given")
+    if null_class is not None and null_class < len(names):
+        raise InputError(f"--null-class {null_class}: the null class must be the last index, {embeddings - 1}")
+    return names, null_class
+
+
+def _local_folder(source: str) -> tuple[Path, str | None]:
+    """Folder of a local path or of a Hub snapshot, and the commit of the latter."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise InputError(f"{source} is a file; --model takes a diffusers folder or a Hub id")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise InputError(f"{source}: no such folder, and not a Hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+    try:
+        snapshot = Path(snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:  # the Hub client raises a dozen unrelated classes; each means "could not be had"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{source}: no such folder, and loading it from the Hub failed ({reason})") from error
+    return snapshot, snapshot.name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def _load_unet(folder: Path, source: str, dtype: torch.dtype) -> UNet2DModel:
+    weights = sorted(path.name for path in folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not weights:
+        raise InputError(f"{source}: no safetensors weights in {folder}; pickled .bin weights are not read")
+    parts = weights[0].split(".")
+    variant = parts[1] if len(parts) > 2 and "-of-" not in parts[1] else None
+    try:
+        return UNet2DModel.from_pretrained(
+            folder, use_safetensors=True, variant=variant, torch_dtype=dtype, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
+        raise InputError(
+            f"{source}: the weights in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from error

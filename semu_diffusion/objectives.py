@@ -1,0 +1,58 @@
+r"""Forget and retain losses, each a pure function of tensors and of two predictors: the patched model and the original.
+
+Notation: x_t a noised forget image, c its condition, p the condition it is relabelled to, eps the noise in it. ``sg`` is
+no gradient. All losses are means over every element, so their scale does not depend on the image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["NoisyBatch", "denoising", "gradient_ascent", "other_class", "relabel"]
+
+Predict = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Noised images ``x_t`` (N, C, H, W) at ``t`` (N,), their ``condition``, and what a prediction should be.
+
+    ``condition`` and ``anchor`` are whatever the model's adapter takes (class indices, prompt embeddings). ``target`` is
+    the network's training target (the noise, for epsilon-prediction). ``weight`` (N,) weighs the images in `relabel`.
+    """
+
+    x_t: torch.Tensor
+    t: torch.Tensor
+    condition: Any
+    target: torch.Tensor
+    anchor: Any = None
+    weight: torch.Tensor | None = None
+
+
+def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
+    r"""E w_t ||eps'(x_t, t, c) - sg eps(x_t, t, p)||^2: on the forget images, answer as the original would for the anchor."""
+    with torch.no_grad():
+        target = original(batch.x_t, batch.t, batch.anchor)
+    errors = (predict(batch.x_t, batch.t, batch.condition).float() - target.float()).square().flatten(1).mean(1)
+    return (errors if batch.weight is None else errors * batch.weight).mean()
+
+
+def gradient_ascent(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
+    r"""-E||eps - eps'(x_t, t, c)||^2: unlearn by denoising worse. Unbounded below: a few steps, or it destroys the model."""
+    return -denoising(predict, batch)
+
+
+def denoising(predict: Predict, batch: NoisyBatch) -> torch.Tensor:
+    r"""E||eps - eps'(x_t, t, c)||^2: the training loss, used as retain term and by probes."""
+    return F.mse_loss(predict(batch.x_t, batch.t, batch.condition).float(), batch.target.float())
+
+
+def other_class(labels: torch.Tensor, allowed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """For each label one of ``allowed`` (K,), drawn uniformly and independently per sample: "relabel, random"."""
+    draw = torch.randint(0, len(allowed), labels.shape, generator=generator)
+    return allowed[draw.to(allowed.device)].to(labels)

@@ -1,0 +1,199 @@
+r"""The patch: the small frozen artefact that takes a concept out, and can be taken back to the last bit.
+
+Per layer W' = W + s U R V^T with U (C, m, r), R (C, r, r), V (C, n, r) in the layer's matricisation, s the strength.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.fingerprint import Fingerprint
+from semu_diffusion.matrices import Matricisation, from_matrices
+
+__all__ = ["ErasurePatch", "LayerPatch"]
+
+_STATE = "_semu_patches"  # attribute of a patched model: original weights and the patches on it, in order
+FORMAT = "semu-patch-1"
+
+
+@dataclass(frozen=True)
+class LayerPatch:
+    """Factors of one layer's update: ``left`` (C, m, r), ``core`` (C, r, r), ``right`` (C, n, r), ``ranks`` (C,)."""
+
+    left: torch.Tensor
+    core: torch.Tensor
+    right: torch.Tensor
+    ranks: torch.Tensor
+    shape: tuple[int, ...]
+    matricisation: Matricisation = "full"
+
+    def delta(self) -> torch.Tensor:
+        """The weight update U R V^T in the layer's shape, float32."""
+        product = self.left.float() @ self.core.float() @ self.right.float().transpose(1, 2)
+        return from_matrices(product, self.shape, self.matricisation)
+
+
+@dataclass(frozen=True)
+class _State:
+    originals: dict[str, torch.Tensor]
+    patches: tuple[ErasurePatch, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ErasurePatch:
+    """A trained erasure. Frozen: `scale` and `load` make new ones; `apply` and `remove` change a model in place.
+
+    ``fingerprint`` recognises the model it was made for; ``metadata`` (JSON values) says how it was made.
+    """
+
+    layers: Mapping[str, LayerPatch]
+    fingerprint: Fingerprint
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    strength: float = 1.0
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers were trained: the sum of r^2 over all matrices."""
+        return sum(int(layer.ranks.square().sum()) for layer in self.layers.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors, as they are saved."""
+        return sum(t.numel() * t.element_size() for p in self.layers.values() for t in (p.left, p.core, p.right, p.ranks))
+
+    def scale(self, strength: float) -> ErasurePatch:
+        """The same patch with its update multiplied by ``strength`` (0 changes nothing, 1 is as trained)."""
+        return dataclasses.replace(self, strength=float(strength))
+
+    def delta(self, name: str) -> torch.Tensor:
+        """The weight update of layer ``name``, strength included, float32, in the layer's shape."""
+        return self.layers[name].delta() * self.strength
+
+    # ------------------------------------------------------------------ on a model
+
+    def apply(self, model: nn.Module) -> None:
+        """Add the update to ``model``'s weights in place. Patches stack; the originals are kept aside for `remove`.
+
+        Raises InputError if the model is not the one it was made for, or already carries this patch; then nothing changed.
+        """
+        state = _state(model)
+        if any(patch is self for patch in state.patches):
+            raise InputError("this patch is already applied to the model")
+        self.fingerprint.check(model, state.originals)
+        _set_patches(model, _State(state.originals, (*state.patches, self)))
+
+    def remove(self, model: nn.Module) -> None:
+        """Take the update off again: with no other patch left, every weight has the very bytes it had before `apply`.
+
+        Raises InputError if this patch is not on the model.
+        """
+        state = _state(model)
+        if not any(patch is self for patch in state.patches):
+            raise InputError("this patch is not applied to the model, so it cannot be removed from it")
+        _set_patches(model, _State(state.originals, tuple(p for p in state.patches if p is not self)))
+
+    def merge(self, model: nn.Module) -> None:
+        """Write the update into the weights for good: `remove` is not possible afterwards, and no copy is kept.
+
+        Raises InputError if the model carries patches that could still be removed, or is not the right one.
+        """
+        if _state(model).patches:
+            raise InputError("the model carries applied patches; remove them before merging")
+        self.apply(model)
+        delattr(model, _STATE)
+
+    # ------------------------------------------------------------------ on disk
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file: the factors, and everything else as JSON in its header. Written beside and renamed."""
+        path = Path(path)
+        tensors: dict[str, torch.Tensor] = {"fingerprint": self.fingerprint.probes}
+        shapes = {}
+        for name, layer in self.layers.items():
+            shapes[name] = [list(layer.shape), layer.matricisation]
+            parts = {"left": layer.left, "core": layer.core, "right": layer.right}
+            if len(layer.ranks) > 1 or int(layer.ranks[0]) != layer.core.shape[-1]:
+                parts["ranks"] = layer.ranks
+            for part, tensor in parts.items():
+                tensors[f"{name}.{part}"] = tensor.detach().cpu().contiguous()
+        header = {
+            "format": FORMAT,
+            "strength": self.strength,
+            "structure": self.fingerprint.structure,
+            "layers": shapes,
+            "metadata": dict(self.metadata),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, beside, metadata={"format": "pt", "semu": json.dumps(header, sort_keys=True)})
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ErasurePatch:
+        """Read a patch; raises InputError for a file that is missing, broken, or no patch."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such patch file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+                written = (file.metadata() or {}).get("semu")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is not a readable safetensors file ({error})") from error
+        if written is None:
+            raise InputError(f"{path} is a safetensors file, but not a patch of this program")
+        header = json.loads(written)
+        if header.get("format") != FORMAT:
+            raise InputError(f"{path} has patch format {header.get('format')}; this version reads {FORMAT}")
+        layers = {}
+        for name, (shape, matricisation) in header["layers"].items():
+            core = tensors[f"{name}.core"]
+            ranks = tensors.get(f"{name}.ranks", torch.full((len(core),), core.shape[-1]))
+            layers[name] = LayerPatch(
+                tensors[f"{name}.left"], core, tensors[f"{name}.right"], ranks, tuple(shape), matricisation
+            )
+        fingerprint = Fingerprint(header["structure"], tuple(layers), tensors["fingerprint"])
+        return cls(layers, fingerprint, header["metadata"], header["strength"])
+
+
+def _state(model: nn.Module) -> _State:
+    return model.__dict__.get(_STATE) or _State({}, ())
+
+
+def _set_patches(model: nn.Module, state: _State) -> None:
+    """Bring the weights to originals + the updates of ``state.patches``, in order, and remember the state."""
+    modules = dict(model.named_modules())
+    originals = dict(state.originals)
+    touched = {name for patch in state.patches for name in patch.layers}
+    with torch.no_grad():
+        for name in touched | set(originals):
+            weight = modules[name].weight
+            assert isinstance(weight, torch.Tensor)
+            if name not in originals:
+                originals[name] = weight.detach().to("cpu", copy=True)
+            edits = [patch.delta(name) for patch in state.patches if name in patch.layers]
+            if edits:  # summed in float32, rounded once to the weight's dtype
+                base = originals[name].float().to(weight.device)
+                weight.copy_(base + torch.stack([edit.to(weight.device) for edit in edits]).sum(0))
+            else:
+                weight.copy_(originals.pop(name))
+    if state.patches:
+        model.__dict__[_STATE] = _State(originals, state.patches)
+    else:
+        model.__dict__.pop(_STATE, None)

@@ -1,0 +1,236 @@
+r"""From a gradient to the subspace it lives in: projection, explained variance, rank, and a fast truncated SVD.
+
+For the matrices G (C, m, n) of a layer's gradient:
+  G    <- G - (<G, W>_F / ||W||_F^2) W       perpendicular projection (SEMU; ``exact``)
+  G    <- G - (G B) B^T                      null space of protected inputs, B their orthonormal basis (optional)
+  G     = U S V^T,   EV(j) = sum_{i<=j} s_i^2 / ||G||_F^2,   r = min{j : EV(j) >= gamma}
+
+The total ||G||_F^2 is known without any SVD, so gamma needs no small singular value: a randomised range finder (Halko,
+Martinsson, Tropp 2011) grows until its captured energy reaches gamma of it; where that would need most of the
+directions, the eigenvectors of the smaller Gram matrix are cheaper. A full SVD is never made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from semu_diffusion.matrices import Matricisation, to_matrices
+
+__all__ = ["Projection", "RankRule", "Subspace", "choose_rank", "dominant_subspace", "layer_subspace", "project_away"]
+
+Projection = Literal["exact", "official", "none"]
+RankRule = Literal["at_least", "official"]
+
+_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured: benchmarks/subspace)
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Orthonormal factors of a layer's update: ``left`` (C, m, r), ``right`` (C, n, r), zero columns beyond ``ranks`` (C,).
+
+    ``explained`` is the share of the (projected) gradient's energy inside; ``remaining`` the share of the original
+    gradient's energy that the projections left to choose from.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    ranks: torch.Tensor
+    shape: tuple[int, ...]
+    matricisation: Matricisation
+    explained: float
+    remaining: float
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers in R: the sum of r^2 over the C matrices."""
+        return int(self.ranks.square().sum())
+
+
+def project_away(gradient: torch.Tensor, weight: torch.Tensor, projection: Projection) -> torch.Tensor:
+    """Remove the component of ``gradient`` along ``weight`` (both of the layer's shape), over the whole tensor.
+
+    ``official`` divides by ||W|| instead of ||W||^2, as the reference code does: unless ||W|| = 1 that is no projection
+    and turns the result towards W itself. Kept for reproduction only.
+    """
+    if projection == "none":
+        return gradient
+    weight = weight.to(gradient)
+    norm = torch.linalg.vector_norm(weight)
+    if norm == 0:
+        return gradient
+    inner = (gradient * weight).sum()
+    return gradient - inner / (norm**2 if projection == "exact" else norm) * weight
+
+
+def choose_rank(
+    energies: torch.Tensor,
+    total: float,
+    explained_variance: float,
+    rule: RankRule = "at_least",
+    min_rank: int = 1,
+    max_rank: int | None = None,
+) -> int:
+    """Rank from the squared singular values (descending) and their known total ||G||_F^2.
+
+    ``at_least``: min{j : EV(j) >= gamma}; ``official``: max{j : EV(j) <= gamma}, usually one less and possibly 0.
+    A zero gradient has rank 0 whatever ``min_rank`` says; a rank never exceeds the number of non-zero energies.
+    """
+    nonzero = int((energies > energies.max() * 1e-12).sum()) if len(energies) and total > 0 else 0
+    if nonzero == 0:
+        return 0
+    share = torch.cumsum(energies.double(), 0) / total
+    if rule == "at_least":
+        reached = share >= explained_variance - 1e-9  # gamma = 1 must not fail on the rounding of a sum
+        rank = int(reached.nonzero()[0]) + 1 if reached.any() else nonzero
+    else:
+        rank = int((share <= explained_variance + 1e-9).sum())
+    return max(min(rank, nonzero, max_rank or nonzero), min(min_rank, nonzero))
+
+
+def dominant_subspace(
+    matrix: torch.Tensor,
+    explained_variance: float = 0.95,
+    rule: RankRule = "at_least",
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Leading U (m, r), s^2 (r,), V (n, r) of one matrix (m, n), r by `choose_rank`. float32 work, float64 small solves."""
+    total = float(matrix.double().square().sum())
+    m, n = matrix.shape
+    if total == 0.0:
+        return matrix.new_zeros(m, 0), matrix.new_zeros(0), matrix.new_zeros(n, 0)
+    if min(m, n) > _GRAM_SIDE and explained_variance < 1.0:
+        found = _randomised(matrix, total, explained_variance, max_rank, generator)
+        if found is not None:
+            left, energies, right = found
+            rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank)
+            return left[:, :rank], energies[:rank], right[:, :rank]
+    left, energies, right = _from_gram(matrix)
+    rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank)
+    return left[:, :rank], energies[:rank], right[:, :rank]
+
+
+def _from_gram(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All singular triplets from the eigenvectors of the smaller Gram matrix; float64 up to a side of 1024."""
+    transposed = matrix.shape[0] > matrix.shape[1]
+    work = matrix.T if transposed else matrix
+    exact = work.double() if work.shape[0] <= 1024 and matrix.device.type != "mps" else work.float()
+    energies, small = torch.linalg.eigh(exact @ exact.T)
+    energies, small = energies.flip(0).clamp_min(0), small.flip(1)
+    keep = energies > energies[0] * 1e-12
+    energies, small = energies[keep], small[:, keep]
+    large = exact.T @ small / energies.sqrt()
+    left, right = (large, small) if transposed else (small, large)
+    return left.to(matrix), energies.to(matrix), right.to(matrix)
+
+
+def _randomised(
+    matrix: torch.Tensor,
+    total: float,
+    explained_variance: float,
+    max_rank: int | None,
+    generator: torch.Generator | None,
+    tolerance: float = 1e-6,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Subspace iteration on a growing random range; None where the Gram matrix would be cheaper.
+
+    Each width is iterated until its captured energy ||Q^T G||^2 stands still to ``tolerance`` of the total, so that the
+    leading directions are converged, not merely near; the width doubles until that energy reaches gamma, or until it
+    holds ``max_rank`` directions and a margin.
+    """
+    m, n = matrix.shape
+    generator = generator or torch.Generator().manual_seed(0)
+    width = min(24, min(m, n))
+    limit = min(m, n) // 3
+    basis = torch.empty(m, 0, dtype=matrix.dtype, device=matrix.device)
+    while width <= limit:
+        new = torch.randn(n, width - basis.shape[1], generator=generator).to(matrix)
+        basis = torch.linalg.qr(torch.cat([basis, matrix @ new], 1)).Q
+        captured = 0.0
+        for _ in range(12):
+            right = torch.linalg.qr(matrix.T @ basis).Q
+            image = matrix @ right
+            energy = float(image.double().square().sum())
+            basis = torch.linalg.qr(image).Q
+            if energy - captured <= tolerance * total:
+                break
+            captured = energy
+        reached = energy >= explained_variance * total
+        if reached or (max_rank is not None and width >= 2 * max_rank + 8):
+            rows = basis.T @ matrix
+            left, energies, small = _from_gram(rows)
+            return basis @ left, energies, small
+        width *= 2
+    return None
+
+
+def layer_subspace(
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    explained_variance: float = 0.95,
+    projection: Projection = "exact",
+    matricisation: Matricisation = "full",
+    rule: RankRule = "at_least",
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    protected: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Subspace:
+    """`Subspace` of one layer from its gradient and weight (same shape).
+
+    ``protected`` (C, n, k): orthonormal basis of input directions that must not feel the update (zero columns allowed).
+    Raises ValueError if gamma is outside (0, 1].
+    """
+    if not 0 < explained_variance <= 1:
+        raise ValueError(f"explained_variance must lie in (0, 1], not {explained_variance}")
+    before = float(gradient.double().square().sum())
+    matrices = to_matrices(project_away(gradient.float(), weight.float(), projection), matricisation)
+    if protected is not None:
+        basis = protected.to(matrices)
+        matrices = matrices - (matrices @ basis) @ basis.transpose(1, 2)
+    after = float(matrices.double().square().sum())
+    if after <= 1e-12 * before:  # nothing is left but rounding, which has no directions worth training
+        matrices = torch.zeros_like(matrices)
+    if len(matrices) == 1:
+        left, energies, right = dominant_subspace(matrices[0], explained_variance, rule, min_rank, max_rank, generator)
+        factors = [(left, energies, right)]
+    else:
+        factors = _per_channel(matrices, explained_variance, rule, min_rank, max_rank)
+    ranks = torch.tensor([energies.numel() for _, energies, _ in factors])
+    width = int(ranks.max())
+    left = torch.stack([_padded(u, width) for u, _, _ in factors])
+    right = torch.stack([_padded(v, width) for _, _, v in factors])
+    kept = sum(float(energies.double().sum()) for _, energies, _ in factors)
+    return Subspace(
+        left=left,
+        right=right,
+        ranks=ranks,
+        shape=tuple(weight.shape),
+        matricisation=matricisation,
+        explained=kept / after if after > 0 else 0.0,
+        remaining=after / before if before > 0 else 0.0,
+    )
+
+
+def _per_channel(
+    matrices: torch.Tensor, explained_variance: float, rule: RankRule, min_rank: int, max_rank: int | None
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Singular triplets of many small matrices (C, m, n) at once, from their (n, n) Gram matrices."""
+    work = matrices.double()
+    energies, right = torch.linalg.eigh(work.transpose(1, 2) @ work)
+    energies, right = energies.flip(-1).clamp_min(0), right.flip(-1)
+    factors = []
+    for channel, (energy, vectors) in enumerate(zip(energies, right, strict=True)):
+        rank = choose_rank(energy, float(energy.sum()), explained_variance, rule, min_rank, max_rank)
+        left = work[channel] @ vectors[:, :rank] / energy[:rank].sqrt()
+        factors.append((left.to(matrices), energy[:rank].to(matrices), vectors[:, :rank].to(matrices)))
+    return factors
+
+
+def _padded(matrix: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(matrix, (0, width - matrix.shape[1]))

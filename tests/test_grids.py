@@ -1,0 +1,132 @@
+"""Grids: the pictures that were given, enlarged without smoothing, the erased row marked, nothing silently
+dropped.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines import grids
+from semu_diffusion.pipelines.grids import contact_sheet, make_grid, save_png
+
+RED = (0xCF, 0x22, 0x2E)
+
+
+def flat(value: float, count: int = 2, channels: int = 3, size: int = 8) -> torch.Tensor:
+    return torch.full((count, channels, size, size), value)
+
+
+def has(image: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    return (np.asarray(image) == colour).all(-1)
+
+
+def test_only_the_erased_row_is_marked() -> None:
+    rows = {"cat": flat(0.1), "dog": flat(0.2), "fish": flat(0.3)}
+    grid = make_grid(rows, rows, ["dog"])
+    marked = np.flatnonzero(has(grid, RED).any(1))
+    shown = {name: np.flatnonzero(has(grid, (level,) * 3).any(1)) for name, level in zip(rows, (26, 51, 76), strict=True)}
+    assert marked.min() < shown["dog"].min()
+    assert marked.max() > shown["dog"].max()
+    assert marked.min() > shown["cat"].max()
+    assert marked.max() < shown["fish"].min()
+    assert not has(make_grid(rows, rows, []), RED).any()
+
+
+def test_before_is_left_and_after_is_right() -> None:
+    grid = make_grid({"cat": flat(0.1)}, {"cat": flat(0.2)}, ["cat"])
+    left, right = np.flatnonzero(has(grid, (26,) * 3).any(0)), np.flatnonzero(has(grid, (51,) * 3).any(0))
+    assert left.max() < right.min()
+    assert left.max() - left.min() == right.max() - right.min()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_pixel_is_shown_enlarged_and_unsmoothed(channels: int) -> None:
+    levels = (torch.arange(64 * channels).view(1, channels, 8, 8) + 20) / 255
+    grid = np.asarray(contact_sheet({"cat": levels}))
+    found = {tuple(int(v) for v in pixel) for pixel in np.unique(grid.reshape(-1, 3), axis=0)}
+    first = (20, 20, 20) if channels == 1 else (20, 84, 148)
+    assert first in found
+    where = np.argwhere((grid == first).all(-1))
+    factor = 12
+    assert len(where) == factor * factor
+    top, left = where[0]
+    block = grid[top : top + 8 * factor, left : left + 8 * factor][factor // 2 :: factor, factor // 2 :: factor]
+    expected = levels[0].mul(255).round().permute(1, 2, 0).expand(8, 8, 3).numpy()
+    assert np.array_equal(block, expected)
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 96), (28, 112), (32, 96), (64, 128), (128, 128), (512, 192)])
+def test_pictures_are_large_enough_to_see_and_small_enough_to_print(side: int, shown: int) -> None:
+    sheet = contact_sheet({"cat": flat(0.1, count=1, size=side)})
+    assert has(sheet, (26,) * 3).any(0).sum() == shown
+
+
+def test_all_erased_classes_are_shown_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[str], str]] = []
+    draw = grids._draw
+
+    def recording(names: list[str], blocks: list, forgotten: list[str], caption: str) -> Image.Image:
+        drawn.append((list(names), caption))
+        return draw(names, blocks, forgotten, caption)
+
+    monkeypatch.setattr(grids, "_draw", recording)
+    rows = {f"class {i}": flat(0.1, count=1) for i in range(100)}
+    make_grid(rows, rows, ["class 57", "class 3"], "seed 0", max_rows=5)
+    names, caption = drawn[-1]
+    assert names == ["class 0", "class 1", "class 2", "class 3", "class 57"]
+    assert caption == "seed 0 · 95 more kept classes not shown"
+    make_grid(rows, rows, [f"class {i}" for i in range(8)], max_rows=5)
+    assert drawn[-1][0] == [f"class {i}" for i in range(9)]
+    make_grid({"a": flat(0.1), "b": flat(0.1)}, {"a": flat(0.1), "b": flat(0.1)}, ["a"], "seed 0")
+    assert drawn[-1] == (["a", "b"], "seed 0")
+
+
+def test_a_long_caption_and_a_long_name_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"an extraordinarily long name of a class that nobody reads": flat(0.1, count=1)}
+    short = contact_sheet(rows)
+    long = contact_sheet(rows, "DDIM 50 steps, guidance 3, the same seeds left and right, " * 3)
+    assert long.width == short.width < 600
+    assert long.height > short.height
+    ink = (np.asarray(long) != 255).any(-1)
+    assert not ink[:, :10].any()
+    assert not ink[:, -10:].any()
+    assert not ink[-5:].any()
+
+
+def test_pictures_that_do_not_pair_up_are_refused() -> None:
+    with pytest.raises(InputError, match="same classes"):
+        make_grid({"cat": flat(0.1)}, {"dog": flat(0.1)}, ["cat"])
+    with pytest.raises(InputError, match="as many images"):
+        make_grid({"cat": flat(0.1)}, {"cat": flat(0.1, count=3)}, ["cat"])
+    with pytest.raises(InputError, match="fish"):
+        make_grid({"cat": flat(0.1)}, {"cat": flat(0.1)}, ["fish"])
+    with pytest.raises(InputError, match="one size"):
+        contact_sheet({"cat": flat(0.1), "dog": flat(0.1, size=9)})
+    with pytest.raises(InputError, match="at least one"):
+        contact_sheet({})
+    with pytest.raises(InputError, match="at least one image"):
+        contact_sheet({"cat": flat(0.1, count=0)})
+
+
+def test_a_saved_picture_is_whole_and_nothing_is_left_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = contact_sheet({"cat": flat(0.1)})
+    path = save_png(sheet, tmp_path / "run" / "grid.png")
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(sheet))
+    kept = path.read_bytes()
+
+    def half(self: Image.Image, stream: io.BufferedWriter, **_: object) -> None:
+        stream.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="no space"):
+        save_png(sheet, path)
+    assert path.read_bytes() == kept
+    assert [file.name for file in path.parent.iterdir()] == ["grid.png"]

@@ -1,0 +1,244 @@
+"""Promises of the training commands: a loadable folder comes out, and stopping and resuming changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from semu_diffusion.pipelines import train_classifier, train_ddpm
+from semu_diffusion.pipelines.train_classifier import ClassifierTraining, augmented
+from semu_diffusion.pipelines.train_ddpm import DDPMTraining, min_snr_weights
+from semu_diffusion.pipelines.training import batch_indices, step_generator
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.class_conditional import load_class_conditional
+from semu_diffusion.models.classifier import ImageClassifier
+
+TINY: dict[str, Any] = {"channels": (8, 16), "attention_levels": (1,), "head_dim": 8, "norm_groups": 4, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 pictures of 8x8 in two classes that are easy to tell apart, and 20 for the test."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 10)):
+        for name, base in (("dark", 60), ("light", 190)):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(base - 50, base + 50, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index:02d}.png")
+    return folder
+
+
+def judge_config(data: Path, output: Path, **changes: Any) -> ClassifierTraining:
+    return ClassifierTraining(str(data), str(output), steps=30, widths=(4, 8, 8), batch_size=16, lr=0.1, **changes)
+
+
+def ddpm_config(data: Path, output: Path, **changes: Any) -> DDPMTraining:
+    return DDPMTraining(**{"data": str(data), "output": str(output), "steps": 6, **TINY, **changes})
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((output / "model").rglob("*.safetensors")))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: Any, number: int = signal.SIGTERM) -> None:
+    """Send this process the signal when the batch of ``step`` is drawn."""
+    original = module.batch_indices
+
+    def draw(count: int, batch_size: int, seed: int, now: int) -> torch.Tensor:
+        if now == step:
+            os.kill(os.getpid(), number)
+        return original(count, batch_size, seed, now)
+
+    monkeypatch.setattr(module, "batch_indices", draw)
+
+
+@pytest.fixture(scope="module")
+def ddpm(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("ddpm")
+    train_ddpm.train(ddpm_config(data, output))
+    return output
+
+
+def test_a_classifier_learns_and_says_how_well(data: Path, tmp_path: Path) -> None:
+    folder = train_classifier.train(judge_config(data, tmp_path / "run"))
+    model = ImageClassifier.load(folder)
+    assert model.config.class_names == ("dark", "light")
+    assert model.config.image_size == (8, 8)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
+    assert lines[-1]["test_images"] == 20
+    assert lines[-1]["test_accuracy"] >= 0.9
+    assert f"**{lines[-1]['test_accuracy']:.4f}**" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_and_resumed_classifier_equals_one_that_was_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    train_classifier.train(judge_config(data, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_at(11, patch, train_classifier, number)
+        with pytest.raises(KeyboardInterrupt, match="Step 12 is kept"):
+            train_classifier.train(judge_config(data, tmp_path / "halves"))
+    assert not (tmp_path / "halves" / "model").exists()
+    train_classifier.train(judge_config(data, tmp_path / "halves"))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+
+
+def test_a_trained_ddpm_is_a_model_with_names_and_a_null_class(ddpm: Path) -> None:
+    loaded = load_class_conditional(ddpm / "model")
+    assert loaded.class_names == ("dark", "light")
+    assert loaded.null_class == 2
+    assert loaded.image_shape == (3, 8, 8)
+    (images,) = loaded.sample([0, 1], [0, 1], steps=2)
+    assert images.shape == (2, 3, 8, 8)
+    assert images.isfinite().all()
+    assert all(value.dtype == torch.float16 for value in weights(ddpm).values())
+    card = (ddpm / "model" / "README.md").read_text()
+    assert "6 steps, 96 images seen" in card
+    assert "judge" not in card  # nothing was measured, so nothing is claimed
+    assert sorted(path.name for path in ddpm.iterdir()) == ["checkpoint.pt", "model", "train.jsonl"]
+
+
+def test_a_stopped_and_resumed_ddpm_equals_one_that_was_not(
+    data: Path, ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(2, patch, train_ddpm)
+        with pytest.raises(KeyboardInterrupt, match="Step 3 is kept"):
+            train_ddpm.train(ddpm_config(data, tmp_path))
+    half = weights(tmp_path)  # a checkpoint leaves a model that can be used
+    assert not same(half, weights(ddpm))
+    train_ddpm.train(ddpm_config(data, tmp_path))
+    assert same(weights(tmp_path), weights(ddpm))
+
+
+def test_a_finished_training_is_not_trained_further(data: Path, ddpm: Path) -> None:
+    before = weights(ddpm)
+    train_ddpm.train(ddpm_config(data, ddpm))
+    assert same(weights(ddpm), before)
+
+
+def test_export_only_writes_the_model_of_the_checkpoint(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
+    train_ddpm.train(ddpm_config(data, tmp_path, export_only=True))
+    assert same(weights(tmp_path), weights(ddpm))
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        train_ddpm.train(ddpm_config(data, tmp_path / "nothing", export_only=True))
+
+
+def test_the_card_says_what_the_judge_measured(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    judge = train_classifier.train(judge_config(data, tmp_path / "judge"))
+    (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
+    train_ddpm.train(ddpm_config(data, tmp_path, export_only=True, classifier=str(judge), judged_samples=2))
+    measured = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[-1])
+    assert measured["samples_per_class"] == 2
+    assert measured["sample_accuracy"] == pytest.approx(sum(measured["per_class"].values()) / 2)
+    assert f"**{measured['sample_accuracy']:.3f}**" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
+    with pytest.raises(InputError, match=r"lr: 0.0003 there, 0.1 now"):
+        train_ddpm.train(ddpm_config(data, tmp_path, lr=0.1))
+    (tmp_path / "checkpoint.pt").write_bytes(b"cut")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        train_ddpm.train(ddpm_config(data, tmp_path))
+
+
+def test_a_training_can_start_from_a_model(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    train_ddpm.train(ddpm_config(data, tmp_path, init_from=str(ddpm / "model"), steps=1, lr=1e-9, final_lr=1e-9))
+    for name, value in weights(tmp_path).items():
+        assert torch.allclose(value, weights(ddpm)[name], atol=1e-6), name
+
+
+def test_a_start_that_does_not_fit_the_data_is_refused(ddpm: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / "three" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "three" / name / "0.png")
+        (tmp_path / "large" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "large" / name / "0.png")
+    for folder in ("three", "large"):
+        with pytest.raises(InputError):
+            train_ddpm.train(ddpm_config(tmp_path / folder, tmp_path / "out", init_from=str(ddpm / "model")))
+
+
+def test_the_minutes_end_a_training(data: Path, tmp_path: Path) -> None:
+    train_ddpm.train(ddpm_config(data, tmp_path, steps=10**9, max_minutes=0.01))
+    assert (tmp_path / "model" / "model_index.json").is_file()
+    assert 0 < torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] < 10**4
+
+
+def test_training_leaves_the_global_random_state_alone(data: Path, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    train_ddpm.train(ddpm_config(data, tmp_path, steps=2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_epoch_shows_every_image_once_in_another_order() -> None:
+    epochs = [torch.cat([batch_indices(10, 5, seed=0, step=2 * epoch + part) for part in (0, 1)]) for epoch in (0, 1)]
+    for epoch in epochs:
+        assert epoch.sort().values.tolist() == list(range(10))
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_min_snr_weights_follow_the_paper() -> None:
+    from diffusers import DDPMScheduler
+
+    t = torch.arange(0, 1000, 50)
+    for kind, denominator in (("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1)):
+        scheduler = DDPMScheduler(prediction_type=kind)
+        kept = scheduler.alphas_cumprod[t]
+        snr = kept / (1 - kept)
+        expected = torch.minimum(snr, torch.tensor(5.0)) / denominator(snr)
+        assert torch.allclose(min_snr_weights(scheduler, t, 5.0), expected, rtol=1e-4)
+    assert min_snr_weights(scheduler, t, 0.0).eq(1).all()
+
+
+def test_augmentation_moves_mirrors_and_blanks() -> None:
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(40, 3, 1, 1)
+    plain = augmented(images, step_generator(0, 0), shift=0, cutout=0, flip=False)
+    assert torch.equal(plain, images)
+    mirrored = augmented(images, step_generator(0, 0), shift=0, cutout=0)
+    flipped = mirrored[:, 0, 0, 0] == 7
+    assert 5 < flipped.sum() < 35
+    assert torch.equal(mirrored[flipped], images.flip(3)[flipped])
+    blanked = augmented(images, step_generator(0, 0), shift=0, cutout=0.25, flip=False)
+    assert ((blanked == 128).sum(dim=(1, 2, 3)) <= 12).all()  # 2x2 of three channels at most, less at the border
+    assert (blanked == 128).any()
+    moved = augmented(images, step_generator(0, 0), cutout=0, flip=False)
+    assert len({tuple(image.flatten().tolist()) for image in moved}) > 4
+    again = augmented(images, step_generator(0, 0), cutout=0, flip=False)
+    assert torch.equal(moved, again)
+
+
+def test_impossible_settings_are_refused(data: Path) -> None:
+    good = ddpm_config(data, Path("unused"))
+    for change in ({"channels": (6,)}, {"attention_levels": (2,)}, {"label_drop": 1.0}, {"steps": 0}, {"data": ""}):
+        with pytest.raises(InputError):
+            dataclasses.replace(good, **change)
+    with pytest.raises(InputError, match="multiples of 16"):
+        train_ddpm.train(dataclasses.replace(good, channels=(8,) * 5))
+
+
+def test_the_commands_end_with_code_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (train_ddpm, train_classifier):
+        assert command.main(["--data", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "no such folder" in error
+    assert not (tmp_path / "out").exists()
