@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_ddpm", "judged", "model_card"]
 
-GUIDANCE, SAMPLING_STEPS = 3.0, 50
+GUIDANCE, SAMPLING_STEPS, BATCH = 3.0, 50, 64
 SETTINGS = (
     "batch_size", "lr", "final_lr", "warmup", "weight_decay", "clip", "ema", "label_drop", "min_snr", "flip", "seed"
 )  # fmt: skip
@@ -35,6 +36,8 @@ def export_ddpm(
     judge: str | None = None,
 ) -> Path:
     """Write ``<output>/model``, judged if there is a ``judge``: beside, then renamed."""
+    import torch
+
     from semu_diffusion.models.class_conditional import load_class_conditional
     from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
@@ -45,7 +48,8 @@ def export_ddpm(
     ClassConditionalPipeline(unet, scheduler, names, len(names)).save_pretrained(beside)
     measured: dict[str, Any] = {}
     if judge:
-        measured = judged(load_class_conditional(beside), judge, config.judged_samples)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        measured = judged(load_class_conditional(beside, device=device), judge, config.judged_samples)
         run.log(**measured)
     write_text(beside / "README.md", model_card(run, config, unet, data, measured))
     _swap(beside, target)
@@ -66,11 +70,13 @@ def judged(model: ClassConditional, classifier: str, per_class: int) -> dict[str
     """Share of ``per_class`` samples of each class (guidance 3, 50 DDIM steps, seeds 0, 1, …) the judge calls that class."""
     import torch
     from semu_diffusion.eval.classifiers import load_judge
+    from tqdm import tqdm
 
     judge = load_judge(classifier, model.class_names, model.device)
     labels = [index for index in range(len(model.class_names)) for _ in range(per_class)]
-    samples = model.sample(labels, range(len(labels)), SAMPLING_STEPS, GUIDANCE)
-    right = judge.predict(torch.cat(list(samples))) == torch.tensor(labels)
+    samples = model.sample(labels, range(len(labels)), SAMPLING_STEPS, GUIDANCE, BATCH)
+    batches = tqdm(samples, "judging", -(-len(labels) // BATCH), disable=not sys.stderr.isatty(), leave=False)
+    right = judge.predict(torch.cat(list(batches))) == torch.tensor(labels)
     each = right.view(len(model.class_names), per_class).float().mean(dim=1).tolist()
     return {
         "sample_accuracy": round(right.float().mean().item(), 4),

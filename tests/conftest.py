@@ -1,0 +1,23 @@
+"""Fixtures that every test may use; no network, no files outside tmp_path."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from semu_diffusion.models.class_conditional import ClassConditional
+
+
+@pytest.fixture
+def model() -> ClassConditional:
+    return tiny_model()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
