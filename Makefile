@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= --forget cat
 BENCH_FLAGS ?= --output docs/results.md
-FIGURES_FLAGS ?= --output docs
+FIGURES_FLAGS ?= --forget cat --images-per-class 50 --sampling-steps 50 --output runs/figures --overwrite
 
 # Folders that are installed under another name; the rest of the map is in pyproject.toml.
 ROOMS = pipelines eval assets
@@ -45,7 +45,8 @@ bench: $(VENV)/installed-dev ## erase each class in turn, beside the other metho
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
-	@$(BIN)/semu figures $(FIGURES_FLAGS)
+	@$(BIN)/erase-class $(FIGURES_FLAGS)
+	@cp runs/figures/before_after.png assets/before_after.png
 
 clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,8 +22,9 @@ from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import NoisyBatch
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.class_objective import anchors_of, precision_of, target_of, training_loss
+from semu_diffusion.pipelines.class_objective import anchors_of, target_of, training_loss
 from semu_diffusion.pipelines.image_sets import Images, Progress, forget_batches, kept_batches, kept_images, training_images
+from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 from semu_diffusion.protection import InputMoments, collect_moments
 from semu_diffusion.subspace import Subspace, layer_subspace
@@ -62,13 +63,13 @@ def erase_classes(
     """
     kept = [c for c in range(len(model.class_names)) if c not in set(forget)]
     target = target_of(model, config)
-    anchors = anchors_of(model, config, target, forget, kept)
     clock = _Clock()
     generator = torch.Generator().manual_seed(config.seed)
     layers = select_layers(model.denoiser, config.layers)
-    precision = precision_of(config, model)
+    precision = autocast(config.precision, model.device)
     with clock.measure("collect"):
         forget_set = training_images(model, config, forget, forget_set, progress)
+        anchors = anchors_of(model, config, target, forget, kept, forget_set, generator)
         with precision():
             gradients = collect_gradients(
                 model.denoiser,
@@ -121,7 +122,7 @@ def erase_classes(
 
     loss = training_loss(model, config, target, original, forget_set, retain_set, anchors, kept, generator)
     metadata = {"forget": [model.class_names[c] for c in forget] if model.class_names else [], "base_model": model.source}
-    patch = yield from erase(patched, loss, config.steps, config.lr, decay=config.preset != "official", metadata=metadata)
+    patch = yield from erase(patched, loss, config.steps, config.lr, decay=config.lr_decay, metadata=metadata)
     clock.seconds["train"] = time.perf_counter() - start
     return Outcome(patch, anchors, gradient_left, _felt(patch, layers, moments), clock.seconds)
 

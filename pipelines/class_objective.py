@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 
@@ -12,9 +10,12 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
 from semu_diffusion.pipelines.image_sets import Images, noisy
+from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
-__all__ = ["anchors_of", "precision_of", "target_of", "training_loss"]
+__all__ = ["anchors_of", "nearest_class", "target_of", "training_loss"]
+
+CANDIDATES = 16  # classes compared by their predictions when the nearest is looked for
 
 
 def target_of(model: ClassConditional, config: EraseClassConfig) -> str:
@@ -30,9 +31,15 @@ def target_of(model: ClassConditional, config: EraseClassConfig) -> str:
 
 
 def anchors_of(
-    model: ClassConditional, config: EraseClassConfig, target: str, forget: Sequence[int], kept: Sequence[int]
+    model: ClassConditional,
+    config: EraseClassConfig,
+    target: str,
+    forget: Sequence[int],
+    kept: Sequence[int],
+    forget_set: Images,
+    generator: torch.Generator,
 ) -> dict[int, int]:
-    """What each erased class is relabelled to under ``--target fixed``."""
+    """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or the nearest kept class."""
     if target in ("ascent", "unconditional"):
         return {}
     if not kept:
@@ -44,7 +51,28 @@ def anchors_of(
         if anchor in forget:
             raise InputError(f"--anchor {config.anchor} is itself to be erased")
         return dict.fromkeys(forget, anchor)
-    return {c: next(k for k in [*range(c + 1, len(model.class_names)), *kept] if k in kept) for c in forget}
+    return {erased: nearest_class(model, erased, kept, forget_set, generator) for erased in forget}
+
+
+def nearest_class(
+    model: ClassConditional, erased: int, kept: Sequence[int], forget_set: Images, generator: torch.Generator
+) -> int:
+    """The kept class k whose predictions on noised forget images are nearest: argmin E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2.
+
+    The nearest needs the smallest update. Of many classes only those with the nearest embeddings are compared.
+    """
+    rows = model.class_vectors(torch.tensor([erased, *kept], device=model.device))
+    near = (rows[1:] - rows[0]).norm(dim=1).argsort()[:CANDIDATES].tolist()
+    images = forget_set.images[forget_set.labels == erased][:32]
+    batch = noisy(model, images, torch.full((len(images),), erased, device=model.device), generator)
+    weight = model.image_weight(batch.t)
+    with torch.no_grad():
+        own = model.predict(batch.x_t, batch.t, batch.condition)
+        distances = {}
+        for k in sorted(kept[i] for i in near):
+            other = model.predict(batch.x_t, batch.t, torch.full_like(batch.condition, k))
+            distances[k] = float(((own - other).square().flatten(1).mean(1) * weight).mean())
+    return min(distances, key=lambda k: distances[k])
 
 
 def training_loss(
@@ -59,7 +87,7 @@ def training_loss(
     generator: torch.Generator,
 ) -> Callable[[int], Mapping[str, torch.Tensor]]:
     """The loss of one training step by its number, in named parts; ``original`` is what the unedited model predicts."""
-    precision = precision_of(config, model)
+    precision = autocast(config.precision, model.device)
     allowed = torch.tensor(list(kept) or [0])
     table = torch.zeros(max(len(model.class_names), 1), dtype=torch.long)
     for erased, anchor in anchors.items():
@@ -130,9 +158,3 @@ class _Attack:
         self.optimizer.step()
         vectors = self.model.class_vectors(condition)
         return torch.cat([vectors[:-share], self.vectors.detach()[chosen]])
-
-
-def precision_of(config: EraseClassConfig, model: ClassConditional) -> Callable[[], Any]:
-    """Autocast to bfloat16, or nothing, as a context manager factory."""
-    device = model.device.type
-    return (lambda: torch.autocast(device, torch.bfloat16)) if config.precision == "bf16" else nullcontext

@@ -6,15 +6,13 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.datasets import ImageSet, load_images
 from semu_diffusion.pipelines.training import TrainingRun, write_text
 
-from semu_diffusion.errors import InputError
-
 if TYPE_CHECKING:
-    from semu_diffusion.pipelines.train_classifier import ClassifierTraining
-
     from semu_diffusion.models.classifier import ImageClassifier
+    from semu_diffusion.pipelines.train_classifier import ClassifierTraining
 
 __all__ = ["class_accuracies", "export_classifier"]
 

@@ -19,7 +19,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("patch_commands", "score a patch again: other counts, steps, judge"),
     "benchmark": ("benchmark", "erase classes in turn with several methods: one table"),
     "benchmark-subspace": ("benchmark_subspace", "time the subspace against torch.linalg.svd"),
-    "figures": ("figures", "draw the pictures of the README"),
     "train": ("train", "train a model: semu train ddpm, semu train classifier"),
 }
 

@@ -60,7 +60,7 @@ def load_images(source: str | Path, split: str = "train") -> ImageSet:
 
     Raises InputError, one line, for a source, split or image that cannot be read, and for images of several sizes.
     """
-    folder, revision = _local_folder(str(source))
+    folder, revision = _local_folder(str(source), split)
     parquet = _parquet_files(folder, split)
     if parquet:
         pixels, labels, names = _from_parquet(parquet)
@@ -102,7 +102,8 @@ def _require_shape(what: str, found: tuple[int, int, int], wanted: tuple[int, in
         raise InputError(f"{what} is {one}, but the model makes {other} images; convert the images first")
 
 
-def _local_folder(source: str) -> tuple[Path, str | None]:
+def _local_folder(source: str, split: str) -> tuple[Path, str | None]:
+    """Folder of a local path or of a Hub snapshot (only the split's files), and the commit of the latter."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path, None
@@ -113,20 +114,26 @@ def _local_folder(source: str) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot = Path(snapshot_download(source, repo_type="dataset", allow_patterns=["*.parquet"]))
+        snapshot = Path(snapshot_download(source, repo_type="dataset", allow_patterns=[f"*{split}*.parquet"]))
     except Exception as error:  # the Hub client raises a dozen unrelated classes; each means "could not be had"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{source}: no such folder, and loading it from the Hub failed ({reason})") from error
+    if not any(snapshot.rglob("*.parquet")):
+        raise InputError(f"{source} has no parquet files of the split {split!r} on the Hub; download it and name its folder")
     return snapshot, snapshot.name
 
 
 def _parquet_files(folder: Path, split: str) -> list[Path]:
     """Files of the split, by their name (``train-00000-of-00001.parquet``, ``train.parquet``) or folder (``train/``)."""
-    return sorted(
+    found = sorted(
         path
         for path in folder.rglob("*.parquet")
         if path.name.startswith((f"{split}-", f"{split}.")) or path.parent.name == split
     )
+    folders = sorted({str(path.parent.relative_to(folder)) for path in found})
+    if len(folders) > 1:
+        raise InputError(f"{folder} holds several data sets ({', '.join(folders[:4])}); download it and name one folder")
+    return found
 
 
 def _from_parquet(files: list[Path]) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:

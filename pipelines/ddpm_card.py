@@ -13,11 +13,11 @@ from semu_diffusion.pipelines.training import write_text
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
+
+    from semu_diffusion.models.class_conditional import ClassConditional
     from semu_diffusion.pipelines.datasets import ImageSet
     from semu_diffusion.pipelines.train_ddpm import DDPMTraining
     from semu_diffusion.pipelines.training import TrainingRun
-
-    from semu_diffusion.models.class_conditional import ClassConditional
 
 __all__ = ["export_ddpm", "judged", "model_card"]
 
@@ -69,8 +69,9 @@ def _swap(beside: Path, target: Path) -> None:
 def judged(model: ClassConditional, classifier: str, per_class: int) -> dict[str, Any]:
     """Share of ``per_class`` samples of each class (guidance 3, 50 DDIM steps, seeds 0, 1, …) the judge calls that class."""
     import torch
-    from semu_diffusion.eval.classifiers import load_judge
     from tqdm import tqdm
+
+    from semu_diffusion.eval.classifiers import load_judge
 
     judge = load_judge(classifier, model.class_names, model.device)
     labels = [index for index in range(len(model.class_names)) for _ in range(per_class)]

@@ -158,8 +158,8 @@ def _forget_images(model: ClassConditional, config: EraseClassConfig, forget: li
         return None
     import torch
 
-    from semu_diffusion.pipelines.image_sets import Images
     from semu_diffusion.pipelines.datasets import load_plain_images
+    from semu_diffusion.pipelines.image_sets import Images
 
     if len(forget) > 1:
         raise InputError("--forget-images holds the images of one class: give one --forget with it")
@@ -172,8 +172,8 @@ def _retain_images(model: ClassConditional, config: EraseClassConfig, forget: li
         return None
     import torch
 
-    from semu_diffusion.pipelines.image_sets import Images
     from semu_diffusion.pipelines.datasets import load_images
+    from semu_diffusion.pipelines.image_sets import Images
 
     data = load_images(config.retain, "train")
     if tuple(data.images.shape[1:]) != model.image_shape:

@@ -10,13 +10,14 @@ import torch
 from semu_diffusion.gradients import antithetic_timesteps
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import NoisyBatch
+from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
 __all__ = ["Images", "Progress", "forget_batches", "kept_batches", "kept_images", "noisy", "self_made", "training_images"]
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 BATCH = 64
-SELF_MADE_STEPS = 15  # DDIM steps of the images the model makes for its own erasure: content matters, not finish
+SELF_MADE_STEPS = 10  # DDIM steps of the images the model makes for its own erasure: content matters, not finish
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,18 @@ def self_made(
     seed: int,
     guidance_scale: float = 3.0,
     steps: int = SELF_MADE_STEPS,
+    precision: str = "auto",
     progress: Progress | None = None,
     stage: str = "samples",
 ) -> Images:
     """``count`` images that the model makes of ``classes`` in turn, image i from seed ``seed + i``."""
     labels = [classes[i % len(classes)] for i in range(count)]
     batches = []
-    for batch in model.sample(labels, range(seed, seed + count), steps, guidance_scale, batch_size=32):
-        batches.append(batch)
-        if progress is not None:
-            progress(stage, sum(map(len, batches)), count)
+    with autocast(precision, model.device)():
+        for batch in model.sample(labels, range(seed, seed + count), steps, guidance_scale, batch_size=32):
+            batches.append(batch)
+            if progress is not None:
+                progress(stage, sum(map(len, batches)), count)
     images = torch.cat(batches) * 2 - 1
     return Images(images.to(model.device), torch.tensor(labels, device=model.device))
 
@@ -63,16 +66,29 @@ def training_images(
     if forget_set is not None:
         return forget_set
     count = config.forget_samples * len(forget)
-    return self_made(model, forget, count, _seed(config, 1), config.guidance_scale, progress=progress, stage="forget set")
+    return _made(model, forget, count, 1, config, progress, "forget set")
 
 
 def kept_images(
     model: ClassConditional, config: EraseClassConfig, kept: Sequence[int], progress: Progress | None = None
 ) -> Images:
     """Images of the kept classes that the model makes, for protection and for the self-generated retain term."""
-    classes = list(kept) or [0]
-    seed = _seed(config, 2)
-    return self_made(model, classes, config.kept_samples, seed, config.guidance_scale, progress=progress, stage="kept samples")
+    return _made(model, list(kept) or [0], config.kept_samples, 2, config, progress, "kept samples")
+
+
+def _made(
+    model: ClassConditional,
+    classes: Sequence[int],
+    count: int,
+    stream: int,
+    config: EraseClassConfig,
+    progress: Progress | None,
+    stage: str,
+) -> Images:
+    seed = _seed(config, stream)
+    return self_made(
+        model, classes, count, seed, config.guidance_scale, precision=config.precision, progress=progress, stage=stage
+    )
 
 
 def noisy(model: ClassConditional, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> NoisyBatch:

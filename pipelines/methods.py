@@ -59,7 +59,11 @@ def make_edit(
     """Run one method on ``model``; ``config`` already holds the settings of its row in `METHODS`."""
     if method == "copy":
         start = time.perf_counter()
-        anchors = anchors_of(model, config, "fixed", forget, _kept(model, forget))
+        images, generator = (
+            training_images(model, config, forget, progress=progress),
+            torch.Generator().manual_seed(config.seed),
+        )
+        anchors = anchors_of(model, config, "fixed", forget, _kept(model, forget), images, generator)
         return Made(copy_class_embedding(model.denoiser, anchors), {"train": time.perf_counter() - start})
     if method.startswith("fine-tune"):
         return _fine_tuned(model, forget, config, progress)
@@ -75,7 +79,7 @@ def _fine_tuned(model: ClassConditional, forget: Sequence[int], config: EraseCla
     retain_set = kept_images(model, config, kept, progress) if config.retain == "self" else None
     collected = time.perf_counter()
     frozen = dataclasses.replace(model, pipeline=copy.deepcopy(model.pipeline))
-    anchors = anchors_of(model, config, target, forget, kept)
+    anchors = anchors_of(model, config, target, forget, kept, forget_set, generator)
     loss = training_loss(model, config, target, frozen.predict, forget_set, retain_set, anchors, kept, generator)
     edit = _finish(fine_tune(model.denoiser, loss, config.steps, config.lr), config.steps, progress)
     return Made(edit, {"collect": collected - start, "train": time.perf_counter() - collected})

@@ -76,7 +76,7 @@ def prove(
         },
     }
     names = [model.class_names[index] for index in scorer.forget]
-    draw(folder / "before_after.png", before, after, names, config)
+    draw(folder / "before_after.png", before, after, names, config, (score_before, score_after))
     write_json(folder / "metrics.json", metrics)
     return metrics, collapse(before, after, scorer.kept, (score_before, score_after))
 
@@ -88,12 +88,23 @@ def _save_samples(config: EvaluationConfig, folder: RunFolder, when: str, sample
         save_images(images, folder / "images" / when / name.replace(os.sep, "_"))
 
 
-def draw(path: Path, before: Samples, after: Samples, forgotten: list[str], config: EvaluationConfig) -> None:
+def draw(
+    path: Path,
+    before: Samples,
+    after: Samples,
+    forgotten: Sequence[str],
+    config: EvaluationConfig,
+    scores: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+) -> None:
+    """The before/after grid, captioned with the protocol and, where there was a judge, its numbers."""
+    caption = f"same seeds · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
+    if scores is not None and scores[0]["forget_accuracy"] is not None and scores[0]["retain_accuracy"] is not None:
+        (a, b), (c, d) = ([score[key] for score in scores] for key in ("forget_accuracy", "retain_accuracy"))
+        caption += f" · judged right: erased {a:.0%} → {b:.0%}, kept {c:.0%} → {d:.0%}"
     if before.by_class:
         rows = [{name: images[:GRID_IMAGES] for name, images in s.by_class.items()} for s in (before, after)]
     else:
-        rows, forgotten = [{k: v[:32] for k, v in s.everything().items()} for s in (before, after)], []
-    caption = f"same seeds · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
+        rows, forgotten = [{name: images[:32] for name, images in s.everything().items()} for s in (before, after)], []
     save_png(make_grid(rows[0], rows[1], forgotten, caption), path)
 
 

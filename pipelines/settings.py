@@ -119,7 +119,7 @@ class EraseClassConfig(EvaluationConfig):
         group="training",
     )
     anchor: str | None = option(
-        None, "the other class of --target fixed (default: the next one)", metavar="CLASS", group="training"
+        None, "the other class of --target fixed (default: the nearest)", metavar="CLASS", group="training"
     )
     weighting: Literal["image", "noise"] = option(
         "image", "weigh the error as seen in the image (middle timesteps count most) or in the noise", group="training"
@@ -140,15 +140,18 @@ class EraseClassConfig(EvaluationConfig):
         0.0, "share of a batch conditioned on class vectors learned against the erasure", metavar="SHARE", group="training"
     )
     retain_weight: float = option(1.0, "alpha of the retain term", metavar="ALPHA", group="training")
-    forget_samples: int = option(128, "images the model makes of each erased class", metavar="N", group="training")
-    kept_samples: int = option(128, "images the model makes of kept classes", metavar="N", group="training")
+    forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
+    kept_samples: int = option(90, "images the model makes of kept classes", metavar="N", group="training")
     steps: int = option(100, "training steps", metavar="N", group="training")
     batch_size: int = option(32, "images in a training step", metavar="N", group="training")
     lr: float = option(1e-2, "Adam's learning rate for R", metavar="LR", group="training")
+    lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
     gradient_clip: float | None = option(
         None, "bound on the norm of each batch's forget gradient", metavar="NORM", group="training"
     )
-    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of gradients and training", group="training")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "arithmetic of the erasure; auto: bf16 where the hardware has it", group="training"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -206,6 +209,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "batch_size": 64,
         "lr": 1e-3,
+        "lr_decay": False,
         "gradient_clip": 1.0,
     },
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.classifier_card import export_classifier
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import ImageSet, load_images
@@ -17,8 +18,6 @@ from semu_diffusion.pipelines.training import (
     new_accelerator,
     step_generator,
 )
-
-from semu_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +36,8 @@ EXAMPLES = (
 class ClassifierTraining:
     """Settings of ``semu train classifier``. SGD with Nesterov momentum, the rate rises and falls in a triangle."""
 
-    data: str = option("", "data set: Hub id, folder of parquet files, or folder with one folder per class", budget=True)
-    output: str = option("", "folder for the checkpoint, the log and the finished model/", budget=True)
+    data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
+    output: str = option("", "folder for the checkpoint, the log and the finished model/", budget=True, metavar="DIR")
     epochs: float = option(12.0, "passes over the training images")
     widths: tuple[int, ...] = option((32, 64, 128, 256), "channels of the stem and of each stage", comma=True)
     batch_size: int = option(256, "images a step")
@@ -104,7 +103,7 @@ def train(config: ClassifierTraining) -> Path:
     run = TrainingRun(config, data.fingerprint)
     state = run.restored()
     accelerator = new_accelerator(config.precision)
-    model = _new_model(config, data).to(accelerator.device, memory_format=torch.channels_last)
+    model = _new_model(config, data).to(accelerator.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(_decayed(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if state is not None:
@@ -169,7 +168,7 @@ def _triangle(progress: float, peak: float) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry of ``semu train classifier``; returns the exit code."""
-    parser = Parser(prog="semu train classifier", description=__doc__, epilog=epilog(EXAMPLES))
+    parser = Parser(prog="semu train classifier", description=(__doc__ or "").replace("`", ""), epilog=epilog(EXAMPLES))
     add_config_flags(parser, ClassifierTraining)
     flags = vars(parser.parse_args(argv))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import ImageSet, load_images
 from semu_diffusion.pipelines.ddpm_card import export_ddpm
@@ -21,8 +22,6 @@ from semu_diffusion.pipelines.training import (
     new_accelerator,
     step_generator,
 )
-
-from semu_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +41,8 @@ EXAMPLES = (
 class DDPMTraining:
     """Settings of ``semu train ddpm``. AdamW; the rate warms up and falls as a cosine over the steps or the minutes."""
 
-    data: str = option("", "data set: Hub id, folder of parquet files, or folder with one folder per class", budget=True)
-    output: str = option("", "folder for the checkpoint, the log and model/", budget=True)
+    data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
+    output: str = option("", "folder for the checkpoint, the log and model/", budget=True, metavar="DIR")
     init_from: str | None = option(None, "start from the weights of this model (its architecture counts)", metavar="DIR")
     # architecture
     channels: tuple[int, ...] = option((32, 64, 128), "channels of each resolution, from the finest", comma=True)
@@ -259,7 +258,7 @@ def _started_from(source: str, data: ImageSet) -> tuple[UNet2DModel, DDPMSchedul
 
 def main(argv: list[str] | None = None) -> int:
     """Entry of ``semu train ddpm``; returns the exit code."""
-    parser = Parser(prog="semu train ddpm", description=__doc__, epilog=epilog(EXAMPLES))
+    parser = Parser(prog="semu train ddpm", description=(__doc__ or "").replace("`", ""), epilog=epilog(EXAMPLES))
     add_config_flags(parser, DDPMTraining)
     flags = vars(parser.parse_args(argv))
 

@@ -12,6 +12,8 @@ from tiny_models import tiny_model
 
 from semu_diffusion.models.class_conditional import ClassConditional
 
+torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+
 
 @pytest.fixture
 def model() -> ClassConditional:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from semu_diffusion.pipelines.datasets import load_images, load_plain_images
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.datasets import load_images, load_plain_images
 
 NAMES = ("ant", "bee", "cow")
 
@@ -68,6 +68,30 @@ def test_the_split_is_the_one_asked_for(tmp_path: Path) -> None:
     assert load_images(tmp_path, "test").labels.tolist() == [2, 1]
     with pytest.raises(InputError, match="validation"):
         load_images(tmp_path, "validation")
+
+
+def test_a_hub_id_is_read_from_its_snapshot_and_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def download(source: str, repo_type: str, allow_patterns: list[str]) -> str:
+        if source != "someone/insects":
+            raise OSError("404\nnot found")
+        assert (repo_type, allow_patterns) == ("dataset", ["*test*.parquet"])
+        return str(tmp_path / "0123abc")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    write_parquet(tmp_path / "0123abc" / "plain_text" / "test-00000-of-00001.parquet", pictures(2), [2, 1])
+    data = load_images("someone/insects", "test")
+    assert (data.labels.tolist(), data.class_names, data.fingerprint) == ([2, 1], NAMES, "0123abc")
+    with pytest.raises(InputError, match=r"loading it from the Hub failed \(404\)"):
+        load_images("someone/else")
+
+
+def test_two_data_sets_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        write_parquet(tmp_path / name / "train-0.parquet", pictures(2), [0, 1])
+    with pytest.raises(InputError, match="large, small"):
+        load_images(tmp_path)
 
 
 def test_classes_without_names_are_called_by_their_index(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ class ImageClassifier(nn.Module):
         if missing or outcome.unexpected_keys:
             odd = (missing + outcome.unexpected_keys)[0]
             raise InputError(f"{weights_file} does not fit {folder / 'config.json'}: look at {odd}")
-        return model.to(device=device, memory_format=torch.channels_last).eval()
+        return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def _read_config(folder: Path) -> ClassifierConfig:
@@ -142,12 +141,8 @@ def _read_config(folder: Path) -> ClassifierConfig:
         content: Any = json.loads(path.read_text())
         if content.pop("kind") != KIND:
             raise KeyError("kind")
-        return ClassifierConfig(
-            **{
-                name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-                for name, value in content.items()
-            }
-        )
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        return ClassifierConfig(**fields)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
