@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
@@ -48,6 +48,7 @@ class BenchmarkConfig(ModelConfig):
     guidance_scale: float = option(3.0, "classifier-free guidance w", metavar="W")
     official_steps: int = option(1000, "training steps of the method official", metavar="N")
     classifier: str = option("embedded", "judge, as in erase-class", metavar="NAME_OR_FOLDER")
+    sampling_precision: Literal["fp32", "bf16", "auto"] = option("auto", "arithmetic of the samples, as in erase-class")
     revival: bool = option(True, "measure what one learned class vector brings back")
     seed: int = option(0, "seed of everything random", metavar="SEED")
 
@@ -85,6 +86,7 @@ def run(config: BenchmarkConfig) -> int:
         sampling_steps=config.sampling_steps,
         guidance_scale=config.guidance_scale,
         classifier=config.classifier,
+        sampling_precision=config.sampling_precision,
         revival=config.revival,
         seed=config.seed,
     )
@@ -103,16 +105,29 @@ def run(config: BenchmarkConfig) -> int:
         if before is None:
             before = scorer.sample(bars.show, "original")
         bars.note(f"[{number}/{len(jobs)}] {method}: {model.class_names[index]}")
-        rows.add(_measure(method, index, base, config, before, bars))
+        revived = rows.revived(model.class_names[index])
+        try:
+            rows.add(_measure(method, index, base, config, before, revived, bars))
+        except KeyboardInterrupt:
+            bars.close()
+            kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
+            raise KeyboardInterrupt(kept) from None
         results_page.write(Path(config.output), rows.found)
     results_page.write(Path(config.output), rows.found)
-    print(f"{config.output} holds {len(rows.found)} rows")
+    print(f"{config.output} holds {len(rows.found) - 1} rows")
     return 0
 
 
 def _measure(
-    method: str, index: int, base: EraseClassConfig, config: BenchmarkConfig, before: Samples, bars: Bars
+    method: str,
+    index: int,
+    base: EraseClassConfig,
+    config: BenchmarkConfig,
+    before: Samples,
+    revived: float | None,
+    bars: Bars,
 ) -> dict[str, Any]:
+    """One row; ``revived`` is the original's revival of the class, if an earlier row has it already."""
     from semu_diffusion.pipelines.image_sets import training_images
     from semu_diffusion.pipelines.methods import METHODS, make_edit
     from semu_diffusion.pipelines.scoring import Scorer, load_model
@@ -134,7 +149,9 @@ def _measure(
     made.edit.remove(model.denoiser)
     if config.revival:
         images = training_images(model, base, [index])  # by the original model, so it does not depend on the method
-        score_before["revival"] = scorer.revive(images.images, images.labels)
+        if revived is None:
+            revived = scorer.revive(images.images, images.labels)
+        score_before["revival"] = revived
         made.edit.apply(model.denoiser)
         score["revival"] = scorer.revive(images.images, images.labels)
         made.edit.remove(model.denoiser)
@@ -175,6 +192,10 @@ class _Rows:
 
     def has(self, method: str, name: str) -> bool:
         return any(row["method"] == method and row["class"] == name for row in self.found[1:])
+
+    def revived(self, name: str) -> float | None:
+        """The original model's revival of a class, from an earlier row."""
+        return next((row["before"]["revival"] for row in self.found[1:] if row["class"] == name), None)
 
     def add(self, row: dict[str, Any]) -> None:
         self.found.append(json.loads(json.dumps(row)))

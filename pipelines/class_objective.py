@@ -13,7 +13,7 @@ from semu_diffusion.pipelines.image_sets import Images, noisy
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
-__all__ = ["anchors_of", "nearest_class", "target_of", "training_loss"]
+__all__ = ["anchors_of", "check_objective", "nearest_class", "target_of", "training_loss"]
 
 CANDIDATES = 16  # classes compared by their predictions when the nearest is looked for
 
@@ -40,26 +40,45 @@ def anchors_of(
     generator: torch.Generator,
 ) -> dict[int, int]:
     """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or the nearest kept class."""
-    if target in ("ascent", "unconditional"):
+    anchor = _given_anchor(model, config, target, forget, kept)
+    if target != "fixed":
         return {}
-    if not kept:
-        raise InputError("every class is to be erased: no class is left to relabel to (--target unconditional needs none)")
-    if target == "random":
-        return {}
-    if config.anchor is not None:
-        anchor = model.class_index(config.anchor)
-        if anchor in forget:
-            raise InputError(f"--anchor {config.anchor} is itself to be erased")
+    if anchor is not None:
         return dict.fromkeys(forget, anchor)
     return {erased: nearest_class(model, erased, kept, forget_set, generator) for erased in forget}
+
+
+def _given_anchor(
+    model: ClassConditional, config: EraseClassConfig, target: str, forget: Sequence[int], kept: Sequence[int]
+) -> int | None:
+    if target in ("fixed", "random") and not kept:
+        raise InputError("every class is to be erased: no class is left to relabel to (--target unconditional needs none)")
+    if config.anchor is None:
+        return None
+    if target != "fixed":
+        raise InputError("--anchor needs class labels, and the model is unconditional")
+    anchor = model.class_index(config.anchor)
+    if anchor in forget:
+        raise InputError(f"--anchor {config.anchor} is itself to be erased")
+    return anchor
+
+
+def check_objective(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int], kept: Sequence[int]) -> None:
+    """Raise InputError for an objective that this model cannot have."""
+    _given_anchor(model, config, target_of(model, config), forget, kept)
+    if config.adversarial and not model.conditional:
+        raise InputError("--adversarial needs class labels, and the model is unconditional")
+    if config.unlabelled and model.null_class is None:
+        raise InputError("--unlabelled needs a null class, and the model has none")
 
 
 def nearest_class(
     model: ClassConditional, erased: int, kept: Sequence[int], forget_set: Images, generator: torch.Generator
 ) -> int:
-    """The kept class k whose predictions on noised forget images are nearest: argmin E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2.
+    """The kept class k whose predictions on noised forget images are nearest.
 
-    The nearest needs the smallest update. Of many classes only those with the nearest embeddings are compared.
+    argmin E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2 over k. The nearest needs the smallest update.
+    Of many classes only those with the nearest embeddings are compared.
     """
     rows = model.class_vectors(torch.tensor([erased, *kept], device=model.device))
     near = (rows[1:] - rows[0]).norm(dim=1).argsort()[:CANDIDATES].tolist()

@@ -12,7 +12,6 @@ from semu_diffusion.pipelines.training import TrainingRun, write_text
 
 if TYPE_CHECKING:
     from semu_diffusion.models.classifier import ImageClassifier
-    from semu_diffusion.pipelines.train_classifier import ClassifierTraining
 
 __all__ = ["class_accuracies", "export_classifier"]
 
@@ -31,7 +30,7 @@ def class_accuracies(model: ImageClassifier, data: ImageSet, batch_size: int = 5
     return right.mean().item(), tuple(part.mean().item() if len(part) else float("nan") for part in each)
 
 
-def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: ClassifierTraining) -> None:
+def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: Any) -> None:
     """Write ``<output>/model`` and measure what was written on the data set's test split, if it has one."""
     from semu_diffusion.models.classifier import ImageClassifier
 
@@ -53,7 +52,7 @@ def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, 
     write_text(folder / "README.md", _card(run, model, data, config, results))
 
 
-def _card(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: ClassifierTraining, results: dict[str, Any]) -> str:
+def _card(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: Any, results: dict[str, Any]) -> str:
     channels, height, width = data.image_shape
     settings = {
         name: getattr(config, name)

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import errno
 import json
+import re
 import sys
 import types
 import typing
@@ -118,19 +119,18 @@ def build_config(
 ) -> Config:
     """Merge defaults, preset, a run.json and flags into one config. Raises InputError for a bad file or value."""
     saved = _read_saved(config_class, config_file) if config_file else {}
+    if saved and flags.get("preset", saved.get("preset")) != saved.get("preset"):
+        raise InputError("--preset contradicts --config: the run.json already gives every setting that a preset would")
     merged: dict[str, Any] = {**saved, **flags}
     preset = merged.get("preset")
     if presets and preset is not None and preset in presets:
         merged = {**presets[preset], **merged}
-    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        if isinstance(merged.get(field.name), list):
-            merged[field.name] = tuple(merged[field.name])
     return config_class(**merged)
 
 
 def _read_saved(config_class: type, path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"--config {path}: not a readable run.json ({error})") from error
     saved = content.get("config", content) if isinstance(content, dict) else None
@@ -141,7 +141,24 @@ def _read_saved(config_class: type, path: str) -> dict[str, Any]:
     if unknown:
         raise InputError(f"--config {path}: unknown settings {', '.join(unknown)}; written by another command or version?")
     once = {field.name for field in dataclasses.fields(config_class) if not field.metadata.get("replayed", True)}
-    return {name: value for name, value in saved.items() if name not in once}
+    hints = typing.get_type_hints(config_class)
+    return {name: _checked(path, name, hints[name], value) for name, value in saved.items() if name not in once}
+
+
+def _checked(path: str, name: str, annotation: Any, value: Any) -> Any:
+    """A value from JSON as the field's type has it: lists become tuples. Raises InputError for a value of another type."""
+    kind, several = _element_type(annotation)
+    if value is None and type(None) in typing.get_args(annotation):
+        return None
+    values = value if several and isinstance(value, list) else [value]
+    if typing.get_origin(kind) is Literal:
+        right = all(v in typing.get_args(kind) for v in values)
+    else:
+        wanted = (int, float) if kind is float else kind
+        right = all(isinstance(v, wanted) and (kind is bool or not isinstance(v, bool)) for v in values)
+    if not right or several != isinstance(value, list):
+        raise InputError(f"--config {path}: {name} cannot be {json.dumps(value)}")
+    return tuple(values) if several else value
 
 
 def run_guarded(program: str, job: Callable[[], int | None]) -> int:
@@ -154,14 +171,27 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
         kept = str(stop)
         print(f"\n{program}: stopped by Ctrl-C. {kept or 'Nothing was written.'}", file=sys.stderr)
         return 130
-    except PermissionError as error:
-        message = f"no permission to write or read {error.filename}; choose another folder with --output"
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        found = _file_trouble(error)
+        if found is None:
             raise
-        message = f"no space left on the device ({error.filename or 'output folder'}); free some or choose another --output"
+        message = found
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _file_trouble(error: Exception) -> str | None:
+    """One line on an error of the file system; None for any other. safetensors hides the code in its message."""
+    hidden = re.search(r"\(os error (\d+)\)", str(error))
+    if not isinstance(error, OSError) and hidden is None:
+        return None
+    code = error.errno if isinstance(error, OSError) else int(hidden.group(1)) if hidden else None
+    where = getattr(error, "filename", None) or "the output folder"
+    if code == errno.ENOSPC:
+        return f"no space left on the device ({where}); free some or choose another --output"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read {where}; choose another folder with --output"
+    return f"{where}: {error.strerror}" if isinstance(error, OSError) and error.filename else None
 
 
 class Bars:

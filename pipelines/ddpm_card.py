@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from semu_diffusion.models.class_conditional import ClassConditional
     from semu_diffusion.pipelines.datasets import ImageSet
-    from semu_diffusion.pipelines.train_ddpm import DDPMTraining
     from semu_diffusion.pipelines.training import TrainingRun
 
 __all__ = ["export_ddpm", "judged", "model_card"]
@@ -32,7 +31,7 @@ def export_ddpm(
     unet: UNet2DModel,
     scheduler: DDPMScheduler,
     data: ImageSet,
-    config: DDPMTraining,
+    config: Any,
     judge: str | None = None,
 ) -> Path:
     """Write ``<output>/model``, judged if there is a ``judge``: beside, then renamed."""
@@ -87,7 +86,7 @@ def judged(model: ClassConditional, classifier: str, per_class: int) -> dict[str
     }
 
 
-def model_card(run: TrainingRun, config: DDPMTraining, unet: UNet2DModel, data: ImageSet, measured: dict[str, Any]) -> str:
+def model_card(run: TrainingRun, config: Any, unet: UNet2DModel, data: ImageSet, measured: dict[str, Any]) -> str:
     """README.md: data, architecture, settings, time, and the measured numbers (none if nothing was measured)."""
     channels, height, width = data.image_shape
     shape = unet.config

@@ -8,15 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, run_guarded
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
 
 if TYPE_CHECKING:
-    from semu_diffusion.models.class_conditional import ClassConditional
-    from semu_diffusion.pipelines.class_erasure import Outcome
+    from semu_diffusion.pipelines.class_erasure import Outcome, Task
     from semu_diffusion.pipelines.console import Bars
-    from semu_diffusion.pipelines.image_sets import Images
     from semu_diffusion.pipelines.run_folder import RunFolder
     from semu_diffusion.pipelines.scoring import Scorer
 
@@ -49,69 +46,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: EraseClassConfig) -> int:
     """Do the whole job; 0, or 1 if the erasure destroyed the model (the run folder then says so)."""
+    from semu_diffusion.erasure import Diverged
     from semu_diffusion.pipelines import scoring
+    from semu_diffusion.pipelines.class_erasure import prepare
     from semu_diffusion.pipelines.console import Bars
     from semu_diffusion.pipelines.proof import table
-    from semu_diffusion.pipelines.run_folder import RunFolder, environment, write_json
+    from semu_diffusion.pipelines.run_folder import RunFolder, environment
 
-    model = scoring.load_model(config)
-    if not model.class_names and not model.conditional:
-        model = dataclasses.replace(model, class_names=tuple(config.forget))
-    forget = list(dict.fromkeys(model.class_index(name) for name in config.forget))
-    names = [model.class_names[index] for index in forget]
+    task = prepare(scoring.load_model(config), config)
+    model = task.model
+    names = [model.class_names[index] for index in task.forget]
     folder = RunFolder(config.output, "-".join(names)[:80].replace(os.sep, "_"), config.overwrite)
-    scorer = scoring.Scorer(model, config, forget)
-    forget_set = _forget_images(model, config, forget)
-    retain_set = _retain_images(model, config, forget)
+    scorer = scoring.Scorer(model, config, task.forget)
 
     folder.create()
-    saved = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     record: dict[str, Any] = {
         "status": "running",
-        "config": saved,
+        "config": {f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
         "base_model": {"source": model.source, "revision": model.revision},
         **environment(model.device),
     }
-    write_json(folder / "run.json", record)
     bars = Bars(sys.stderr)
     try:
-        metrics, reason = _erase_and_prove(model, config, forget, forget_set, retain_set, scorer, folder, bars, record)
-    except KeyboardInterrupt:
+        with folder.recorded(record):
+            metrics, reason = _erase_and_prove(task, config, scorer, folder, bars, record)
+    except (Diverged, FloatingPointError) as error:
         bars.close()
-        write_json(folder / "run.json", {**record, "status": "interrupted"})
-        raise KeyboardInterrupt(folder.kept()) from None
-    except RuntimeError as error:
-        bars.close()
-        from semu_diffusion.erasure import Diverged
-
-        write_json(folder / "run.json", {**record, "status": "failed"})
-        if not isinstance(error, Diverged):
-            raise
         print(f"erase-class: {error}. {folder.kept()}", file=sys.stderr)
         return 1
-    bars.close()
+    finally:
+        bars.close()
     if reason is not None:
         print(
-            f"erase-class: the erasure destroyed the model: {reason}. Look at {folder / 'before_after.png'}; lower --lr or --steps.",
+            f"erase-class: the erasure destroyed the model: {reason}. Look at {folder / 'before_after.png'}; "
+            "lower --lr or --steps.",
             file=sys.stderr,
         )
     if config.json:
-        print((folder / "metrics.json").read_text(), end="")
+        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
     else:
         print(table(metrics, names, folder))
     return 0 if reason is None else 1
 
 
 def _erase_and_prove(
-    model: ClassConditional,
-    config: EraseClassConfig,
-    forget: list[int],
-    forget_set: Images | None,
-    retain_set: Images | None,
-    scorer: Scorer,
-    folder: RunFolder,
-    bars: Bars,
-    record: dict[str, Any],
+    task: Task, config: EraseClassConfig, scorer: Scorer, folder: RunFolder, bars: Bars, record: dict[str, Any]
 ) -> tuple[dict[str, Any], str | None]:
     from semu_diffusion.lora import save_peft_folder
     from semu_diffusion.pipelines.class_erasure import erase_classes
@@ -119,7 +98,8 @@ def _erase_and_prove(
     from semu_diffusion.pipelines.proof import prove
     from semu_diffusion.pipelines.run_folder import write_json
 
-    steps = erase_classes(model, forget, config, forget_set, retain_set, bars.show)
+    model, forget = task.model, task.forget
+    steps = erase_classes(model, forget, config, task.forget_set, task.retain_set, bars.show)
     while True:
         try:
             step = next(steps)
@@ -139,55 +119,16 @@ def _erase_and_prove(
     }
     write_json(folder / "run.json", record)
 
-    images = training_images(model, config, forget, forget_set) if config.revival else None
+    images = training_images(model, config, forget, task.forget_set, bars.show) if config.revival else None
     size = patch_file.stat().st_size
     metrics, reason = prove(model, patch, size, scorer, folder, bars, images, outcome.seconds)
     if reason is not None:
         patch_file.replace(folder / "patch.collapsed.safetensors")
+        if (folder / "lora").is_dir():
+            (folder / "lora").replace(folder / "lora.collapsed")
     status = "complete" if reason is None else f"collapsed: {reason}"
     write_json(folder / "run.json", {**record, "status": status, "cost": metrics["cost"], "patch": metrics["patch"]})
     return metrics, reason
-
-
-def _forget_images(model: ClassConditional, config: EraseClassConfig, forget: list[int]) -> Images | None:
-    if config.forget_images is None:
-        if not model.conditional:
-            raise InputError(
-                f"{config.model} is unconditional, so it cannot make images of one class: give them with --forget-images"
-            )
-        return None
-    import torch
-
-    from semu_diffusion.pipelines.datasets import load_plain_images
-    from semu_diffusion.pipelines.image_sets import Images
-
-    if len(forget) > 1:
-        raise InputError("--forget-images holds the images of one class: give one --forget with it")
-    images = load_plain_images(config.forget_images, model.image_shape)
-    return Images(images.to(model.device), torch.full((len(images),), forget[0], device=model.device))
-
-
-def _retain_images(model: ClassConditional, config: EraseClassConfig, forget: list[int]) -> Images | None:
-    if config.retain in ("none", "self"):
-        return None
-    import torch
-
-    from semu_diffusion.pipelines.datasets import load_images
-    from semu_diffusion.pipelines.image_sets import Images
-
-    data = load_images(config.retain, "train")
-    if tuple(data.images.shape[1:]) != model.image_shape:
-        raise InputError(
-            f"--retain {config.retain}: images {tuple(data.images.shape[1:])}, but the model makes {model.image_shape}"
-        )
-    known = {name: index for index, name in enumerate(model.class_names)}
-    table = torch.tensor([known.get(name, -1) for name in data.class_names])
-    labels = table[data.labels]
-    wanted = (labels >= 0) & ~torch.isin(labels, torch.tensor(forget)) if model.conditional else labels == labels
-    if not wanted.any():
-        raise InputError(f"--retain {config.retain}: none of its classes is a kept class of the model")
-    images = data.images[wanted].float().div(127.5).sub(1)
-    return Images(images.to(model.device), labels[wanted].to(model.device))
 
 
 if __name__ == "__main__":

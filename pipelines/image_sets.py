@@ -7,13 +7,25 @@ from dataclasses import dataclass
 
 import torch
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import antithetic_timesteps
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import NoisyBatch
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
-__all__ = ["Images", "Progress", "forget_batches", "kept_batches", "kept_images", "noisy", "self_made", "training_images"]
+__all__ = [
+    "Images",
+    "Progress",
+    "forget_batches",
+    "given_forget_set",
+    "given_retain_set",
+    "kept_batches",
+    "kept_images",
+    "noisy",
+    "self_made",
+    "training_images",
+]
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 BATCH = 64
@@ -30,6 +42,41 @@ class Images:
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.randint(0, len(self.images), (count,), generator=generator)
         return self.images[chosen], self.labels[chosen]
+
+
+def given_forget_set(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int]) -> Images | None:
+    """The images of --forget-images, or None if the model shall make them; InputError if they do not fit."""
+    if config.forget_images is None:
+        if not model.conditional:
+            raise InputError(
+                "the model is unconditional, so it cannot make images of one class: give them with --forget-images"
+            )
+        return None
+    from semu_diffusion.pipelines.datasets import load_plain_images
+
+    if len(forget) > 1:
+        raise InputError("--forget-images holds the images of one class: give one --forget with it")
+    images = load_plain_images(config.forget_images, model.image_shape)
+    return Images(images.to(model.device), torch.full((len(images),), forget[0], device=model.device))
+
+
+def given_retain_set(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int]) -> Images | None:
+    """The kept classes' images of --retain DATASET, or None for ``none`` and ``self``; InputError if they do not fit."""
+    if config.retain in ("none", "self"):
+        return None
+    from semu_diffusion.pipelines.datasets import load_images
+
+    data = load_images(config.retain, "train")
+    if data.image_shape != model.image_shape:
+        raise InputError(f"--retain {config.retain}: images {data.image_shape}, but the model makes {model.image_shape}")
+    known = {name: index for index, name in enumerate(model.class_names)}
+    table = torch.tensor([known.get(name, -1) for name in data.class_names])
+    labels = table[data.labels]
+    wanted = (labels >= 0) & ~torch.isin(labels, torch.tensor(forget)) if model.conditional else torch.ones_like(labels) > 0
+    if not wanted.any():
+        raise InputError(f"--retain {config.retain}: none of its classes is a kept class of the model")
+    images = data.images[wanted].float().div(127.5).sub(1)
+    return Images(images.to(model.device), labels[wanted].to(model.device))
 
 
 def self_made(
@@ -72,8 +119,12 @@ def training_images(
 def kept_images(
     model: ClassConditional, config: EraseClassConfig, kept: Sequence[int], progress: Progress | None = None
 ) -> Images:
-    """Images of the kept classes that the model makes, for protection and for the self-generated retain term."""
-    return _made(model, list(kept) or [0], config.kept_samples, 2, config, progress, "kept samples")
+    """Images of the kept classes that the model makes, for protection and for the self-generated retain term.
+
+    Of no class if none is kept (the label says nothing to an unconditional model).
+    """
+    classes = list(kept) or [model.null_class or 0]
+    return _made(model, classes, config.kept_samples, 2, config, progress, "kept samples")
 
 
 def _made(

@@ -109,6 +109,8 @@ def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasureP
     if config.model == "embedded":
         base = str(patch.metadata.get("base_model") or "embedded")
         config = dataclasses.replace(config, model=base)
+    if not config.class_names:
+        config = dataclasses.replace(config, class_names=tuple(patch.metadata.get("class_names", ())))
     model = load_model(config)
     patch.fingerprint.check(model.denoiser)
     forget = [model.class_index(str(name)) for name in patch.metadata.get("forget", [])]
@@ -146,10 +148,12 @@ def _grid(path: Path, config: GridConfig) -> int:
     )
     patch, model, forget = _patched(path, config, config.strength)
     scorer, bars = Scorer(model, scoring, forget), Bars(sys.stderr)
-    before = scorer.sample(bars.show, "sampling before")
-    patch.apply(model.denoiser)
-    after = scorer.sample(bars.show, "sampling after")
-    bars.close()
+    try:
+        before = scorer.sample(bars.show, "sampling before")
+        patch.apply(model.denoiser)
+        after = scorer.sample(bars.show, "sampling after")
+    finally:
+        bars.close()
     draw(Path(config.output), before, after, [model.class_names[i] for i in forget], scoring)
     print(config.output)
     return 0
@@ -167,22 +171,26 @@ def _evaluate(path: Path, config: RescoreConfig) -> int:
     folder = RunFolder(config.output, "-".join(["evaluate", *names])[:80], config.overwrite)
     scorer = Scorer(model, config, forget)
     folder.create()
+    record = {
+        "status": "running",
+        "patch": str(path),
+        "config": dataclasses.asdict(config),
+        "base_model": {"source": model.source, "revision": model.revision},
+        **environment(model.device),
+    }
     bars = Bars(sys.stderr)
     settings = EraseClassConfig(forget=tuple(names), seed=config.seed, guidance_scale=config.guidance_scale)
-    images = training_images(model, settings, forget, progress=bars.show) if config.revival and model.conditional else None
-    metrics, reason = prove(model, patch, path.stat().st_size, scorer, folder, bars, images)
-    bars.close()
-    write_json(
-        folder / "run.json",
-        {
-            "status": "complete" if reason is None else f"collapsed: {reason}",
-            "patch": str(path),
-            "config": dataclasses.asdict(config),
-            "base_model": {"source": model.source, "revision": model.revision},
-            **environment(model.device),
-        },
-    )
-    print(
-        (folder / "metrics.json").read_text() if config.json else table(metrics, names, folder), end="" if config.json else "\n"
-    )
+    try:
+        with folder.recorded(record):
+            revived = config.revival and model.conditional
+            images = training_images(model, settings, forget, progress=bars.show) if revived else None
+            metrics, reason = prove(model, patch, path.stat().st_size, scorer, folder, bars, images)
+            status = "complete" if reason is None else f"collapsed: {reason}"
+            write_json(folder / "run.json", {**record, "status": status})
+    finally:
+        bars.close()
+    if config.json:
+        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
+    else:
+        print(table(metrics, names, folder))
     return 0

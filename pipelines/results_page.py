@@ -38,7 +38,8 @@ def page(found: Sequence[dict[str, Any]]) -> str:
     text.append(
         f"Protocol: {protocol['images_per_class']} images of every class, before and after, {protocol['sampler']} "
         f"{protocol['steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judge: {judge['name']} "
-        f"(weights {judge['sha256'][:12]}). FID of the kept classes by {extractor['name']}, against {protocol['fid_reference']}. "
+        f"(weights {judge['sha256'][:12]}). FID of the kept classes by {extractor['name']}, "
+        f"against {protocol['fid_reference']}. "
         + (_revival(protocol["revival"]) if "revival" in protocol else "")
         + f"`official` was trained for {found[0]['official_steps']} steps (the reference code: 1,000)."
     )

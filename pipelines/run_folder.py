@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["RunFolder", "peak_memory_bytes", "write_json"]
+__all__ = ["RunFolder", "environment", "peak_memory_bytes", "write_json"]
 
 PACKAGES = ("semu-diffusion", "torch", "diffusers", "torchmetrics", "safetensors")
 
@@ -47,6 +47,8 @@ class RunFolder:
         parent = self.path
         while not parent.exists():
             parent = parent.parent
+        if not parent.is_dir():
+            raise InputError(f"--output {self.path}: {parent} is a file, not a folder")
         if not os.access(parent, os.W_OK):
             raise InputError(f"no permission to write in {parent}: choose another --output")
 
@@ -63,8 +65,27 @@ class RunFolder:
 
     def log(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one line to a .jsonl file."""
-        with (self.path / name).open("a") as file:
+        with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    @contextmanager
+    def recorded(self, record: dict[str, Any]) -> Iterator[None]:
+        """Inside, run.json exists and says ``running``; if it ends early, ``interrupted`` or ``failed``.
+
+        Otherwise whoever does the work changes ``record`` and writes the last run.json. Ctrl-C comes out as a
+        KeyboardInterrupt that says what is kept.
+        """
+        record["status"] = "running"
+        write_json(self / "run.json", record)
+        try:
+            yield
+        except KeyboardInterrupt:
+            write_json(self / "run.json", {**record, "status": "interrupted"})
+            raise KeyboardInterrupt(self.kept()) from None
+        except Exception:
+            with suppress(OSError):  # a full disk is what may have ended the run
+                write_json(self / "run.json", {**record, "status": "failed"})
+            raise
 
     def kept(self) -> str:
         """One sentence on what is in the folder, for a run that ends early."""
@@ -76,7 +97,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, beside and renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -123,5 +144,11 @@ def peak_memory_bytes(device: Any = None) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux

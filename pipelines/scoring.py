@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from semu_diffusion.eval.probes import revival
 from semu_diffusion.eval.side_effects import side_effects
 from semu_diffusion.eval.unlearning import accuracies, unconditional_share
 from semu_diffusion.models.class_conditional import ClassConditional, load_class_conditional
+from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EMBEDDED, EvaluationConfig, ModelConfig
 
-__all__ = ["Samples", "Scorer", "load_model"]
+__all__ = ["Samples", "Scorer", "collapse", "load_model"]
 
 Progress = Callable[[str, int, int], None]
 NO_LABEL = "(no label)"
-REVIVAL_STEPS = 150
+REVIVAL_STEPS, REVIVAL_SAMPLES = 150, 60
 
 
 def load_model(config: ModelConfig) -> ClassConditional:
@@ -70,11 +72,13 @@ class Scorer:
         if config.classifier != "none":
             name: str | Path = config.classifier
             self.judge = load_judge(name, self.names, model.device, config.class_mapping)
+            unknown = [self.names[index] for index in forget if self.names[index] in self.judge.unjudged]
+            if unknown:
+                raise InputError(f"the judge knows no class like the erased {unknown[0]!r}; give a --class-mapping")
         self.extractor: FeatureExtractor | None = load_fid_extractor(config.inception_weights, self.judge, device=model.device)
         self.reference: torch.Tensor | None = None
         if config.fid_reference is not None:
             self.reference = self._reference_images(config.fid_reference)
-        self._reference_features: torch.Tensor | None = None
 
     def sample(self, progress: Progress | None = None, stage: str = "sampling") -> Samples:
         """Images of every class, and without a label at w = 1. Image i of a class has the same seed in every call."""
@@ -89,13 +93,12 @@ class Scorer:
         for number, (name, label, guidance) in enumerate(jobs):
             first = (config.seed * 1000 + number) * 1_000_000
             labels = None if label is None else [label] * count
-            batches = []
-            for batch in model.sample(
-                labels, range(first, first + count), config.sampling_steps, guidance, config.eval_batch_size
-            ):
-                batches.append(to_uint8(batch))
-                if progress is not None:
-                    progress(stage, number * count + sum(map(len, batches)), len(jobs) * count)
+            seeds, batches = range(first, first + count), []
+            with autocast(config.sampling_precision, model.device)():
+                for batch in model.sample(labels, seeds, config.sampling_steps, guidance, config.eval_batch_size):
+                    batches.append(to_uint8(batch))
+                    if progress is not None:
+                        progress(stage, number * count + sum(map(len, batches)), len(jobs) * count)
             found[name] = torch.cat(batches)
         unlabelled = found.pop(NO_LABEL, None)
         return Samples(found, unlabelled)
@@ -126,18 +129,19 @@ class Scorer:
         assert self.judge is not None
         shares = []
         for index in self.forget:
-            found = revival(
-                self.model,
-                images[labels == index],
-                self.judge,
-                index,
-                steps=REVIVAL_STEPS,
-                samples=min(60, self.config.images_per_class),
-                sampling_steps=self.config.sampling_steps,
-                guidance_scale=self.config.guidance_scale,
-                seed=self.config.seed,
-                progress=progress,
-            )
+            with autocast(self.config.sampling_precision, self.model.device)():
+                found = revival(
+                    self.model,
+                    images[labels == index],
+                    self.judge,
+                    index,
+                    steps=REVIVAL_STEPS,
+                    samples=REVIVAL_SAMPLES,
+                    sampling_steps=self.config.sampling_steps,
+                    guidance_scale=self.config.guidance_scale,
+                    seed=self.config.seed,
+                    progress=progress,
+                )
             if found is not None:
                 shares.append(found.share)
         return sum(shares) / len(shares) if shares else None
@@ -161,16 +165,13 @@ class Scorer:
     def fid(self, before: Samples, after: Samples) -> tuple[dict[str, float | None], list[str]]:
         """FID of the kept classes against the reference, before and after, and warnings about it.
 
-        Against the original's own samples, ``retain_before`` is 0 by construction.
+        Against the original's own samples, ``retain_before`` is 0 by construction. None without an extractor, and for
+        fewer than two images.
         """
-        if self.extractor is None:
+        images = [_kept_images(samples, self.kept) for samples in (before, after)]
+        if self.extractor is None or len(images[0]) < 2:
             return {"retain_before": None, "retain_after": None}, []
-        sets = []
-        for samples in (before, after):
-            images = [samples.by_class[name] for name in self.kept if name in samples.by_class]
-            if not images and samples.unlabelled is not None:
-                images = [samples.unlabelled]
-            sets.append(self.extractor(torch.cat(images)))
+        sets = [self.extractor(one) for one in images]
         reference = sets[0] if self.reference is None else self.extractor(self.reference)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SmallSampleWarning)
@@ -184,7 +185,7 @@ class Scorer:
         found: dict[str, Any] = {
             "seed": config.seed,
             "images_per_class": config.images_per_class,
-            "sampler": "DDIM",
+            "sampler": "DDIM" if autocast(config.sampling_precision, self.model.device) is nullcontext else "DDIM in bfloat16",
             "steps": config.sampling_steps,
             "guidance_scale": config.guidance_scale if self.model.null_class is not None else 1.0,
             "classifier": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
@@ -194,7 +195,13 @@ class Scorer:
             "fid_reference": config.fid_reference or "the original model's own samples, same seeds",
         }
         if config.revival:
-            found["revival"] = {"steps": REVIVAL_STEPS, "lr": 3e-2, "batch_size": 32, "seed": config.seed}
+            found["revival"] = {
+                "steps": REVIVAL_STEPS,
+                "lr": 3e-2,
+                "batch_size": 32,
+                "samples": REVIVAL_SAMPLES,
+                "seed": config.seed,
+            }
         return found
 
     def _reference_images(self, source: str) -> torch.Tensor:
@@ -207,15 +214,21 @@ class Scorer:
         return data.images[torch.isin(data.labels, torch.tensor(kept))]
 
 
+def _kept_images(samples: Samples, kept: Sequence[str]) -> torch.Tensor:
+    """All samples of the kept classes; those without a label, or at last all there are, where no class is kept."""
+    images = [samples.by_class[name] for name in kept if name in samples.by_class]
+    if not images and samples.unlabelled is not None:
+        return samples.unlabelled
+    return torch.cat(images or list(samples.by_class.values()))
+
+
 def collapse(before: Samples, after: Samples, kept: Sequence[str], scores: tuple[Any, Any]) -> str | None:
     """Why the kept classes' samples after the erasure are no pictures any more, or None if they are.
 
     Collapsed: their contrast (mean over images of the standard deviation) or their variety (standard deviation over
     images) fell below a quarter of the original's, or the judge finds fewer than half as many of them right.
     """
-    names = [name for name in kept if name in before.by_class]
-    old = torch.cat([before.by_class[name] for name in names] or [before.unlabelled]).float()  # type: ignore[list-item]
-    new = torch.cat([after.by_class[name] for name in names] or [after.unlabelled]).float()  # type: ignore[list-item]
+    old, new = (_kept_images(samples, kept).float() for samples in (before, after))
     if new.flatten(1).std(1).mean() < 0.25 * old.flatten(1).std(1).mean():
         return "the kept classes' samples have lost their contrast"
     if len(new) > 1 and new.std(0).mean() < 0.25 * old.std(0).mean():

@@ -34,7 +34,12 @@ class EvaluationConfig(ModelConfig):
     images_per_class: int = option(500, "images sampled of every class, before and after", metavar="N", group="proof")
     sampling_steps: int = option(50, "DDIM steps", metavar="N", group="proof")
     guidance_scale: float = option(3.0, "classifier-free guidance w; 1 is none", metavar="W", group="proof")
-    eval_batch_size: int = option(64, "images sampled at a time; the images do not depend on it", metavar="N", group="proof")
+    sampling_precision: Literal["fp32", "bf16", "auto"] = option(
+        "fp32", "arithmetic of the samples that are scored; auto: bf16 where the hardware has it", group="proof"
+    )
+    eval_batch_size: int = option(
+        64, "images taken from the sampler at a time; they do not depend on it", metavar="N", group="proof"
+    )
     classifier: str = option(
         EMBEDDED,
         "judge: embedded, a folder, torchvision:NAME, timm:NAME, or none",
@@ -66,7 +71,9 @@ class EvaluationConfig(ModelConfig):
     def __post_init__(self) -> None:
         for name in ("images_per_class", "sampling_steps", "eval_batch_size"):
             _at_least(self, name, 1)
-        _require(self.guidance_scale >= 1, f"--guidance-scale {self.guidance_scale}: must be at least 1 (1 is no guidance)")
+        _require(
+            1 <= self.guidance_scale < float("inf"), f"--guidance-scale {self.guidance_scale}: must be at least 1 (1 is none)"
+        )
         _require(
             not (self.revival and self.classifier == "none"), "--revival needs a judge, so it contradicts --classifier none"
         )
@@ -94,6 +101,11 @@ class EraseClassConfig(EvaluationConfig):
         "layers to edit: all, attention, conv, linear, globs; !x leaves x out",
         metavar="A,B,…",
         comma=True,
+        group="subspace",
+    )
+    gradient: Literal["objective", "denoising"] = option(
+        "objective",
+        "loss whose gradient is decomposed: the training's own, or guided denoising as in the paper",
         group="subspace",
     )
     explained_variance: float = option(
@@ -165,7 +177,10 @@ class EraseClassConfig(EvaluationConfig):
         for name in ("forget_samples", "kept_samples", "steps", "batch_size"):
             _at_least(self, name, 1)
         _at_least(self, "min_rank", 0)
-        _require(self.lr > 0, f"--lr {self.lr}: must be positive")
+        _require(0 < self.lr < 1e30, f"--lr {self.lr}: must be a positive number that float32 can hold")
+        _require(
+            self.gradient_clip is None or self.gradient_clip > 0, f"--gradient-clip {self.gradient_clip}: must be positive"
+        )
         _require(self.retain_weight >= 0, f"--retain-weight {self.retain_weight}: must not be negative")
         _require(
             self.max_rank is None or self.max_rank >= max(self.min_rank, 1),
@@ -198,6 +213,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_rank": 0,
         "max_rank": None,
         "matricisation": "per_channel",
+        "gradient": "denoising",
         "projection": "official",
         "protect": "none",
         "target": "random",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from semu_diffusion.pipelines.training import (
     mirrored,
     new_accelerator,
     step_generator,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from semu_diffusion.models.classifier import ImageClassifier
 
-__all__ = ["ClassifierTraining", "augmented", "main", "train"]
+__all__ = ["ClassifierTraining", "augmented", "main", "parse", "train"]
 
 EXAMPLES = (
     "semu train classifier --data uoft-cs/cifar10 --output train-runs/cifar10-classifier",
@@ -166,17 +168,21 @@ def _triangle(progress: float, peak: float) -> float:
     return max(min((progress + 1e-3) / max(peak, 1e-3), (1 - progress) / max(1 - peak, 1e-3)), 0.0)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry of ``semu train classifier``; returns the exit code."""
+def parse(argv: Sequence[str] | None = None) -> ClassifierTraining:
+    """The settings that a command line means, without running it."""
     parser = Parser(prog="semu train classifier", description=(__doc__ or "").replace("`", ""), epilog=epilog(EXAMPLES))
     add_config_flags(parser, ClassifierTraining)
-    flags = vars(parser.parse_args(argv))
+    return build_config(ClassifierTraining, whole_numbers(vars(parser.parse_args(argv)), "widths"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of ``semu train classifier``; returns the exit code."""
 
     def job() -> int:
-        print(train(build_config(ClassifierTraining, flags)))
+        print(train(parse(argv)))
         return 0
 
-    return run_guarded(parser.prog, job)
+    return run_guarded("semu train classifier", job)
 
 
 if __name__ == "__main__":

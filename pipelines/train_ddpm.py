@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from semu_diffusion.pipelines.training import (
     mirrored,
     new_accelerator,
     step_generator,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
-__all__ = ["DDPMTraining", "main", "min_snr_weights", "train"]
+__all__ = ["DDPMTraining", "main", "min_snr_weights", "parse", "train"]
 
 EXAMPLES = (
     "semu train ddpm --data uoft-cs/cifar10 --output train-runs/ddpm --steps 100000 --classifier train-runs/judge/model",
@@ -256,17 +258,21 @@ def _started_from(source: str, data: ImageSet) -> tuple[UNet2DModel, DDPMSchedul
     return loaded.denoiser, DDPMScheduler.from_config(loaded.pipeline.scheduler.config)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry of ``semu train ddpm``; returns the exit code."""
+def parse(argv: Sequence[str] | None = None) -> DDPMTraining:
+    """The settings that a command line means, without running it."""
     parser = Parser(prog="semu train ddpm", description=(__doc__ or "").replace("`", ""), epilog=epilog(EXAMPLES))
     add_config_flags(parser, DDPMTraining)
-    flags = vars(parser.parse_args(argv))
+    return build_config(DDPMTraining, whole_numbers(vars(parser.parse_args(argv)), "channels", "attention_levels"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of ``semu train ddpm``; returns the exit code."""
 
     def job() -> int:
-        print(train(build_config(DDPMTraining, flags)))
+        print(train(parse(argv)))
         return 0
 
-    return run_guarded(parser.prog, job)
+    return run_guarded("semu train ddpm", job)
 
 
 if __name__ == "__main__":

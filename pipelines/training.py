@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ __all__ = [
     "mirrored",
     "new_accelerator",
     "step_generator",
+    "whole_numbers",
     "write_text",
 ]
 
@@ -89,6 +90,16 @@ def _best_precision() -> str:
         return "no"
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bf16" if any(check is not None and check() for check in checks) else "no"
+
+
+def whole_numbers(flags: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """``flags`` with the words of the comma lists ``names`` as integers; InputError for a word that is none."""
+    try:
+        lists = {name: tuple(int(word) for word in flags[name]) for name in names if name in flags}
+    except ValueError as error:
+        shown = " or ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise InputError(f"{shown}: whole numbers with commas between them are needed ({error})") from error
+    return {**flags, **lists}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -64,6 +64,7 @@ class PatchedLayers:
             width = space.left.shape[-1]
             self.core[name] = torch.zeros(len(space.left), width, width, device=weight.device)
         self.enabled = True
+        self._attached = False
 
     def parameters(self) -> list[torch.Tensor]:
         """The trained R of every layer."""
@@ -71,14 +72,26 @@ class PatchedLayers:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Inside, the layers' forward includes the update; afterwards the model is untouched."""
+        """Inside, the layers' forward includes the update; afterwards the model is untouched.
+
+        A forward that a layer carries of its own (hooks of accelerate) is put back, and answers while `original` is on.
+        """
+        if self._attached:
+            yield
+            return
+        own = {name: layer.__dict__.get("forward") for name, layer in self.layers.items()}
+        self._attached = True
         try:
             for name, layer in self.layers.items():
-                layer.forward = self._forward(name, layer)
+                layer.forward = self._forward(name, layer, layer.forward)
             yield
         finally:
-            for layer in self.layers.values():
-                layer.__dict__.pop("forward", None)
+            self._attached = False
+            for name, layer in self.layers.items():
+                if own[name] is None:
+                    layer.__dict__.pop("forward", None)
+                else:
+                    layer.forward = own[name]
 
     @contextmanager
     def original(self) -> Iterator[None]:
@@ -89,19 +102,19 @@ class PatchedLayers:
         finally:
             self.enabled = before
 
-    def _forward(self, name: str, layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        plain = type(layer).forward
+    def _forward(self, name: str, layer: Any, plain: Callable[..., Any]) -> Callable[[torch.Tensor], torch.Tensor]:
         left, right, core = self.left[name].float(), self.right[name].float(), self.core[name]
         space = self.subspaces[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             if not self.enabled:
-                return plain(layer, x)
+                return plain(x)
             if _factored_is_cheaper(layer, space, x):
-                return plain(layer, x) + _thin(layer, x, right[0], (left[0] @ core[0]))
+                return plain(x) + _thin(layer, x, right[0], (left[0] @ core[0]))
             with torch.autocast(x.device.type, enabled=False):
                 delta = from_matrices(left @ core @ right.transpose(1, 2), space.shape, space.matricisation)
-                weight = layer.weight + delta.to(layer.weight.dtype)
+                dtype = layer.weight.dtype  # summed wide and rounded once, as `ErasurePatch.apply` does
+                weight = (layer.weight.to(torch.promote_types(dtype, torch.float32)) + delta).to(dtype)
             if isinstance(layer, nn.Linear):
                 return F.linear(x, weight, layer.bias)
             return layer._conv_forward(x, weight, layer.bias)
@@ -129,7 +142,7 @@ def _factored_is_cheaper(layer: Any, space: Subspace, x: torch.Tensor) -> bool:
         return False
     (m, r), n = space.left.shape[1:], space.right.shape[1]
     if isinstance(layer, nn.Conv2d):
-        positions = x.shape[0] * x.shape[2] * x.shape[3] / (layer.stride[0] * layer.stride[1])
+        positions = x.numel() / layer.in_channels / (layer.stride[0] * layer.stride[1])
     else:
         positions = x.numel() / x.shape[-1]
     return 4 * 3 * positions * r * (m + n) < 3 * m * n * r + positions * m * n
@@ -172,7 +185,7 @@ def erase(
             parts = loss(index)
             total = torch.stack([part.float() for part in parts.values()]).sum()
             if not torch.isfinite(total):
-                raise Diverged(f"the loss is {float(total)} at step {index}: lower --lr or the rank")
+                raise Diverged(f"the loss is {total.item()} at step {index}: lower --lr or the rank")
             optimizer.zero_grad(set_to_none=True)
             total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(core, clip if clip is not None else float("inf")))

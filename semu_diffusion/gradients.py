@@ -58,7 +58,7 @@ def collect_gradients(
     return sums
 
 
-def _stream(weight: nn.Parameter, total: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
+def _stream(weight: torch.Tensor, total: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
             total.add_(parameter.grad)

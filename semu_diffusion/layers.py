@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from semu_diffusion.errors import InputError
 
@@ -18,8 +19,9 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
     """Name -> module of every Linear and Conv2d that some pattern takes and no ``!pattern`` leaves out.
 
     A pattern is a kind (``all``, ``linear``, ``conv``, ``attention``: part of an attention block) or a shell-style glob
-    over the module path (``mid_block.*``, ``*.to_k``). A weight that two modules share is taken once. Layers with a
-    forward of their own (subclasses) are left alone: an edit of the weight would not mean the same there.
+    over the module path (``mid_block.*``, ``*.to_k``). A weight that two modules share is taken once. Layers whose weight
+    is not simply multiplied with their input are left alone, an edit would not mean the same there: subclasses with a
+    forward of their own, parametrised weights, and the output projection inside nn.MultiheadAttention.
 
     Raises InputError if nothing is selected.
     """
@@ -29,7 +31,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
     seen: set[int] = set()
     candidates: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d) or not _has_plain_forward(module):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or not _is_plain(module):
             continue
         candidates.append(name)
         if id(module.weight) in seen or not any(_matches(name, module, pattern) for pattern in taken):
@@ -41,13 +43,16 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
     if not layers:
         examples = ", ".join(candidates[:3]) or "none"
         raise InputError(
-            f"no Linear or Conv2d layer matches {' '.join(patterns)}; use {', '.join(KINDS)} or a glob (layers here: {examples}, …)"
+            f"no Linear or Conv2d layer matches {' '.join(patterns)}; use {', '.join(KINDS)} or a glob "
+            f"(layers here: {examples}, …)"
         )
     return layers
 
 
-def _has_plain_forward(module: nn.Module) -> bool:
-    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+def _is_plain(module: nn.Module) -> bool:
+    if isinstance(module, NonDynamicallyQuantizableLinear):  # MultiheadAttention reads its weight and never calls it
+        return False
+    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward) and "weight" in module._parameters
 
 
 def _matches(name: str, module: nn.Module, pattern: str) -> bool:

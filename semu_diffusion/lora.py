@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
             up, down = up[:, :, None, None], down.reshape(len(down), *layer.shape[1:])
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.contiguous()
-        ranks[f"^{name}"] = len(down)
+        ranks[f"^{re.escape(name)}"] = len(down)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "base_model_name_or_path": base_model,
@@ -58,7 +59,7 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
         "lora_alpha": 1,
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
-        "target_modules": sorted(patch.layers),
+        "target_modules": "|".join(re.escape(name) for name in sorted(patch.layers)),  # a list would match endings of names
         "inference_mode": True,
         "bias": "none",
     }

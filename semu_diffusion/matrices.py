@@ -47,29 +47,23 @@ def input_rows(
 ) -> torch.Tensor:
     """The vectors (C, rows, n) that the matrices of ``layer`` multiply when it is fed ``x``.
 
-    For a convolution these are its unfolded patches. At most ``max_rows`` of them, drawn without replacement: whole
-    images are dropped before unfolding so that memory stays bounded.
+    For a convolution these are its unfolded patches; the groups of a grouped one count as further rows. At most
+    ``max_rows`` of them, drawn without replacement; only these are ever copied, so memory stays bounded.
     """
     if isinstance(layer, nn.Linear):
-        return _some(x.reshape(-1, x.shape[-1]), max_rows, generator)[None]
-    if layer.groups != 1:
-        raise ValueError("grouped convolutions have no single input matrix")
-    padding = layer.padding if isinstance(layer.padding, tuple) else 0
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        x = F.pad(
-            x,
-            layer._reversed_padding_repeated_twice,
-            mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
-        )
-        padding = 0
-    patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (N, in*kh*kw, positions)
-    rows = _some(patches.transpose(1, 2).reshape(-1, patches.shape[1]), max_rows, generator)
-    if matricisation == "per_channel":
-        return rows.reshape(len(rows), layer.in_channels, -1).transpose(0, 1)
-    return rows[None]
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[_some(len(rows), max_rows, generator).to(x.device)][None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x if x.ndim == 4 else x[None], layer._reversed_padding_repeated_twice, mode=mode)
+    for axis, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
+        x = x.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]  # a view: nothing is copied here
+    patches = x.unflatten(1, (layer.groups, -1)).permute(0, 3, 4, 1, 2, 5, 6)  # (N, rows, columns, groups, in, kh, kw)
+    index = _some(patches.shape[:4].numel(), max_rows, generator).to(x.device)
+    rows = patches[torch.unravel_index(index, patches.shape[:4])].flatten(2)  # (rows, in, kh*kw)
+    return rows.transpose(0, 1) if matricisation == "per_channel" else rows.flatten(1)[None]
 
 
-def _some(rows: torch.Tensor, limit: int | None, generator: torch.Generator | None) -> torch.Tensor:
-    if limit is None or len(rows) <= limit:
-        return rows
-    return rows[torch.randperm(len(rows), generator=generator)[:limit].to(rows.device)]
+def _some(count: int, limit: int | None, generator: torch.Generator | None) -> torch.Tensor:
+    if limit is None or count <= limit:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator)[:limit]

@@ -44,6 +44,11 @@ class LayerPatch:
         product = self.left.float() @ self.core.float() @ self.right.float().transpose(1, 2)
         return from_matrices(product, self.shape, self.matricisation)
 
+    def same_as(self, other: LayerPatch) -> bool:
+        """Whether all factors are equal."""
+        pairs = ((self.left, other.left), (self.core, other.core), (self.right, other.right))
+        return all(torch.equal(mine.cpu().float(), theirs.cpu().float()) for mine, theirs in pairs)
+
 
 @dataclass(frozen=True)
 class _State:
@@ -73,6 +78,14 @@ class ErasurePatch:
         """Bytes of the factors, as they are saved."""
         return sum(t.numel() * t.element_size() for p in self.layers.values() for t in (p.left, p.core, p.right, p.ranks))
 
+    def same_as(self, other: ErasurePatch) -> bool:
+        """Whether both make the same update of the same model, wherever they came from (a file, a copy)."""
+        return self is other or (
+            self.strength == other.strength
+            and self.layers.keys() == other.layers.keys()
+            and all(layer.same_as(other.layers[name]) for name, layer in self.layers.items())
+        )
+
     def scale(self, strength: float) -> ErasurePatch:
         """The same patch with its update multiplied by ``strength`` (0 changes nothing, 1 is as trained)."""
         return dataclasses.replace(self, strength=float(strength))
@@ -89,10 +102,15 @@ class ErasurePatch:
         Raises InputError if the model is not the one it was made for, or already carries this patch; then nothing changed.
         """
         state = _state(model)
-        if any(patch is self for patch in state.patches):
+        if any(patch.same_as(self) for patch in state.patches):
             raise InputError("this patch is already applied to the model")
-        self.fingerprint.check(model, state.originals)
-        _set_patches(model, _State(state.originals, (*state.patches, self)))
+        try:
+            self.fingerprint.check(model, state.originals)
+        except InputError:
+            if not state.patches:
+                raise
+            self.fingerprint.check(model)  # made for the model as patched so far
+        _set_patches(model, (*state.patches, self))
 
     def remove(self, model: nn.Module) -> None:
         """Take the update off again: with no other patch left, every weight has the very bytes it had before `apply`.
@@ -100,9 +118,9 @@ class ErasurePatch:
         Raises InputError if this patch is not on the model.
         """
         state = _state(model)
-        if not any(patch is self for patch in state.patches):
+        if not any(patch.same_as(self) for patch in state.patches):
             raise InputError("this patch is not applied to the model, so it cannot be removed from it")
-        _set_patches(model, _State(state.originals, tuple(p for p in state.patches if p is not self)))
+        _set_patches(model, tuple(patch for patch in state.patches if not patch.same_as(self)))
 
     def merge(self, model: nn.Module) -> None:
         """Write the update into the weights for good: `remove` is not possible afterwards, and no copy is kept.
@@ -138,7 +156,8 @@ class ErasurePatch:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, beside, metadata={"format": "pt", "semu": json.dumps(header, sort_keys=True)})
+            # one entry, because safetensors writes several in any order, and layers in the order of the fingerprint's rows
+            save_file(tensors, beside, metadata={"semu": json.dumps(header)})
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -158,42 +177,58 @@ class ErasurePatch:
             raise InputError(f"{path} is not a readable safetensors file ({error})") from error
         if written is None:
             raise InputError(f"{path} is a safetensors file, but not a patch of this program")
-        header = json.loads(written)
-        if header.get("format") != FORMAT:
-            raise InputError(f"{path} has patch format {header.get('format')}; this version reads {FORMAT}")
-        layers = {}
-        for name, (shape, matricisation) in header["layers"].items():
-            core = tensors[f"{name}.core"]
-            ranks = tensors.get(f"{name}.ranks", torch.full((len(core),), core.shape[-1]))
-            layers[name] = LayerPatch(
-                tensors[f"{name}.left"], core, tensors[f"{name}.right"], ranks, tuple(shape), matricisation
-            )
-        fingerprint = Fingerprint(header["structure"], tuple(layers), tensors["fingerprint"])
-        return cls(layers, fingerprint, header["metadata"], header["strength"])
+        try:
+            header = json.loads(written)
+            if header["format"] != FORMAT:
+                raise InputError(f"{path} has patch format {header['format']}; this version reads {FORMAT}")
+            layers = {
+                name: _read_layer(name, tensors, shape, matricisation)
+                for name, (shape, matricisation) in header["layers"].items()
+            }
+            fingerprint = Fingerprint(header["structure"], tuple(layers), tensors["fingerprint"])
+            return cls(layers, fingerprint, header["metadata"], float(header["strength"]))
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{path} is a damaged patch ({error!r})") from error
+
+
+def _read_layer(name: str, tensors: Mapping[str, torch.Tensor], shape: list[int], matricisation: Matricisation) -> LayerPatch:
+    left, core, right = (tensors[f"{name}.{part}"] for part in ("left", "core", "right"))
+    ranks = tensors.get(f"{name}.ranks", torch.full((len(core),), core.shape[-1]))
+    return LayerPatch(left, core, right, ranks, tuple(shape), matricisation)
 
 
 def _state(model: nn.Module) -> _State:
     return model.__dict__.get(_STATE) or _State({}, ())
 
 
-def _set_patches(model: nn.Module, state: _State) -> None:
-    """Bring the weights to originals + the updates of ``state.patches``, in order, and remember the state."""
+def _set_patches(model: nn.Module, patches: tuple[ErasurePatch, ...]) -> None:
+    """Bring the weights to originals + the updates of ``patches``, in order, and remember; on failure all is as before."""
+    before = _state(model)
     modules = dict(model.named_modules())
-    originals = dict(state.originals)
-    touched = {name for patch in state.patches for name in patch.layers}
-    with torch.no_grad():
-        for name in touched | set(originals):
-            weight = modules[name].weight
-            assert isinstance(weight, torch.Tensor)
-            if name not in originals:
-                originals[name] = weight.detach().to("cpu", copy=True)
-            edits = [patch.delta(name) for patch in state.patches if name in patch.layers]
-            if edits:  # summed in float32, rounded once to the weight's dtype
-                base = originals[name].float().to(weight.device)
-                weight.copy_(base + torch.stack([edit.to(weight.device) for edit in edits]).sum(0))
-            else:
-                weight.copy_(originals.pop(name))
-    if state.patches:
-        model.__dict__[_STATE] = _State(originals, state.patches)
+    weights: dict[str, Any] = {n: modules[n].weight for patch in (*before.patches, *patches) for n in patch.layers}
+    originals = dict(before.originals)
+    for name in weights.keys() - originals.keys():
+        originals[name] = weights[name].detach().to("cpu", copy=True)
+    try:
+        for name, weight in weights.items():
+            _write(weight, originals[name], [patch.delta(name) for patch in patches if name in patch.layers])
+    except BaseException:
+        for name, weight in weights.items():
+            _write(weight, originals[name], [patch.delta(name) for patch in before.patches if name in patch.layers])
+        raise
+    touched = {name for patch in patches for name in patch.layers}
+    if patches:
+        model.__dict__[_STATE] = _State({n: original for n, original in originals.items() if n in touched}, patches)
     else:
         model.__dict__.pop(_STATE, None)
+
+
+@torch.no_grad()
+def _write(weight: torch.Tensor, original: torch.Tensor, updates: list[torch.Tensor]) -> None:
+    """weight <- original + the updates, summed in float32 (or wider) and rounded once to the weight's dtype."""
+    if updates:
+        update = torch.stack([update.to(weight.device) for update in updates]).sum(0)
+        original = original.to(weight.device) + update  # the update is float32, so the sum is, or wider
+    weight.copy_(original)

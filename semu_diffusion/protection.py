@@ -44,7 +44,7 @@ class InputMoments:
             if n > self.max_side:
                 omega = torch.randn(n, self.sketch, generator=self.generator).to(rows)
                 self._omega = torch.linalg.qr(omega).Q
-            columns = n if self._omega is None else self.sketch
+            columns = n if self._omega is None else self._omega.shape[1]
             self._moment = rows.new_zeros(len(rows), n, columns)
             self.trace = rows.new_zeros(len(rows))
         assert self.trace is not None
@@ -61,7 +61,7 @@ class InputMoments:
         if self._omega is None:
             values, vectors = torch.linalg.eigh(moment)
             return values.flip(-1).clamp_min(0), vectors.flip(-1)
-        shift = 1e-6 * torch.linalg.matrix_norm(moment, keepdim=True)
+        shift = (1e-6 * torch.linalg.matrix_norm(moment, keepdim=True)).clamp_min(1e-30)
         shifted = moment + shift * self._omega
         core = torch.linalg.cholesky(_symmetric(self._omega.T @ shifted))
         half = torch.linalg.solve_triangular(core, shifted.transpose(1, 2), upper=False).transpose(1, 2)
@@ -79,13 +79,19 @@ class InputMoments:
         return vectors[..., :width] * taken[:, None, :width].to(vectors)
 
     def felt(self, matrices: torch.Tensor) -> float:
-        """||M C^{1/2}||_F^2 summed over the C matrices M (C, m, n): mean squared output that kept inputs make of M."""
+        """||M C^{1/2}||_F^2 summed over the C matrices M (C, m, n): mean squared output that kept inputs make of M.
+
+        With a sketch, the energy that it does not hold counts as if it were spread evenly over all n directions.
+        """
         if self._moment is None:
             raise ValueError("no input was ever added")
         if self._omega is None:
             return float(((matrices @ (self._moment / self.count)) * matrices).sum().clamp_min(0))
         values, vectors = self.eigen()
-        return float(((matrices @ vectors).square() * values[:, None]).sum())
+        assert self.trace is not None
+        beyond = (self.trace / self.count - values.sum(-1)).clamp_min(0) / vectors.shape[1]
+        held = ((matrices @ vectors).square() * values[:, None]).sum()
+        return float(held + (matrices.square().sum((1, 2)) * beyond).sum())
 
 
 def _symmetric(matrix: torch.Tensor) -> torch.Tensor:

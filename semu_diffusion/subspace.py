@@ -76,14 +76,17 @@ def choose_rank(
     """Rank from the squared singular values (descending) and their known total ||G||_F^2.
 
     ``at_least``: min{j : EV(j) >= gamma}; ``official``: max{j : EV(j) <= gamma}, usually one less and possibly 0.
-    A zero gradient has rank 0 whatever ``min_rank`` says; a rank never exceeds the number of non-zero energies.
+    With gamma = 1 both take every direction. A zero gradient has rank 0 whatever ``min_rank`` says; a rank never exceeds
+    the number of non-zero energies.
     """
     nonzero = int((energies > energies.max() * 1e-12).sum()) if len(energies) and total > 0 else 0
     if nonzero == 0:
         return 0
     share = torch.cumsum(energies.double(), 0) / total
-    if rule == "at_least":
-        reached = share >= explained_variance - 1e-9  # gamma = 1 must not fail on the rounding of a sum
+    if explained_variance >= 1.0:  # must not hang on the rounding of a sum
+        rank = nonzero
+    elif rule == "at_least":
+        reached = share >= explained_variance - 1e-9
         rank = int(reached.nonzero()[0]) + 1 if reached.any() else nonzero
     else:
         rank = int((share <= explained_variance + 1e-9).sum())
@@ -109,16 +112,19 @@ def dominant_subspace(
             left, energies, right = found
             rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank)
             return left[:, :rank], energies[:rank], right[:, :rank]
-    left, energies, right = _from_gram(matrix)
+    left, energies, right = _from_gram(matrix, all_needed=explained_variance >= 1.0)
     rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank)
     return left[:, :rank], energies[:rank], right[:, :rank]
 
 
-def _from_gram(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """All singular triplets from the eigenvectors of the smaller Gram matrix; float64 up to a side of 1024."""
+def _from_gram(matrix: torch.Tensor, all_needed: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All singular triplets from the eigenvectors of the smaller Gram matrix.
+
+    float64 up to a side of 1024, and beyond where the weakest are needed too: in float32 these are not orthonormal.
+    """
     transposed = matrix.shape[0] > matrix.shape[1]
     work = matrix.T if transposed else matrix
-    exact = work.double() if work.shape[0] <= 1024 and matrix.device.type != "mps" else work.float()
+    exact = work.double() if (all_needed or work.shape[0] <= 1024) and matrix.device.type != "mps" else work.float()
     energies, small = torch.linalg.eigh(exact @ exact.T)
     energies, small = energies.flip(0).clamp_min(0), small.flip(1)
     keep = energies > energies[0] * 1e-12

@@ -242,3 +242,14 @@ def test_the_commands_end_with_code_2_and_one_line(tmp_path: Path, capsys: pytes
         assert error.count("\n") == 1
         assert "no such folder" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_line_means_its_settings(data: Path) -> None:
+    flags = "--channels 8,16 --norm-groups 4 --attention-levels 1 --no-flip --lr 0.1"
+    config = train_ddpm.parse(["--data", str(data), "--output", "out", *flags.split()])
+    assert config == ddpm_config(data, Path("out"), steps=100_000, head_dim=32, batch_size=64, flip=False, lr=0.1)
+    assert train_classifier.parse(["--data", "x", "--output", "y", "--widths", "4,8"]).widths == (4, 8)
+    with pytest.raises(InputError, match="--data and --output"):
+        train_ddpm.parse([])
+    with pytest.raises(InputError, match="whole numbers"):
+        train_classifier.parse(["--data", "x", "--output", "y", "--widths", "4,wide"])

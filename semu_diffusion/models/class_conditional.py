@@ -19,7 +19,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
-__all__ = ["ClassConditional", "load_class_conditional"]
+__all__ = ["ClassConditional", "adapt_pipeline", "load_class_conditional"]
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class ClassConditional:
         lowered = {known.lower(): index for index, known in enumerate(self.class_names)}
         if name.lower() in lowered:
             return lowered[name.lower()]
-        if name.isdigit() and int(name) < len(self.class_names):
+        if name.isdecimal() and int(name) < len(self.class_names):
             return int(name)
-        near = get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
+        near = [self.class_names[lowered[match]] for match in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
         known = ", ".join(self.class_names[:20]) + (", …" if len(self.class_names) > 20 else "")
         hint = f"did you mean {' or '.join(near)}?" if near else f"its classes are {known}"
         raise InputError(f"the model has no class {name!r}: {hint}")
@@ -84,21 +84,23 @@ class ClassConditional:
             return noise
         return self.pipeline.scheduler.get_velocity(images, noise, t) if kind == "v_prediction" else images
 
-    def image_weight(self, t: torch.Tensor, limit: float = 20.0) -> torch.Tensor:
-        """min(sigma_t^2 / alpha_t^2, limit), scaled to mean 1 over all t: what a squared error of the noise does to x_0.
+    def image_weight(self, t: torch.Tensor, limit: float = 10.0) -> torch.Tensor:
+        """min(sigma_t / alpha_t, limit), scaled to mean 1 over all t: how far an error of the noise moves the image.
 
-        An error e of the noise prediction moves the predicted image by (sigma_t / alpha_t) e. Weighed like this the
-        middle timesteps count most, where the class of a sample is decided.
+        An error e of the noise prediction moves the predicted x_0 by (sigma_t / alpha_t) e. The effect of a class label
+        on the noise falls with t about as fast as this grows, so all timesteps that decide the class count alike.
         """
         abar = self.pipeline.scheduler.alphas_cumprod.to(t.device)
-        weights = ((1 - abar) / abar).clamp(max=limit)
+        weights = ((1 - abar) / abar).sqrt().clamp(max=limit)
         return (weights / weights.mean())[t]
 
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """The network's prediction (N, C, H, W) for labels (N,) int64, or for class vectors (N, D) float.
 
-        Class vectors stand in for rows of the class embedding. Labels are ignored by an unconditional model.
+        Class vectors stand in for rows of the class embedding. Labels are ignored by an unconditional model. ``x_t`` is
+        cast to the network's dtype, and the prediction has that dtype.
         """
+        x_t = x_t.to(self.denoiser.dtype)
         if not self.conditional or labels is None:
             return self.denoiser(x_t, t).sample
         if not labels.is_floating_point():
@@ -135,31 +137,53 @@ class ClassConditional:
     ) -> Iterator[torch.Tensor]:
         """Batches of images in [0, 1], (n, C, H, W) float32 on the CPU; image i depends on ``seeds[i]`` alone.
 
-        ``labels[i]`` is the class of image i (the null class is allowed); None for an unconditional model.
+        ``labels[i]`` is the class of image i (the null class is allowed); None for an unconditional model. ``batch_size``
+        is how many images are handed out at a time. The network works on pieces of one fixed size, the last one filled
+        up, because libraries choose their kernels by the batch, and with them the last bits of a result.
         """
-        if self.null_class is None or not self.conditional:
-            guidance_scale = 1.0
+        labels = None if labels is None or not self.conditional else list(labels)
+        if steps > self.num_timesteps:
+            raise InputError(f"{steps} sampling steps, but the model has {self.num_timesteps} timesteps: take fewer")
+        piece = self._piece
+        waiting = torch.empty(0, *self.image_shape)
+        for start in range(0, len(seeds), piece):
+            part = slice(start, start + piece)
+            images = self._sample_piece(labels and labels[part], seeds[part], piece, steps, guidance_scale)
+            waiting = torch.cat([waiting, images])
+            while len(waiting) >= batch_size:
+                yield waiting[:batch_size]
+                waiting = waiting[batch_size:]
+        if len(waiting):
+            yield waiting
+
+    @property
+    def _piece(self) -> int:
+        """Images sampled together: 64 on an accelerator, 8 on a CPU, fewer of pictures above 64x64."""
+        _, height, width = self.image_shape
+        most = 8 if self.device.type == "cpu" else 64
+        return max(1, min(most, most * 64 * 64 // (height * width)))
+
+    def _sample_piece(
+        self, labels: list[int] | None, seeds: Sequence[int], size: int, steps: int, guidance_scale: float
+    ) -> torch.Tensor:
+        """The images of ``seeds`` (at most ``size`` of them), sampled in a batch of exactly ``size``."""
+        filling = size - len(seeds)
+        noise = [torch.randn(self.image_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         training = self.denoiser.training
         self.denoiser.eval()
         try:
-            for start in range(0, len(seeds), batch_size):
-                part = seeds[start : start + batch_size]
-                noise = torch.stack(
-                    [torch.randn(self.image_shape, generator=torch.Generator().manual_seed(seed)) for seed in part]
-                )
-                batch_labels = None
-                if self.conditional and labels is not None:
-                    batch_labels = list(labels[start : start + batch_size])
-                yield self.pipeline(
-                    batch_labels,
-                    guidance_scale=guidance_scale,
-                    num_inference_steps=steps,
-                    latents=noise,
-                    output_type="pt",
-                    batch_size=len(part),
-                ).images.cpu()
+            (images,) = self.pipeline(
+                None if labels is None else labels + labels[-1:] * filling,
+                guidance_scale=1.0 if self.null_class is None or not self.conditional else guidance_scale,
+                num_inference_steps=steps,
+                latents=torch.stack(noise + noise[-1:] * filling),
+                output_type="pt",
+                batch_size=size,
+                return_dict=False,
+            )
         finally:
             self.denoiser.train(training)
+        return images[: len(seeds)].cpu()
 
 
 def load_class_conditional(
@@ -188,21 +212,49 @@ def load_class_conditional(
     if found != "UNet2DModel":
         raise InputError(f"{source} holds a {found}; erase-class takes a UNet2DModel")
     unet = _load_unet(unet_folder, str(source), dtype).to(device).to(memory_format=torch.channels_last)
-    if unet.config.out_channels != unet.config.in_channels:
-        raise InputError(f"{source}: a UNet that also predicts the variance is not supported")
-    if unet.config.sample_size is None:
-        raise InputError(f"{source}: unet/config.json has no sample_size, so the image size is unknown")
-    scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    if (scheduler_folder / "scheduler_config.json").is_file():
-        scheduler = DDPMScheduler.from_pretrained(scheduler_folder)
-    else:
-        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
-
-    embeddings = unet.config.num_class_embeds
-    names, null = _classes(str(source), embeddings, tuple(class_names), index, null_class)
+    _require_supported(unet, index, str(source))
+    scheduler = _load_scheduler(folder, str(source))
+    names, null = _classes(str(source), unet.config.num_class_embeds, tuple(class_names), index, null_class)
     pipeline = ClassConditionalPipeline(unet.eval(), scheduler, dict(enumerate(names)), null)
     pipeline.set_progress_bar_config(disable=True)
     return ClassConditional(pipeline, names, null, str(source), revision)
+
+
+def adapt_pipeline(pipeline: ClassConditionalPipeline) -> ClassConditional:
+    """The adapter of a pipeline that is already in memory; class names and null class as `load_class_conditional`.
+
+    Raises InputError for a pipeline whose UNet is not supported, or whose names do not fit it.
+    """
+    config = {"id2label": pipeline.config.id2label, "null_class": pipeline.config.null_class}
+    _require_supported(pipeline.unet, {}, "the pipeline")
+    names, null = _classes("the pipeline", pipeline.unet.config.num_class_embeds, (), config, None)
+    return ClassConditional(pipeline, names, null)
+
+
+def _require_supported(unet: UNet2DModel, index: dict[str, Any], source: str) -> None:
+    if any(part in index for part in ("vae", "vqvae")):
+        raise InputError(f"{source} is a latent diffusion model; erase-class takes one that works on pixels")
+    if unet.config.out_channels != unet.config.in_channels:
+        raise InputError(f"{source}: a UNet that also predicts the variance is not supported")
+    if unet.config.in_channels not in (1, 3):
+        raise InputError(f"{source} makes images of {unet.config.in_channels} channels; grey (1) and RGB (3) are supported")
+    if unet.config.class_embed_type is not None:
+        raise InputError(f"{source}: class_embed_type {unet.config.class_embed_type!r} is not supported, only class indices")
+    if unet.config.sample_size is None:
+        raise InputError(f"{source}: unet/config.json has no sample_size, so the image size is unknown")
+
+
+def _load_scheduler(folder: Path, source: str) -> DDPMScheduler:
+    path = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
+    if not path.is_file():
+        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
+    config = _read_json(path)
+    if "beta_schedule" not in config:
+        raise InputError(f"{source}: {config.get('_class_name')} has no beta_schedule, so the model is no DDPM")
+    try:
+        return DDPMScheduler.from_config(config)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not the config of a noise schedule ({' '.join(str(error).split())[:150]})") from error
 
 
 def _classes(
@@ -210,13 +262,12 @@ def _classes(
 ) -> tuple[tuple[str, ...], int | None]:
     if embeddings is None:
         return given, None
+    saved = _saved_names(source, index.get("id2label"))
     if null_class is None:
         null_class = index.get("null_class")
-    if null_class is not None and not 0 <= null_class < embeddings:
+    if null_class is not None and not (isinstance(null_class, int) and 0 <= null_class < embeddings):
         raise InputError(f"--null-class {null_class}: {source} has class embeddings 0 to {embeddings - 1}")
-    names = given
-    if not names and index.get("id2label"):
-        names = tuple(name for _, name in sorted((int(k), v) for k, v in index["id2label"].items()))
+    names = given or saved
     if not names:
         names = tuple(str(i) for i in range(embeddings if null_class is None else embeddings - 1))
     if null_class is None and embeddings == len(names) + 1:
@@ -224,9 +275,23 @@ def _classes(
     expected = embeddings if null_class is None else embeddings - 1
     if len(names) != expected:
         raise InputError(f"{source} has {expected} classes, but {len(names)} class names were given")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{source}: {twice[0]!r} is the name of several classes; give distinct ones with --class-names")
     if null_class is not None and null_class < len(names):
         raise InputError(f"--null-class {null_class}: the null class must be the last index, {embeddings - 1}")
     return names, null_class
+
+
+def _saved_names(source: str, id2label: Any) -> tuple[str, ...]:
+    """Names of a pipeline's ``id2label`` by index; () if it has none."""
+    try:
+        named = {int(index): str(name) for index, name in (id2label or {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{source}: id2label must map class indices to names") from error
+    if sorted(named) != list(range(len(named))):
+        raise InputError(f"{source}: id2label must name the classes 0 to {len(named) - 1}, each once")
+    return tuple(named[index] for index in range(len(named)))
 
 
 def _local_folder(source: str) -> tuple[Path, str | None]:
@@ -251,7 +316,7 @@ def _local_folder(source: str) -> tuple[Path, str | None]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not readable JSON ({error})") from error
     if not isinstance(content, dict):
@@ -263,12 +328,20 @@ def _load_unet(folder: Path, source: str, dtype: torch.dtype) -> UNet2DModel:
     weights = sorted(path.name for path in folder.glob("diffusion_pytorch_model*.safetensors"))
     if not weights:
         raise InputError(f"{source}: no safetensors weights in {folder}; pickled .bin weights are not read")
-    parts = weights[0].split(".")
-    variant = parts[1] if len(parts) > 2 and "-of-" not in parts[1] else None
+    plain = [name for name in weights if name.count(".") == 1]  # beside it a variant (fp16) is the lesser one
+    variant = None if plain else weights[0].split(".")[1].split("-")[0]
     try:
-        return UNet2DModel.from_pretrained(
-            folder, use_safetensors=True, variant=variant, torch_dtype=dtype, low_cpu_mem_usage=False
+        unet, loading = UNet2DModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            variant=variant,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
+        if loading["missing_keys"]:  # diffusers would go on with random numbers there
+            raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
+        return unet
     except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
         raise InputError(
             f"{source}: the weights in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"

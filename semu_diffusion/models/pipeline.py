@@ -70,6 +70,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guidance_scale: w; 1 is no guidance, and the only value a model without a null class takes.
             generator: one generator, or N of them: with one per image, an image does not depend on its batch.
             latents: ``(N, C, H, W)`` starting noise instead of the generator's.
+            num_inference_steps: DDIM steps, at most the number of timesteps the model was trained on.
             output_type: ``"pil"``, ``"np"`` (N, H, W, C in [0, 1]) or ``"pt"`` (N, C, H, W in [0, 1]).
         """
         guided = guidance_scale != 1.0 and class_labels is not None
@@ -81,8 +82,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         device, dtype = self._execution_device, self.unet.dtype
         if latents is None:
             shape = (count, self.unet.config.in_channels, height, width)
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        x = latents.to(device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        # The image stays in float32 whatever the network computes in: half precision would round it at every step.
+        x = latents.to(device=device, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
         labels = None
         if class_labels is not None:
             labels = torch.as_tensor(class_labels, device=device, dtype=torch.long)
@@ -92,12 +94,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
-            noise_pred = self.unet(inputs, t.expand(len(inputs)), class_labels=labels).sample
+            noise_pred = self.unet(inputs.to(dtype), t.expand(len(inputs)), class_labels=labels).sample.float()
             if guided:
                 conditional, unconditional = noise_pred.chunk(2)
                 noise_pred = unconditional + guidance_scale * (conditional - unconditional)
             x = self.scheduler.step(noise_pred, t, x).prev_sample
-        images: Any = (x.float() / 2 + 0.5).clamp(0, 1)
+        images: Any = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()
         if output_type == "pil":

@@ -1,0 +1,179 @@
+"""`semu info | merge | grid | evaluate` on the run folder of a tiny erasure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from saved_models import QUICK, saved_judge, saved_model
+
+from semu_diffusion.models.class_conditional import load_class_conditional
+from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli import main as semu
+from semu_diffusion.pipelines.erase_class import main as erase_class
+from semu_diffusion.pipelines.scoring import Scorer
+
+FEW = ("--images-per-class", "2", "--sampling-steps", "2")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "red"
+    given = ["--model", model_folder, "--classifier", "none", *QUICK, "--lr", "0.3", "--save-images"]
+    assert erase_class([*given, "--forget", "red", "--output", str(folder)]) == 0
+    return folder
+
+
+def refused(capsys: Capture, said: str, code: int) -> None:
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("semu ")
+    assert err.count("\n") == 1
+
+
+def samples(model: Any) -> torch.Tensor:
+    return torch.cat(list(model.sample([0, 1, 2, 3], range(4), steps=2)))
+
+
+def test_info_says_what_a_patch_holds(finished: Path, capsys: Capture) -> None:
+    assert semu(["info", str(finished), "--layers"]) == 0
+    out = capsys.readouterr().out
+    patch = ErasurePatch.load(finished / "patch.safetensors")
+    assert "forget: red" in out
+    assert f"trained parameters: {patch.trained_parameters:,}" in out
+    assert patch.fingerprint.structure in out
+    lines = {line.split()[0]: line for line in out.splitlines() if "|dW|" in line}
+    assert set(lines) == set(patch.layers)
+    for name, line in lines.items():
+        assert float(line.split()[-1]) == pytest.approx(float(patch.delta(name).norm()), abs=1e-4)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_merged_model_is_the_patched_one(tmp_path: Path, finished: Path, model_folder: str, strength: float) -> None:
+    target = tmp_path / "below" / "merged"
+    patch_file = str(finished / "patch.safetensors")
+    assert semu(["merge", patch_file, "--output", str(target), "--strength", str(strength)]) == 0
+    model = load_class_conditional(model_folder)
+    plain = samples(model)
+    ErasurePatch.load(patch_file).scale(strength).apply(model.denoiser)
+    merged = load_class_conditional(target)
+    assert (merged.class_names, merged.null_class) == (model.class_names, model.null_class)
+    weights = model.denoiser.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in merged.denoiser.state_dict().items())
+    assert torch.equal(samples(merged), samples(model))
+    assert not torch.equal(samples(merged), plain)
+    assert ClassConditionalPipeline.from_pretrained(target).labels["red"] == 0
+    assert [path.name for path in target.parent.iterdir()] == ["merged"]
+
+
+def test_merge_needs_a_new_folder_and_the_right_model(
+    tmp_path: Path, finished: Path, model_folder: str, capsys: Capture
+) -> None:
+    refused(capsys, "say where the merged model goes with --output", semu(["merge", str(finished)]))
+    refused(capsys, "exists already", semu(["merge", str(finished), "--output", str(tmp_path)]))
+    merged = str(tmp_path / "merged")
+    assert semu(["merge", str(finished), "--output", merged]) == 0
+    capsys.readouterr()
+    others = {
+        "already merged, or trained further": merged,
+        "weights of": saved_model(tmp_path / "other", seed=1),
+        "this patch was made for another model": saved_model(tmp_path / "wide", block_out_channels=(8, 24)),
+    }
+    for said, other in others.items():
+        for command in (["merge", "--output", str(tmp_path / "no")], ["grid", "--output", str(tmp_path / "no.png")]):
+            refused(capsys, said, semu([command[0], str(finished), "--model", other, *command[1:]]))
+        rest = ["--output", str(tmp_path / "no"), "--classifier", "none"]
+        refused(capsys, said, semu(["evaluate", str(finished), "--model", other, *rest]))
+    assert not list(tmp_path.glob("no*"))
+
+
+def test_files_that_are_no_patch_are_refused(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    whole = (finished / "patch.safetensors").read_bytes()
+    cases = {"half": whole[: len(whole) // 2], "empty": b"", "text": b"no patch at all, just text"}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        for command in ("info", "grid"):
+            refused(capsys, "is not a readable safetensors file", semu([command, str(tmp_path / name)]))
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    refused(capsys, "not a patch of this program", semu(["info", str(tmp_path / "other")]))
+    save_file({"a": torch.zeros(1)}, tmp_path / "damaged", metadata={"semu": '{"format": "semu-patch-1", "layers": {"x": 1}}'})
+    refused(capsys, "damaged", semu(["info", str(tmp_path / "damaged")]))
+    refused(capsys, "no such patch file", semu(["info", str(tmp_path)]))
+
+
+def test_a_grid_shows_before_and_after(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    drawn = []
+    for strength in ("0", "1"):
+        picture = tmp_path / f"{strength}.png"
+        flags = ["--images", "2", "--sampling-steps", "2", "--strength", strength, "--output", str(picture)]
+        assert semu(["grid", str(finished), *flags]) == 0
+        assert capsys.readouterr().out == f"{picture}\n"
+        drawn.append(np.array(Image.open(picture)))
+    assert drawn[0].shape == drawn[1].shape
+    middle = drawn[0].shape[1] // 2
+    assert (drawn[0][:, :middle] == drawn[1][:, :middle]).all()  # left: the original both times
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_evaluate_gives_the_numbers_of_the_run_again(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    folder = tmp_path / "again"
+    assert semu(["evaluate", str(finished), "--classifier", "none", *FEW, "--json", "--output", str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    first = json.loads((finished / "metrics.json").read_text())
+    for name in ("protocol", "before", "after", "side_effects", "fid", "patch"):
+        assert found[name] == first[name]
+    assert found["cost"]["seconds"]["train"] is None
+    assert json.loads((folder / "run.json").read_text())["status"] == "complete"
+    assert (folder / "before_after.png").is_file()
+
+
+def test_evaluate_takes_another_judge_and_refuses_an_existing_folder(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    judge = saved_judge(tmp_path / "judge")
+    arguments = ["evaluate", str(finished), "--classifier", judge, *FEW, "--output", str(tmp_path / "run")]
+    assert semu([*arguments, "--strength", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy on red (erased)" in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"] == metrics["after"]  # at strength 0 nothing is changed
+    assert metrics["side_effects"]["paired_mse"] == 0
+    refused(capsys, "already holds a run", semu(arguments))
+
+
+def test_an_interrupted_evaluation_says_what_it_keeps(
+    tmp_path: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scorer, "score", stop)
+    folder = tmp_path / "run"
+    assert semu(["evaluate", str(finished), "--classifier", "none", *FEW, "--save-images", "--output", str(folder)]) == 130
+    assert f"{folder} keeps images, run.json." in capsys.readouterr().err
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_the_patch_of_an_unconditional_model_can_be_looked_at_again(tmp_path: Path, capsys: Capture) -> None:
+    source = saved_model(tmp_path / "model", names=(), num_class_embeds=None)
+    (tmp_path / "spots").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "spots" / "1.png")
+    given = ["--model", source, "--forget-images", str(tmp_path / "spots"), "--classifier", "none", *QUICK, "--lr", "1e-4"]
+    assert erase_class([*given, "--forget", "spots", "--output", str(tmp_path / "run")]) == 0
+    assert semu(["grid", str(tmp_path / "run"), "--sampling-steps", "2", "--output", str(tmp_path / "grid.png")]) == 0
+    rest = [*FEW, "--classifier", "none", "--output", str(tmp_path / "again")]
+    assert semu(["evaluate", str(tmp_path / "run"), *rest]) == 0
+    assert "forget: spots" not in capsys.readouterr().err

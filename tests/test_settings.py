@@ -1,0 +1,251 @@
+"""Settings: the command line, the config and run.json are one thing, and a wrong one is one line and exit code 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.cli import main as semu
+from semu_diffusion.pipelines.cli import parse as parse_semu
+from semu_diffusion.pipelines.console import run_guarded
+from semu_diffusion.pipelines.erase_class import main, parse, parser
+from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
+
+
+def write_run(folder: Path, config: dict[str, Any]) -> str:
+    path = folder / "run.json"
+    path.write_text(json.dumps({"status": "complete", "config": config}))
+    return str(path)
+
+
+def test_flags_are_the_fields_of_the_config() -> None:
+    flags = {option for action in parser()._actions for option in action.option_strings if not option.startswith("--no-")}
+    fields = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(EraseClassConfig)}
+    assert flags == fields | {"--config", "--help", "-h"}
+
+
+def test_a_command_line_is_a_config() -> None:
+    line = (
+        "--forget cat --forget dog --class-names a,b --class-names c --layers attention,!*.to_q --steps 7 --lr 3e-4"
+        " --no-revival --save-images --max-rank 5 --null-class 3 --protect none"
+    )
+    found = parse(line.split())
+    expected = EraseClassConfig(
+        forget=("cat", "dog"),
+        class_names=("a", "b", "c"),
+        layers=("attention", "!*.to_q"),
+        steps=7,
+        lr=3e-4,
+        save_images=True,
+        max_rank=5,
+        null_class=3,
+        protect="none",
+    )
+    assert found == expected
+
+
+def test_a_class_name_with_a_comma_is_one_class() -> None:
+    assert parse(["--forget", "tench, Tinca tinca"]).forget == ("tench, Tinca tinca",)
+
+
+def test_the_official_preset_is_the_reference_code_and_flags_go_before_it() -> None:
+    found = parse(["--forget", "cat", "--preset", "official", "--steps", "3"])
+    for name, value in PRESETS["official"].items():
+        assert getattr(found, name) == (3 if name == "steps" else value)
+    assert (found.projection, found.rank_rule, found.matricisation) == ("official", "official", "per_channel")
+    assert (found.moving_target, found.lr, PRESETS["official"]["steps"]) == (True, 1e-3, 1000)
+    assert found.lr_decay is False
+    assert parse(["--forget", "cat"]) == parse(["--forget", "cat", "--preset", "default"])
+
+
+def test_a_saved_config_is_replayed_but_not_where_it_was_written(tmp_path: Path) -> None:
+    given = "--forget cat --preset official --layers conv --seed 4 --output here --overwrite --json"
+    config = parse(given.split())
+    saved = write_run(tmp_path, dataclasses.asdict(config))
+    replayed = parse(["--config", saved])
+    assert replayed == dataclasses.replace(config, output=None, overwrite=False, json=False)
+    assert parse(["--config", saved, "--seed", "5", "--output", "there"]) == dataclasses.replace(
+        replayed, seed=5, output="there"
+    )
+    bare = tmp_path / "bare.json"  # the config alone, without the rest of a run.json
+    bare.write_text(json.dumps({"forget": ["cat"], "lr": 1}))
+    assert parse(["--config", str(bare)]) == EraseClassConfig(forget=("cat",), lr=1)
+
+
+def test_flags_replace_what_a_saved_config_lists(tmp_path: Path) -> None:
+    saved = write_run(tmp_path, {"forget": ["cat", "dog"], "layers": ["conv"]})
+    found = parse(["--config", saved, "--forget", "ship"])
+    assert (found.forget, found.layers) == (("ship",), ("conv",))
+
+
+def test_an_unusable_config_file_is_one_line(tmp_path: Path) -> None:
+    good = {"forget": ["cat"]}
+    cases: list[tuple[Any, str]] = [
+        ({**good, "steps": "many"}, 'steps cannot be "many"'),
+        ({**good, "steps": 2.5}, "steps cannot be 2.5"),
+        ({**good, "steps": True}, "steps cannot be true"),
+        ({**good, "steps": None}, "steps cannot be null"),
+        ({**good, "revival": 1}, "revival cannot be 1"),
+        ({**good, "protect": "some"}, 'protect cannot be "some"'),
+        ({"forget": "cat"}, 'forget cannot be "cat"'),
+        ({"forget": [1]}, r"forget cannot be \[1\]"),
+        ({**good, "speed": 1}, "unknown settings speed"),
+        ([1], "holds no config"),
+    ]
+    for config, said in cases:
+        with pytest.raises(InputError, match=said):
+            parse(["--config", write_run(tmp_path, config)])
+    (tmp_path / "broken.json").write_text("{")
+    for path in (tmp_path / "broken.json", tmp_path / "none.json", tmp_path):
+        with pytest.raises(InputError, match="not a readable run"):
+            parse(["--config", str(path)])
+
+
+def test_a_preset_beside_a_config_of_another_is_refused(tmp_path: Path) -> None:
+    saved = write_run(tmp_path, dataclasses.asdict(EraseClassConfig(forget=("cat",))))
+    with pytest.raises(InputError, match="--preset contradicts --config"):
+        parse(["--config", saved, "--preset", "official"])
+    assert parse(["--config", saved, "--preset", "default"]).preset == "default"
+
+
+WRONG = [
+    ("", "nothing to erase: name a class with --forget"),
+    ("--forget a --explained-variance 0", r"--explained-variance 0.0: must lie in \(0, 1\]"),
+    ("--forget a --explained-variance 1.01", "must lie in"),
+    ("--forget a --explained-variance -0.5", "must lie in"),
+    ("--forget a --explained-variance nan", "must lie in"),
+    ("--forget a --protected-energy 0", "--protected-energy 0.0: must lie"),
+    ("--forget a --label-drop 1.5", "--label-drop 1.5: must lie"),
+    ("--forget a --unlabelled 0.7 --adversarial 0.7", "add up to more than 1"),
+    ("--forget a --steps 0", "--steps 0: must be at least 1"),
+    ("--forget a --batch-size -1", "--batch-size -1: must be at least 1"),
+    ("--forget a --images-per-class 0", "--images-per-class 0: must be at least 1"),
+    ("--forget a --eval-batch-size 0", "--eval-batch-size 0: must be at least 1"),
+    ("--forget a --guidance-scale 0.5", "--guidance-scale 0.5: must be at least 1"),
+    ("--forget a --guidance-scale inf", "--guidance-scale inf"),
+    ("--forget a --lr 0", "--lr 0.0: must be a positive number"),
+    ("--forget a --lr inf", "--lr inf: must be a positive number"),
+    ("--forget a --lr 1e38", "that float32 can hold"),
+    ("--forget a --gradient-clip 0", "--gradient-clip 0.0: must be positive"),
+    ("--forget a --retain-weight -1", "--retain-weight -1.0: must not be negative"),
+    ("--forget a --min-rank 9 --max-rank 8", "--max-rank 8: must be at least 1 and not below --min-rank 9"),
+    ("--forget a --max-rank 0", "--max-rank 0: must be at least 1"),
+    ("--forget a --seed -1", "--seed -1: must lie in"),
+    ("--forget a --revival --classifier none", "contradicts --classifier none"),
+    ("--forget a --anchor b --target random", "--anchor contradicts --target random"),
+    ("--forget a --protect everything", "invalid choice: 'everything'"),
+    ("--forget a --steps many", "argument --steps: invalid int value: 'many'"),
+    ("--forget", "expected one argument"),
+    ("--forget a --step 3", "unrecognized arguments: --step 3"),
+    ("--forget a --config none.json", "not a readable run.json"),
+]
+
+
+def exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """As a shell sees it: argparse leaves by SystemExit, our own checks by the return value."""
+    try:
+        return command(argv)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    line: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(main, line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("erase-class: ")
+    assert err.count("\n") == 1
+    assert re.search(said, err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["delete"], "invalid choice: 'delete'"),
+        (["train"], "the following arguments are required: MODEL"),
+        (["train", "vae"], "invalid choice: 'vae'"),
+        (["info"], "the following arguments are required: PATCH"),
+        (["info", "nothing.safetensors"], "nothing.safetensors: no such patch file"),
+        (["merge", "x", "--strength", "much"], "invalid float value: 'much'"),
+        (["grid", "x", "--images", "0"], "must be at least 1"),
+        (["benchmark", "--methods", "magic"], "--methods magic: unknown; there are default, "),
+        (["benchmark", "--images-per-class", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_semu_commands_are_one_line_and_exit_code_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(semu, argv) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("semu")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "merge", "grid", "evaluate", "benchmark", "benchmark-subspace", "train"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(semu, [command, "--help"]) == 0
+    assert f"usage: semu {command}" in capsys.readouterr().out
+
+
+def test_semu_parses_without_running(tmp_path: Path) -> None:
+    found = parse_semu(["merge", str(tmp_path), "--output", "there", "--strength", "0.5"])
+    assert found.patch == tmp_path / "patch.safetensors"  # a run folder stands for its patch
+    assert (found.config.output, found.config.strength) == ("there", 0.5)
+    assert parse_semu(["benchmark", "--classes", "cat,dog"]).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InputError("two\nlines"), "prog: two lines"),
+        (PermissionError(errno.EACCES, "denied", "here"), "prog: no permission to write or read here"),
+        (OSError(errno.ENOSPC, "full", "there"), r"prog: no space left on the device \(there\)"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "prog: no space left on the device"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "prog: a/b: Not a directory"),
+    ],
+)
+def test_trouble_with_files_is_one_line_and_exit_code_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> int:
+        raise error
+
+    assert run_guarded("prog", job) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert re.search(said, err)
+
+
+def test_an_error_in_the_program_is_not_hidden() -> None:
+    for error in (ValueError("a bug"), OSError("no file was named")):
+
+        def job(error: Exception = error) -> int:
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            run_guarded("prog", job)
+
+
+def test_ctrl_c_before_anything_was_written_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> int:
+        raise KeyboardInterrupt
+
+    assert run_guarded("prog", job) == 130
+    assert "prog: stopped by Ctrl-C. Nothing was written." in capsys.readouterr().err
