@@ -33,6 +33,7 @@ from semu_diffusion.pipelines.image_sets import (
     kept_batches,
     kept_images,
     training_images,
+    with_anchor_images,
 )
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
@@ -102,10 +103,10 @@ def erase_classes(
     clock = _Clock()
     generator = torch.Generator().manual_seed(config.seed)
     layers = select_layers(model.denoiser, config.layers)
-    precision = autocast(config.precision, model.device)
     with clock.measure("collect"):
         forget_set = training_images(model, config, forget, forget_set, progress)
         anchors = anchors_of(model, config, target, forget, kept, forget_set, generator)
+        forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
         if (config.protect == "null-space" or config.retain == "self") and retain_set is None:
             retain_set = kept_images(model, config, kept, progress)
         gradients = _forget_gradient(

@@ -13,7 +13,7 @@ from semu_diffusion.pipelines.image_sets import Images, noisy
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
-__all__ = ["anchors_of", "check_objective", "nearest_class", "target_of", "training_loss"]
+__all__ = ["anchors_of", "check_objective", "middle_class", "target_of", "training_loss"]
 
 CANDIDATES = 16  # classes compared by their predictions when the nearest is looked for
 
@@ -39,13 +39,13 @@ def anchors_of(
     forget_set: Images,
     generator: torch.Generator,
 ) -> dict[int, int]:
-    """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or the nearest kept class."""
+    """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or `middle_class`."""
     anchor = _given_anchor(model, config, target, forget, kept)
     if target != "fixed":
         return {}
     if anchor is not None:
         return dict.fromkeys(forget, anchor)
-    return {erased: nearest_class(model, erased, kept, forget_set, generator) for erased in forget}
+    return {erased: middle_class(model, erased, kept, forget_set, generator) for erased in forget}
 
 
 def _given_anchor(
@@ -72,13 +72,13 @@ def check_objective(model: ClassConditional, config: EraseClassConfig, forget: S
         raise InputError("--unlabelled needs a null class, and the model has none")
 
 
-def nearest_class(
+def middle_class(
     model: ClassConditional, erased: int, kept: Sequence[int], forget_set: Images, generator: torch.Generator
 ) -> int:
-    """The kept class k whose predictions on noised forget images are nearest.
+    """The kept class k at the median of the distances E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2 on noised forget images.
 
-    argmin E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2 over k. The nearest needs the smallest update.
-    Of many classes only those with the nearest embeddings are compared.
+    The nearest would need the smallest update but may be mistaken for the erased class (a dog for a cat); the farthest would
+    need the largest. Of many classes only those with the nearest embeddings are compared.
     """
     rows = model.class_vectors(torch.tensor([erased, *kept], device=model.device))
     near = (rows[1:] - rows[0]).norm(dim=1).argsort()[:CANDIDATES].tolist()
@@ -91,7 +91,7 @@ def nearest_class(
         for k in sorted(kept[i] for i in near):
             other = model.predict(batch.x_t, batch.t, torch.full_like(batch.condition, k))
             distances[k] = float(((own - other).square().flatten(1).mean(1) * weight).mean())
-    return min(distances, key=lambda k: distances[k])
+    return sorted(distances, key=lambda k: distances[k])[len(distances) // 2]
 
 
 def training_loss(
@@ -135,7 +135,9 @@ def training_loss(
             if attack is not None:
                 condition = attack.mix(batch, condition)
             weight = model.image_weight(batch.t) if config.weighting == "image" else None
-            batch = NoisyBatch(batch.x_t, batch.t, condition, batch.target, anchor, weight)
+            batch = NoisyBatch(
+                batch.x_t, batch.t, condition, batch.target, anchor, weight, away=labels, overshoot=config.overshoot
+            )
             objective = gradient_ascent if target == "ascent" else relabel
             parts["forget"] = objective(model.predict, model.predict if config.moving_target else original, batch)
             if retain_set is not None and config.retain != "none":

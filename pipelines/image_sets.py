@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "noisy",
     "self_made",
     "training_images",
+    "with_anchor_images",
 ]
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -116,6 +117,27 @@ def training_images(
     return _made(model, forget, count, 1, config, progress, "forget set")
 
 
+def with_anchor_images(
+    model: ClassConditional,
+    config: EraseClassConfig,
+    forget_set: Images,
+    anchors: Mapping[int, int],
+    progress: Progress | None = None,
+) -> Images:
+    """The forget set and images of each class's anchor, labelled as the erased class.
+
+    Once the erasure works, sampling the erased class leads to the anchor's images: there too the label must mean the anchor,
+    or it would pull them back.
+    """
+    images, labels = [forget_set.images], [forget_set.labels]
+    for stream, (erased, anchor) in enumerate(anchors.items()):
+        if config.anchor_samples:
+            made = _made(model, [anchor], config.anchor_samples, 3, config, progress, "anchor samples", stream)
+            images.append(made.images)
+            labels.append(torch.full_like(made.labels, erased))
+    return Images(torch.cat(images), torch.cat(labels))
+
+
 def kept_images(
     model: ClassConditional, config: EraseClassConfig, kept: Sequence[int], progress: Progress | None = None
 ) -> Images:
@@ -135,8 +157,9 @@ def _made(
     config: EraseClassConfig,
     progress: Progress | None,
     stage: str,
+    offset: int = 0,
 ) -> Images:
-    seed = _seed(config, stream)
+    seed = _seed(config, stream) + 100_000 * offset
     return self_made(
         model, classes, count, seed, config.guidance_scale, precision=config.precision, progress=progress, stage=stage
     )

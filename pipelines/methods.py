@@ -17,7 +17,7 @@ from semu_diffusion.peers.embedding_copy import copy_class_embedding
 from semu_diffusion.peers.fine_tuning import fine_tune
 from semu_diffusion.pipelines.class_erasure import erase_classes
 from semu_diffusion.pipelines.class_objective import anchors_of, target_of, training_loss
-from semu_diffusion.pipelines.image_sets import Progress, kept_images, training_images
+from semu_diffusion.pipelines.image_sets import Progress, kept_images, training_images, with_anchor_images
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
 
 __all__ = ["METHODS", "Edit", "Made", "make_edit"]
@@ -80,6 +80,7 @@ def _fine_tuned(model: ClassConditional, forget: Sequence[int], config: EraseCla
     collected = time.perf_counter()
     frozen = dataclasses.replace(model, pipeline=copy.deepcopy(model.pipeline))
     anchors = anchors_of(model, config, target, forget, kept, forget_set, generator)
+    forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
     loss = training_loss(model, config, target, frozen.predict, forget_set, retain_set, anchors, kept, generator)
     edit = _finish(fine_tune(model.denoiser, loss, config.steps, config.lr), config.steps, progress)
     return Made(edit, {"collect": collected - start, "train": time.perf_counter() - collected})

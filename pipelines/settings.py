@@ -121,7 +121,7 @@ class EraseClassConfig(EvaluationConfig):
         "exact", "removal of the gradient's part along the weight", group="subspace"
     )
     protected_energy: float = option(
-        0.99, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
+        0.98, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
     )
 
     target: Literal["auto", "fixed", "random", "unconditional", "ascent"] = option(
@@ -131,7 +131,10 @@ class EraseClassConfig(EvaluationConfig):
         group="training",
     )
     anchor: str | None = option(
-        None, "the other class of --target fixed (default: the nearest)", metavar="CLASS", group="training"
+        None, "the other class of --target fixed (default: the one at median distance)", metavar="CLASS", group="training"
+    )
+    overshoot: float = option(
+        1.0, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
     )
     weighting: Literal["image", "noise"] = option(
         "image", "weigh the error as seen in the image (middle timesteps count most) or in the noise", group="training"
@@ -153,10 +156,13 @@ class EraseClassConfig(EvaluationConfig):
     )
     retain_weight: float = option(1.0, "alpha of the retain term", metavar="ALPHA", group="training")
     forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
+    anchor_samples: int = option(
+        32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
+    )
     kept_samples: int = option(90, "images the model makes of kept classes", metavar="N", group="training")
-    steps: int = option(100, "training steps", metavar="N", group="training")
+    steps: int = option(110, "training steps", metavar="N", group="training")
     batch_size: int = option(32, "images in a training step", metavar="N", group="training")
-    lr: float = option(1e-2, "Adam's learning rate for R", metavar="LR", group="training")
+    lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
     lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
     gradient_clip: float | None = option(
         None, "bound on the norm of each batch's forget gradient", metavar="NORM", group="training"
@@ -214,6 +220,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_rank": None,
         "matricisation": "per_channel",
         "gradient": "denoising",
+        "anchor_samples": 0,
+        "overshoot": 0.0,
         "projection": "official",
         "protect": "none",
         "target": "random",

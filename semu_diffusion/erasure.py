@@ -6,6 +6,7 @@ and may stop at any step; the patch is what the generator returns.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from semu_diffusion.subspace import Subspace
 
 __all__ = ["Diverged", "PatchedLayers", "Step", "erase"]
 
-STORED = torch.float16  # dtype of the frozen factors, in training as on disk, so that a saved patch is the trained one
+LEVELS = 127  # the frozen factors are rounded to int8 before training, so that a saved patch is the trained one
 
 
 class Diverged(RuntimeError):
@@ -56,19 +57,28 @@ class PatchedLayers:
         modules = dict(model.named_modules())
         self.subspaces = {name: space for name, space in subspaces.items() if space.ranks.any()}
         self.layers: dict[str, Any] = {name: modules[name] for name in self.subspaces}
-        self.left, self.right, self.core = {}, {}, {}
+        self.left: dict[str, torch.Tensor] = {}
+        self.right: dict[str, torch.Tensor] = {}
+        self.core: dict[str, torch.Tensor] = {}
+        self._scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, space in self.subspaces.items():
-            weight = self.layers[name].weight
-            self.left[name] = space.left.to(weight.device, STORED)
-            self.right[name] = space.right.to(weight.device, STORED)
+            device = self.layers[name].weight.device
+            self.left[name], left_scale = _rounded(space.left.to(device).float())
+            self.right[name], right_scale = _rounded(space.right.to(device).float())
+            self._scales[name] = (left_scale, right_scale)
             width = space.left.shape[-1]
-            self.core[name] = torch.zeros(len(space.left), width, width, device=weight.device)
+            self.core[name] = torch.zeros(len(space.left), width, width, device=device)
         self.enabled = True
         self._attached = False
 
     def parameters(self) -> list[torch.Tensor]:
         """The trained R of every layer."""
         return list(self.core.values())
+
+    def scaled_core(self, name: str) -> torch.Tensor:
+        """R (C, r, r) as it stands between the int8 factors: with their scales multiplied in."""
+        left_scale, right_scale = self._scales[name]
+        return left_scale[:, :, None] * self.core[name] * right_scale[:, None, :]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -103,16 +113,16 @@ class PatchedLayers:
             self.enabled = before
 
     def _forward(self, name: str, layer: Any, plain: Callable[..., Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-        left, right, core = self.left[name].float(), self.right[name].float(), self.core[name]
+        left, right = self.left[name].float(), self.right[name].float()
         space = self.subspaces[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             if not self.enabled:
                 return plain(x)
             if _factored_is_cheaper(layer, space, x):
-                return plain(x) + _thin(layer, x, right[0], (left[0] @ core[0]))
+                return plain(x) + _thin(layer, x, right[0], left[0] @ self.scaled_core(name)[0])
             with torch.autocast(x.device.type, enabled=False):
-                delta = from_matrices(left @ core @ right.transpose(1, 2), space.shape, space.matricisation)
+                delta = from_matrices(left @ self.scaled_core(name) @ right.transpose(1, 2), space.shape, space.matricisation)
                 dtype = layer.weight.dtype  # summed wide and rounded once, as `ErasurePatch.apply` does
                 weight = (layer.weight.to(torch.promote_types(dtype, torch.float32)) + delta).to(dtype)
             if isinstance(layer, nn.Linear):
@@ -126,7 +136,7 @@ class PatchedLayers:
         layers = {
             name: LayerPatch(
                 left=self.left[name].cpu(),
-                core=self.core[name].detach().cpu().clone(),
+                core=self.scaled_core(name).detach().cpu(),
                 right=self.right[name].cpu(),
                 ranks=space.ranks,
                 shape=space.shape,
@@ -135,6 +145,13 @@ class PatchedLayers:
             for name, space in self.subspaces.items()
         }
         return ErasurePatch(layers, Fingerprint.of(self.model, layers), dict(metadata or {}))
+
+
+def _rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 columns (C, m, r) and their scales (C, r). Training sees the rounded subspace, so saving it loses nothing."""
+    scale = factor.abs().amax(dim=1) / LEVELS
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (factor / safe[:, None, :]).round().to(torch.int8), scale
 
 
 def _factored_is_cheaper(layer: Any, space: Subspace, x: torch.Tensor) -> bool:
@@ -157,6 +174,17 @@ def _thin(layer: Any, x: torch.Tensor, right: torch.Tensor, left: torch.Tensor) 
     return F.conv2d(thin, left[:, :, None, None].to(thin.dtype))
 
 
+WARMUP = 0.15  # Adam's first steps are as long as its learning rate, whatever the gradient: begin with short ones
+
+
+def _rate(done: int, steps: int) -> float:
+    """Factor on the learning rate after ``done`` of ``steps``: a linear warm-up, then a cosine to zero."""
+    warm = max(1, round(WARMUP * steps))
+    if done < warm:
+        return (done + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(steps - warm, 1)))
+
+
 def erase(
     patched: PatchedLayers,
     loss: Callable[[int], Mapping[str, torch.Tensor]],
@@ -175,8 +203,8 @@ def erase(
     Raises Diverged on a loss or gradient that is not finite.
     """
     core = patched.parameters()
-    optimizer = torch.optim.Adam(core, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1)) if decay else None
+    optimizer = torch.optim.Adam(core, lr=learning_rate, betas=(0.9, 0.99) if decay else (0.9, 0.999))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done, steps)) if decay else None
     start = time.perf_counter()
     for parameter in core:
         parameter.requires_grad_(True)

@@ -23,7 +23,8 @@ class NoisyBatch:
     """Noised images ``x_t`` (N, C, H, W) at ``t`` (N,), their ``condition``, and what a prediction should be.
 
     ``condition`` and ``anchor`` are whatever the model's adapter takes (class indices, prompt embeddings). ``target`` is
-    the network's training target (the noise, for epsilon-prediction). ``weight`` (N,) weighs the images in `relabel`.
+    the network's training target (the noise, for epsilon-prediction). ``weight`` (N,) weighs the images in `relabel`,
+    ``overshoot`` and ``away`` carry its target beyond the anchor.
     """
 
     x_t: torch.Tensor
@@ -32,13 +33,21 @@ class NoisyBatch:
     target: torch.Tensor
     anchor: Any = None
     weight: torch.Tensor | None = None
+    away: Any = None
+    overshoot: float = 0.0
 
 
 def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
-    r"""E w_t ||eps'(x_t, t, c) - sg eps(x_t, t, p)||^2: on the forget images, answer as the original would for the anchor."""
+    r"""E w_t ||eps'(x_t, t, c) - sg[eps(x_t, t, p) + eta (eps(x_t, t, p) - eps(x_t, t, a))]||^2.
+
+    On the forget images, answer as the original would for the anchor p, and go on by the overshoot eta in the direction
+    from the erased condition a to the anchor: an anchor that looks a little like the erased class is not enough.
+    """
     with torch.no_grad():
-        target = original(batch.x_t, batch.t, batch.anchor)
-    errors = (predict(batch.x_t, batch.t, batch.condition).float() - target.float()).square().flatten(1).mean(1)
+        target = original(batch.x_t, batch.t, batch.anchor).float()
+        if batch.overshoot:
+            target = target + batch.overshoot * (target - original(batch.x_t, batch.t, batch.away).float())
+    errors = (predict(batch.x_t, batch.t, batch.condition).float() - target).square().flatten(1).mean(1)
     return (errors if batch.weight is None else errors * batch.weight).mean()
 
 
