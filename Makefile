@@ -5,9 +5,9 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-DEMO_FLAGS ?= --forget cat
-BENCH_FLAGS ?= --output docs/results.md
-FIGURES_FLAGS ?= --forget cat --images-per-class 50 --sampling-steps 50 --output runs/figures --overwrite
+DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
+BENCH_FLAGS ?= --output docs/results.md --images-per-class 20 --sampling-steps 20 --others cat --official-steps 60
+FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20 --output runs/figures
 
 # Folders that are installed under another name; the rest of the map is in pyproject.toml.
 ROOMS = pipelines eval assets
@@ -45,6 +45,7 @@ bench: $(VENV)/installed-dev ## erase each class in turn, beside the other metho
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
+	@rm -rf runs/figures
 	@$(BIN)/erase-class $(FIGURES_FLAGS)
 	@cp runs/figures/before_after.png assets/before_after.png
 

@@ -15,7 +15,7 @@ from semu_diffusion.pipelines.settings import EraseClassConfig
 
 __all__ = ["anchors_of", "check_objective", "middle_class", "target_of", "training_loss"]
 
-CANDIDATES = 16  # classes compared by their predictions when the nearest is looked for
+CANDIDATES = 16  # classes compared by their predictions when an anchor is looked for
 
 
 def target_of(model: ClassConditional, config: EraseClassConfig) -> str:

@@ -1,6 +1,7 @@
 r"""A patch as LoRA: with the ``full`` matricisation the update U R V^T of rank r is exactly one.
 
-R = P S Q^T (a tiny SVD) gives balanced factors  up = U P sqrt(S) (m, r),  down = sqrt(S) Q^T V^T (r, n); for a convolution
+With U and V made orthonormal (the stored ones are rounded), the tiny SVD R = P S Q^T gives balanced factors
+up = U P sqrt(S) (m, r),  down = sqrt(S) Q^T V^T (r, n); for a convolution
 down is reshaped to (r, in, kh, kw) and up to (m, r, 1, 1). The same SVD gives the exact spectrum of the update.
 """
 
@@ -28,11 +29,13 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor
     """
     if len(layer.core) != 1:
         raise InputError("a patch with per-channel convolutions is not a LoRA: erase with --matricisation full to export one")
-    p, s, qt = torch.linalg.svd(layer.core[0].double())
+    left, left_rest = torch.linalg.qr(layer.left[0].double())
+    right, right_rest = torch.linalg.qr(layer.right[0].double())
+    p, s, qt = torch.linalg.svd(left_rest @ layer.core[0].double() @ right_rest.T)
     rank = max(int((s > s.max() * 1e-7).sum()), 1)
     root = s[:rank].sqrt()
-    up = layer.left[0].double() @ p[:, :rank] * root * strength
-    down = root[:, None] * qt[:rank] @ layer.right[0].double().T
+    up = left @ p[:, :rank] * root * strength
+    down = root[:, None] * qt[:rank] @ right.T
     return up.float(), down.float()
 
 

@@ -284,8 +284,8 @@ def test_a_saved_patch_is_the_same_to_the_last_bit(matricisation, tmp_path: Path
 def test_counts_are_those_of_the_factors() -> None:
     patch = random_patch(net(), rank=2)
     assert patch.trained_parameters == 3 * 4
-    halves = 2 * 2 * ((8 + 27) + (4 + 8) + (2 + 4))  # U and V in half precision, 2 columns each
-    assert patch.nbytes == halves + 3 * (4 * 4 + 8)  # R in float32, a rank in int64
+    factors = 2 * ((8 + 27) + (4 + 8) + (2 + 4))  # U and V in int8, 2 columns each
+    assert patch.nbytes == factors + 3 * (4 * 4 + 8)  # R in float32, a rank in int64
 
 
 @pytest.mark.parametrize("content", [b"", b"just some text\nin two lines\n", b"\x10\0\0\0\0\0\0\0{broken", b"{}"])
