@@ -109,9 +109,7 @@ def erase_classes(
         forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
         if (config.protect == "null-space" or config.retain == "self") and retain_set is None:
             retain_set = kept_images(model, config, kept, progress)
-        gradients = _forget_gradient(
-            model, config, target, layers, forget_set, retain_set, anchors, kept, generator, progress
-        )
+        gradients = _forget_gradient(model, config, target, layers, forget_set, retain_set, anchors, kept, generator, progress)
         moments: dict[str, InputMoments] = {}
         if config.protect == "null-space":
             assert retain_set is not None

@@ -36,5 +36,3 @@ def tiny_model(seed: int = 0, names: tuple[str, ...] = NAMES, **changes: object)
     pipeline = ClassConditionalPipeline(unet, scheduler, dict(enumerate(names)), null)
     pipeline.set_progress_bar_config(disable=True)
     return ClassConditional(pipeline, names, null, "tiny")
-
-
