@@ -100,7 +100,7 @@ def draw(
     caption = f"same seeds · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
     if scores is not None and scores[0]["forget_accuracy"] is not None and scores[0]["retain_accuracy"] is not None:
         (a, b), (c, d) = ([score[key] for score in scores] for key in ("forget_accuracy", "retain_accuracy"))
-        caption += f" · judged right: erased {a:.0%} → {b:.0%}, kept {c:.0%} → {d:.0%}"
+        caption += f" · judged right, before to after: erased {a:.0%} to {b:.0%}, kept {c:.0%} to {d:.0%}"
     if before.by_class:
         rows = [{name: images[:GRID_IMAGES] for name, images in s.by_class.items()} for s in (before, after)]
     else:

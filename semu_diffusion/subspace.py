@@ -140,36 +140,39 @@ def _randomised(
     explained_variance: float,
     max_rank: int | None,
     generator: torch.Generator | None,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-7,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """Subspace iteration on a growing random range; None where the Gram matrix would be cheaper.
 
-    Each width is iterated until its captured energy ||Q^T G||^2 stands still to ``tolerance`` of the total, so that the
-    leading directions are converged, not merely near; the width doubles until that energy reaches gamma, or until it
-    holds ``max_rank`` directions and a margin.
+    A width that does not hold gamma of the energy after two iterations (nor ``max_rank`` directions and a margin) is doubled
+    at once. Otherwise it is iterated until the energy of the directions that will be kept, and of them alone, stands still to
+    ``tolerance`` of the total: the noise beyond them turns for ever.
     """
     m, n = matrix.shape
     generator = generator or torch.Generator().manual_seed(0)
-    width = min(24, min(m, n))
-    limit = min(m, n) // 3
+    width, limit = min(40, min(m, n) // 3), min(m, n) // 3
     basis = torch.empty(m, 0, dtype=matrix.dtype, device=matrix.device)
     while width <= limit:
         new = torch.randn(n, width - basis.shape[1], generator=generator).to(matrix)
         basis = torch.linalg.qr(torch.cat([basis, matrix @ new], 1)).Q
-        captured = 0.0
-        for _ in range(12):
-            right = torch.linalg.qr(matrix.T @ basis).Q
-            image = matrix @ right
-            energy = float(image.double().square().sum())
-            basis = torch.linalg.qr(image).Q
-            if energy - captured <= tolerance * total:
-                break
-            captured = energy
-        reached = energy >= explained_variance * total
-        if reached or (max_rank is not None and width >= 2 * max_rank + 8):
-            rows = basis.T @ matrix
-            left, energies, small = _from_gram(rows)
-            return basis @ left, energies, small
+        before, still = 0.0, 0
+        for iteration in range(16):
+            image = matrix @ torch.linalg.qr(matrix.T @ basis).Q
+            basis, rest = torch.linalg.qr(image)
+            share = torch.linalg.eigvalsh(rest.double() @ rest.double().T).flip(0).cumsum(0) / total
+            kept = int((share < explained_variance).sum()) + 1
+            if max_rank is not None and width >= 2 * max_rank + 8:
+                kept = min(kept, max_rank)
+            if kept > width:
+                if iteration:
+                    break
+                continue
+            now = float(share[kept - 1])
+            still = still + 1 if now - before <= tolerance else 0
+            if still == 2:  # an angle converges half as fast as its energy
+                left, energies, small = _from_gram(basis.T @ matrix)
+                return basis @ left, energies, small
+            before = now
         width *= 2
     return None
 
