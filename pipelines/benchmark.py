@@ -25,7 +25,7 @@ __all__ = ["BenchmarkConfig", "main", "parse", "run"]
 
 EXAMPLES = (
     "semu benchmark --output docs/results.md",
-    "semu benchmark --classes cat,ship --methods default,unprotected,copy --images-per-class 20 --output runs/small.md",
+    "semu benchmark --classes cat,ship --methods default,copy --work runs/small --output runs/small.md",
 )
 ALL_METHODS = ("default", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain")
 
@@ -34,10 +34,8 @@ ALL_METHODS = ("default", "unprotected", "official", "copy", "fine-tune", "fine-
 class BenchmarkConfig(ModelConfig):
     """What is compared, and by how many samples."""
 
-    output: str = option(
-        "docs/results.md", "Markdown file for the table; rows.jsonl and run folders go to --work", metavar="FILE"
-    )
-    work: str = option("runs/benchmark", "folder for the measured rows; an earlier benchmark there is continued", metavar="DIR")
+    output: str = option("docs/results.md", "Markdown file for the table; rows.jsonl goes to --work", metavar="FILE")
+    work: str = option("docs/benchmark", "folder for the measured rows; an earlier benchmark there is continued", metavar="DIR")
     methods: tuple[str, ...] = option(ALL_METHODS, "methods to compare", metavar="A,B,…", comma=True)
     classes: tuple[str, ...] = option((), "classes to erase, one at a time (default: all)", metavar="A,B,…", comma=True)
     others: tuple[str, ...] = option(

@@ -43,7 +43,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         + (_revival(protocol["revival"]) if "revival" in protocol else "")
         + f"`official` was trained for {found[0]['official_steps']} steps (the reference code: 1,000)."
     )
-    text += ["", WORDS, "", "## By method (means over the classes both were run on are in the rows below)", ""]
+    text += ["", WORDS, "", "## By method (in brackets: how many classes the means are over)", ""]
     text.append(HEADER.format(first="method (classes)"))
     for method, (words, _) in METHODS.items():
         group = [row for row in rows if row["method"] == method]
