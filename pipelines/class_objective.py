@@ -9,7 +9,7 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
-from semu_diffusion.pipelines.image_sets import Images, noisy
+from semu_diffusion.pipelines.image_sets import Images, noisy, partly_unlabelled
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
@@ -114,6 +114,14 @@ def training_loss(
     table = table.to(model.device)
     attack = _Attack(model, config, generator) if config.adversarial else None
 
+    def retain(batch: NoisyBatch) -> torch.Tensor:
+        """Images that the model made say no more than the model does: keep its predictions, which have no noise in them."""
+        if config.retain != "self":
+            return denoising(model.predict, batch)
+        weight = model.image_weight(batch.t) if config.weighting == "image" else None
+        same = NoisyBatch(batch.x_t, batch.t, batch.condition, batch.target, batch.condition, weight)
+        return relabel(model.predict, original, same)
+
     def loss(step: int) -> Mapping[str, torch.Tensor]:
         images, labels = forget_set.draw(config.batch_size, generator)
         batch = noisy(model, images, labels, generator)
@@ -142,11 +150,13 @@ def training_loss(
             parts["forget"] = objective(model.predict, model.predict if config.moving_target else original, batch)
             if retain_set is not None and config.retain != "none":
                 kept_images, kept_labels = retain_set.draw(config.batch_size, generator)
-                if config.label_drop and model.null_class is not None:
+                if config.retain == "self":
+                    kept_labels = partly_unlabelled(model, kept_labels)
+                elif config.label_drop and model.null_class is not None:
                     dropped = torch.rand(len(kept_labels), generator=generator) < config.label_drop
                     kept_labels = torch.where(dropped.to(kept_labels.device), model.null_class, kept_labels)
                 kept_batch = noisy(model, kept_images, kept_labels, generator)
-                parts["retain"] = config.retain_weight * denoising(model.predict, kept_batch)
+                parts["retain"] = config.retain_weight * retain(kept_batch)
         return parts
 
     return loss

@@ -187,10 +187,16 @@ def forget_batches(
 def kept_batches(model: ClassConditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
     """Kept samples with their own label and, a quarter of them, without one: both are predictions worth protecting."""
     for start in range(0, len(kept.images), BATCH):
-        labels = kept.labels[start : start + BATCH].clone()
-        if model.null_class is not None:
-            labels[::4] = model.null_class
-        yield noisy(model, kept.images[start : start + BATCH], labels, generator)
+        part = slice(start, start + BATCH)
+        yield noisy(model, kept.images[part], partly_unlabelled(model, kept.labels[part]), generator)
+
+
+def partly_unlabelled(model: ClassConditional, labels: torch.Tensor) -> torch.Tensor:
+    """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions."""
+    labels = labels.clone()
+    if model.null_class is not None:
+        labels[::4] = model.null_class
+    return labels
 
 
 def _seed(config: EraseClassConfig, stream: int) -> int:
