@@ -27,7 +27,7 @@ EXAMPLES = (
     "semu benchmark --output docs/results.md",
     "semu benchmark --classes cat,ship --methods default,copy --work runs/small --output runs/small.md",
 )
-ALL_METHODS = ("default", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain")
+ALL_METHODS = ("default", "null-space", "retain", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def erase_classes(
         forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
         if (config.protect == "null-space" or config.retain == "self") and retain_set is None:
             retain_set = kept_images(model, config, kept, progress)
-        gradients = _forget_gradient(model, config, target, layers, forget_set, retain_set, anchors, kept, generator, progress)
+        gradients = _forget_gradient(model, config, target, layers, forget_set, anchors, kept, generator, progress)
         moments: dict[str, InputMoments] = {}
         if config.protect == "null-space":
             assert retain_set is not None
@@ -194,13 +194,12 @@ def _forget_gradient(
     target: str,
     layers: Mapping[str, Any],
     forget_set: Images,
-    retain_set: Images | None,
     anchors: Mapping[int, int],
     kept: Sequence[int],
     generator: torch.Generator,
     progress: Progress | None,
 ) -> dict[str, torch.Tensor]:
-    """The gradient whose subspace is kept: of the guided denoising loss, as in SEMU, or of the training objective itself.
+    """The gradient whose subspace is kept: of the guided denoising loss, as in SEMU, or of the training's forget term.
 
     At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
     """
@@ -213,7 +212,7 @@ def _forget_gradient(
                 lambda batch: _guided_loss(model, batch, config.guidance_scale),
                 clip=config.gradient_clip,
             )
-        loss = training_loss(model, config, target, model.predict, forget_set, retain_set, anchors, kept, generator)
+        loss = training_loss(model, config, target, model.predict, forget_set, None, anchors, kept, generator)
         steps = range(OBJECTIVE_BATCHES)
 
         def counted() -> Iterator[int]:
@@ -223,7 +222,7 @@ def _forget_gradient(
                     progress("gradient", step + 1, len(steps))
 
         return collect_gradients(
-            model.denoiser, layers, counted(), lambda step: torch.stack(list(loss(step).values())).sum(), config.gradient_clip
+            model.denoiser, layers, counted(), lambda step: loss(step)["forget"], config.gradient_clip
         )
 
 

@@ -45,11 +45,13 @@ class Made:
 # name -> (what it is, settings that differ from the default's)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("SEMU, the default", {}),
-    "unprotected": ("SEMU, nothing protected", {"protect": "none"}),
+    "null-space": ("SEMU, null space only", {"retain": "none"}),
+    "retain": ("SEMU, retain term only", {"protect": "none"}),
+    "unprotected": ("SEMU, nothing protected", {"protect": "none", "retain": "none"}),
     "official": ("SEMU, the reference code's choices", PRESETS["official"]),
     "copy": ("class-embedding copy (trivial)", {}),
-    "fine-tune": ("all weights, same objective", {"lr": 1e-4}),
-    "fine-tune-retain": ("all weights, self-made retain term", {"lr": 1e-4, "retain": "self"}),
+    "fine-tune": ("all weights, same objective", {"lr": 1e-4, "retain": "none"}),
+    "fine-tune-retain": ("all weights, self-made retain term", {"lr": 1e-4}),
 }
 
 

@@ -224,6 +224,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "overshoot": 0.0,
         "projection": "official",
         "protect": "none",
+        "retain": "none",
         "target": "random",
         "weighting": "noise",
         "moving_target": True,

@@ -74,7 +74,7 @@ class InputMoments:
         assert self.trace is not None
         total = (self.trace / self.count).clamp_min(1e-30)[:, None]
         before = torch.cumsum(values, -1) - values  # energy held before this vector is taken
-        taken = (before < share * total - 1e-7 * total) & (values > 0)
+        taken = (before < share * total - 1e-7 * total) & (values > 0) & (self.trace > 0)[:, None]  # rounding is no energy
         width = int(taken.sum(-1).max())
         return vectors[..., :width] * taken[:, None, :width].to(vectors)
 

