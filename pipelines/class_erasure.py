@@ -221,9 +221,7 @@ def _forget_gradient(
                 if progress is not None:
                     progress("gradient", step + 1, len(steps))
 
-        return collect_gradients(
-            model.denoiser, layers, counted(), lambda step: loss(step)["forget"], config.gradient_clip
-        )
+        return collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], config.gradient_clip)
 
 
 def _guided_loss(model: ClassConditional, batch: NoisyBatch, guidance_scale: float) -> torch.Tensor:

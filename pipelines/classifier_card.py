@@ -59,6 +59,7 @@ def _card(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: Any,
         for name in ("batch_size", "lr", "warmup", "momentum", "weight_decay", "label_smoothing", "shift", "cutout", "flip")
     }
     parameters = sum(p.numel() for p in model.parameters())
+    judged = "; an image is judged together with its mirror image" if model.config.mirrored else ""
     seen = run.step * config.batch_size
     lines = [
         "---",
@@ -71,7 +72,7 @@ def _card(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: Any,
         '`semu_diffusion.models.classifier.ImageClassifier.load("this-folder")`; it takes images in [0, 1].',
         "",
         f"* Classes: {', '.join(data.class_names)}",
-        f"* Parameters: {parameters:,} (stored in half precision), stage widths {', '.join(map(str, config.widths))}",
+        f"* Parameters: {parameters:,} (stored in half precision), stage widths {', '.join(map(str, config.widths))}{judged}",
         f"* Data: {len(data):,} training images, {channels} x {height} x {width}; fingerprint `{data.fingerprint}`",
         f"* Training: {run.step:,} steps, {seen:,} images seen, {run.elapsed() / 60:.0f} minutes",
         f"* Settings: `{json.dumps(settings)}`, seed {config.seed}",

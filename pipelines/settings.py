@@ -93,7 +93,10 @@ class EraseClassConfig(EvaluationConfig):
         "null-space", "keep the update out of what kept classes feel", group="erase"
     )
     retain: str = option(
-        "none", "retain term: none, self (images the model makes), or a data set", metavar="none|self|DATASET", group="erase"
+        "self",
+        "retain term: self (its own predictions on images it makes), none, or a data set",
+        metavar="self|none|DATASET",
+        group="erase",
     )
 
     layers: tuple[str, ...] = option(
@@ -154,14 +157,14 @@ class EraseClassConfig(EvaluationConfig):
     adversarial: float = option(
         0.0, "share of a batch conditioned on class vectors learned against the erasure", metavar="SHARE", group="training"
     )
-    retain_weight: float = option(1.0, "alpha of the retain term", metavar="ALPHA", group="training")
+    retain_weight: float = option(4.0, "alpha of the retain term", metavar="ALPHA", group="training")
     forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
     anchor_samples: int = option(
         32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
     )
     kept_samples: int = option(90, "images the model makes of kept classes", metavar="N", group="training")
-    steps: int = option(110, "training steps", metavar="N", group="training")
-    batch_size: int = option(32, "images in a training step", metavar="N", group="training")
+    steps: int = option(80, "training steps", metavar="N", group="training")
+    batch_size: int = option(24, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
     lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
     gradient_clip: float | None = option(

@@ -150,6 +150,7 @@ def _new_model(config: ClassifierTraining, data: ImageSet) -> ImageClassifier:
         class_names=data.class_names,
         mean=tuple(round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()),
         std=tuple(round(max(v, 0.01), 4) for v in pixels.std((0, 2, 3)).tolist()),
+        mirrored=config.flip,
     )
     with torch.random.fork_rng(devices=[]):  # layers take their initial weights from the global generator
         torch.manual_seed(config.seed)

@@ -55,7 +55,7 @@ class InputMoments:
 
     def eigen(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Eigenvalues (C, k), descending, and eigenvectors (C, n, k) of C (of its Nystroem approximation)."""
-        if self._moment is None:
+        if self._moment is None or self.trace is None:
             raise ValueError("no input was ever added")
         moment = self._moment / self.count
         if self._omega is None:
@@ -66,7 +66,8 @@ class InputMoments:
         core = torch.linalg.cholesky(_symmetric(self._omega.T @ shifted))
         half = torch.linalg.solve_triangular(core, shifted.transpose(1, 2), upper=False).transpose(1, 2)
         left, singular, _ = torch.linalg.svd(half, full_matrices=False)
-        return (singular.square() - shift[..., 0]).clamp_min(0), left
+        values = (singular.square() - shift[..., 0]).clamp_min(0)
+        return values * (self.trace > 0)[:, None], left  # what is left of the shift under dead inputs is rounding
 
     def protected_basis(self, share: float) -> torch.Tensor:
         """Orthonormal (C, n, k): the fewest leading eigenvectors that hold ``share`` of the energy; zero columns pad."""
@@ -74,7 +75,7 @@ class InputMoments:
         assert self.trace is not None
         total = (self.trace / self.count).clamp_min(1e-30)[:, None]
         before = torch.cumsum(values, -1) - values  # energy held before this vector is taken
-        taken = (before < share * total - 1e-7 * total) & (values > 0) & (self.trace > 0)[:, None]  # rounding is no energy
+        taken = (before < share * total - 1e-7 * total) & (values > 0)  # rounding is no energy
         width = int(taken.sum(-1).max())
         return vectors[..., :width] * taken[:, None, :width].to(vectors)
 

@@ -88,3 +88,16 @@ def test_a_folder_that_is_no_classifier_is_named_in_one_line(model: ImageClassif
 def test_images_too_small_for_the_network_are_refused() -> None:
     with pytest.raises(InputError, match="too small"):
         ClassifierConfig(3, image_size=(4, 4), widths=(4, 6, 8, 8))
+
+
+def test_a_mirrored_classifier_judges_an_image_and_its_mirror_image_alike(images: torch.Tensor) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ImageClassifier(ClassifierConfig(3, image_size=(8, 8), widths=(4, 6, 8), mirrored=True)).eval()
+    plain = ImageClassifier(ClassifierConfig(3, image_size=(8, 8), widths=(4, 6, 8))).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(model(images), model(images.flip(-1)), atol=1e-5)
+        assert not torch.allclose(plain(images), plain(images.flip(-1)), atol=1e-3)
+        assert torch.allclose(model(images), (plain(images) + plain(images.flip(-1))) / 2, atol=1e-5)
+        assert torch.allclose(model.train()(images), plain.train()(images), atol=1e-5)  # it learns from the images as they are

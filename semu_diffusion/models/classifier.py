@@ -29,6 +29,7 @@ class ClassifierConfig:
     """Shape of an ImageClassifier; ``mean`` and ``std`` (one per channel, of images in [0, 1]) are part of the model.
 
     ``class_names`` may be empty; otherwise it has ``num_classes`` entries. ``image_size`` is (height, width) as trained.
+    ``mirrored``: in eval mode, features are the mean over an image and its mirror image.
     """
 
     num_classes: int
@@ -38,6 +39,7 @@ class ClassifierConfig:
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes < 1 or len(self.widths) < 2 or min(self.widths) < 1:
@@ -87,9 +89,12 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(widths[-1], config.num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Penultimate features (N, ``widths[-1]``): the last stage, averaged over the image."""
+        """Penultimate features (N, ``widths[-1]``): the last stage, averaged over the image (and its mirror image)."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.stages(self.stem(x)).mean(dim=(2, 3))
+        features = self.stages(self.stem(x)).mean(dim=(2, 3))
+        if self.config.mirrored and not self.training:
+            features = (features + self.stages(self.stem(x.flip(-1))).mean(dim=(2, 3))) / 2
+        return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes)."""
