@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
-BENCH_FLAGS ?= --output docs/results.md --images-per-class 20 --sampling-steps 20 --others cat --official-steps 60
+BENCH_FLAGS ?= --output docs/results.md --images-per-class 40 --sampling-steps 20 --others cat --official-steps 60
 FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20 --output runs/figures
 
 # Folders that are installed under another name; the rest of the map is in pyproject.toml.
@@ -41,7 +41,7 @@ types: $(VENV)/installed-dev ## check the types
 	@python="$$(cd $(BIN) && pwd)/python" && cd build/types && \
 		"$$python" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class in turn, beside the other methods: docs/results.md (hours)
+bench: $(VENV)/installed-dev ## erase each class in turn, beside the other methods: docs/results.md (an hour or two)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again

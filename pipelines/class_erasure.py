@@ -19,7 +19,8 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import to_matrices
-from semu_diffusion.models.class_conditional import ClassConditional, adapt_pipeline
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.loading import adapt_pipeline
 from semu_diffusion.objectives import NoisyBatch
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.class_objective import anchors_of, check_objective, target_of, training_loss

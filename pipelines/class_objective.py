@@ -13,7 +13,7 @@ from semu_diffusion.pipelines.image_sets import Images, noisy, partly_unlabelled
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
-__all__ = ["anchors_of", "check_objective", "middle_class", "target_of", "training_loss"]
+__all__ = ["anchors_of", "check_objective", "second_nearest", "target_of", "training_loss"]
 
 CANDIDATES = 16  # classes compared by their predictions when an anchor is looked for
 
@@ -39,13 +39,13 @@ def anchors_of(
     forget_set: Images,
     generator: torch.Generator,
 ) -> dict[int, int]:
-    """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or `middle_class`."""
+    """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or `second_nearest`."""
     anchor = _given_anchor(model, config, target, forget, kept)
     if target != "fixed":
         return {}
     if anchor is not None:
         return dict.fromkeys(forget, anchor)
-    return {erased: middle_class(model, erased, kept, forget_set, generator) for erased in forget}
+    return {erased: second_nearest(model, erased, kept, forget_set, generator) for erased in forget}
 
 
 def _given_anchor(
@@ -72,13 +72,14 @@ def check_objective(model: ClassConditional, config: EraseClassConfig, forget: S
         raise InputError("--unlabelled needs a null class, and the model has none")
 
 
-def middle_class(
+def second_nearest(
     model: ClassConditional, erased: int, kept: Sequence[int], forget_set: Images, generator: torch.Generator
 ) -> int:
-    """The kept class k at the median of the distances E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2 on noised forget images.
+    """The kept class k with the second smallest E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2 on noised forget images.
 
-    The nearest would need the smallest update but may be mistaken for the erased class (a dog for a cat); the farthest would
-    need the largest. Of many classes only those with the nearest embeddings are compared.
+    A far class needs a large update, which is felt elsewhere and is not learned to the end; the nearest needs the smallest
+    but may be mistaken for the erased one (a dog for a cat). Of many classes only those with the nearest embeddings are
+    compared; of a single one there is no choice.
     """
     rows = model.class_vectors(torch.tensor([erased, *kept], device=model.device))
     near = (rows[1:] - rows[0]).norm(dim=1).argsort()[:CANDIDATES].tolist()
@@ -91,7 +92,7 @@ def middle_class(
         for k in sorted(kept[i] for i in near):
             other = model.predict(batch.x_t, batch.t, torch.full_like(batch.condition, k))
             distances[k] = float(((own - other).square().flatten(1).mean(1) * weight).mean())
-    return sorted(distances, key=lambda k: distances[k])[len(distances) // 2]
+    return sorted(distances, key=lambda k: distances[k])[:2][-1]
 
 
 def training_loss(

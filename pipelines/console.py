@@ -172,12 +172,19 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
         print(f"\n{program}: stopped by Ctrl-C. {kept or 'Nothing was written.'}", file=sys.stderr)
         return 130
     except Exception as error:
-        found = _file_trouble(error)
+        found = _memory_trouble(error) or _file_trouble(error)
         if found is None:
             raise
         message = found
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _memory_trouble(error: Exception) -> str | None:
+    """One line if a GPU's or the machine's memory was not enough; torch is not imported to learn that."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+        return "out of memory; take a smaller --batch-size, another --device or fewer --layers"
+    return None
 
 
 def _file_trouble(error: Exception) -> str | None:

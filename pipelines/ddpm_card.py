@@ -37,7 +37,7 @@ def export_ddpm(
     """Write ``<output>/model``, judged if there is a ``judge``: beside, then renamed."""
     import torch
 
-    from semu_diffusion.models.class_conditional import load_class_conditional
+    from semu_diffusion.models.loading import load_class_conditional
     from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
     target = run.folder / "model"
@@ -101,7 +101,7 @@ def model_card(run: TrainingRun, config: Any, unet: UNet2DModel, data: ImageSet,
         f"# Class-conditional DDPM, {len(data.class_names)} classes, {width}x{height}",
         "",
         "A `UNet2DModel` with class embeddings and a null class (the last index) for classifier-free guidance; made for "
-        "trying out erasure methods, not for pictures. Load it with `semu_diffusion.models.class_conditional."
+        "trying out erasure methods, not for pictures. Load it with `semu_diffusion.models.loading."
         "load_class_conditional`, or its parts with diffusers.",
         "",
         f"* Classes: {', '.join(data.class_names)}",

@@ -200,5 +200,5 @@ def partly_unlabelled(model: ClassConditional, labels: torch.Tensor) -> torch.Te
 
 
 def _seed(config: EraseClassConfig, stream: int) -> int:
-    """Disjoint ranges of per-image seeds for the different uses of one run's seed."""
-    return (config.seed * 8 + stream) * 10_000_000
+    """Disjoint ranges of per-image seeds for the different uses of one run's seed, none of them those of the evaluation."""
+    return 2**31 + (config.seed * 8 + stream) * 10_000_000 % 2**31

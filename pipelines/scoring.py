@@ -20,7 +20,8 @@ from semu_diffusion.eval.images import to_float, to_uint8
 from semu_diffusion.eval.probes import revival
 from semu_diffusion.eval.side_effects import side_effects
 from semu_diffusion.eval.unlearning import accuracies, unconditional_share
-from semu_diffusion.models.class_conditional import ClassConditional, load_class_conditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EMBEDDED, EvaluationConfig, ModelConfig
 
@@ -34,20 +35,14 @@ REVIVAL_STEPS, REVIVAL_SAMPLES = 150, 60
 def load_model(config: ModelConfig) -> ClassConditional:
     """The model a config names, on its device; ``embedded`` is the CIFAR-10 DDPM that comes with the package."""
     source = assets.folder("ddpm-cifar10") if config.model == EMBEDDED else config.model
-    device = config.device or _best_device()
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, dtype=torch.float64, device=where)  # the subspaces are computed in it; Apple's GPUs have none
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"--device {device} is not to be had here ({str(error).splitlines()[0]})") from error
     model = load_class_conditional(source, config.class_names, config.null_class, device=where)
     return dataclasses.replace(model, source=config.model)
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,10 @@ class Scorer:
             unknown = [self.names[index] for index in forget if self.names[index] in self.judge.unjudged]
             if unknown:
                 raise InputError(f"the judge knows no class like the erased {unknown[0]!r}; give a --class-mapping")
-        self.extractor: FeatureExtractor | None = load_fid_extractor(config.inception_weights, self.judge, device=model.device)
+        fetch, given = config.inception_weights == "download", config.inception_weights
+        self.extractor: FeatureExtractor | None = load_fid_extractor(
+            None if fetch else given, self.judge, download=fetch, device=model.device
+        )
         self.reference: torch.Tensor | None = None
         if config.fid_reference is not None:
             self.reference = self._reference_images(config.fid_reference)
@@ -91,7 +89,7 @@ class Scorer:
             jobs.append((NO_LABEL, model.null_class, 1.0))
         found: dict[str, torch.Tensor] = {}
         for number, (name, label, guidance) in enumerate(jobs):
-            first = (config.seed * 1000 + number) * 1_000_000
+            first = (config.seed * 1000 + number) * 1_000_000 % 2**31  # the other half of 32 bits is for training
             labels = None if label is None else [label] * count
             seeds, batches = range(first, first + count), []
             with autocast(config.sampling_precision, model.device)():

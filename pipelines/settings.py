@@ -24,7 +24,7 @@ class ModelConfig:
     null_class: int | None = option(
         None, "index of 'no class' (default: the last, if there is one more than names)", metavar="INDEX", group="model"
     )
-    device: str | None = option(None, "torch device (default: cuda, mps or cpu)", metavar="DEVICE", group="model")
+    device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE", group="model")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class EvaluationConfig(ModelConfig):
     )
     inception_weights: str | None = option(
         None,
-        "Inception weights for FID (default: where torch.hub keeps them, if they are there)",
-        metavar="FILE",
+        "Inception weights for FID, or download (default: where torch.hub keeps them, if they are there)",
+        metavar="FILE|download",
         group="proof",
     )
     save_images: bool = option(False, "keep every sampled picture as PNG", group="proof")
@@ -134,7 +134,7 @@ class EraseClassConfig(EvaluationConfig):
         group="training",
     )
     anchor: str | None = option(
-        None, "the other class of --target fixed (default: the one at median distance)", metavar="CLASS", group="training"
+        None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
     overshoot: float = option(
         1.0, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
@@ -163,8 +163,8 @@ class EraseClassConfig(EvaluationConfig):
         32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
     )
     kept_samples: int = option(90, "images the model makes of kept classes", metavar="N", group="training")
-    steps: int = option(80, "training steps", metavar="N", group="training")
-    batch_size: int = option(24, "images in a training step", metavar="N", group="training")
+    steps: int = option(160, "training steps", metavar="N", group="training")
+    batch_size: int = option(16, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
     lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
     gradient_clip: float | None = option(

@@ -248,7 +248,7 @@ def _new_model(config: DDPMTraining, data: ImageSet) -> tuple[UNet2DModel, DDPMS
 def _started_from(source: str, data: ImageSet) -> tuple[UNet2DModel, DDPMScheduler]:
     from diffusers import DDPMScheduler
 
-    from semu_diffusion.models.class_conditional import load_class_conditional
+    from semu_diffusion.models.loading import load_class_conditional
 
     loaded = load_class_conditional(source, class_names=data.class_names)
     if loaded.image_shape != data.image_shape:

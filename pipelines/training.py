@@ -73,23 +73,17 @@ def new_accelerator(precision: str) -> Accelerator:
     ``auto`` is bf16 where the hardware multiplies it: recent GPUs, CPUs with AVX512-BF16 or AMX. Raises InputError in
     several processes: when to save and when to stop is decided by one clock.
     """
+    import torch
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision=_best_precision() if precision == "auto" else precision)
+    from semu_diffusion.pipelines.precision import has_bf16
+
+    if precision == "auto":
+        precision = "bf16" if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no"
+    accelerator = Accelerator(mixed_precision=precision)
     if accelerator.num_processes > 1:
         raise InputError("training runs in one process; start it without `accelerate launch` or `torchrun`")
     return accelerator
-
-
-def _best_precision() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if torch.backends.mps.is_available():
-        return "no"
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return "bf16" if any(check is not None and check() for check in checks) else "no"
 
 
 def whole_numbers(flags: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ClassConditional": "semu_diffusion.models.class_conditional",
-    "load_class_conditional": "semu_diffusion.models.class_conditional",
+    "load_class_conditional": "semu_diffusion.models.loading",
     "ClassConditionalPipeline": "semu_diffusion.models.pipeline",
     "ErasurePatch": "semu_diffusion.patch",
     "InputError": "semu_diffusion.errors",

@@ -124,7 +124,7 @@ def _from_gram(matrix: torch.Tensor, all_needed: bool = False) -> tuple[torch.Te
     """
     transposed = matrix.shape[0] > matrix.shape[1]
     work = matrix.T if transposed else matrix
-    exact = work.double() if (all_needed or work.shape[0] <= 1024) and matrix.device.type != "mps" else work.float()
+    exact = work.double() if (all_needed or work.shape[0] <= 1024) else work.float()
     energies, small = torch.linalg.eigh(exact @ exact.T)
     energies, small = energies.flip(0).clamp_min(0), small.flip(1)
     keep = energies > energies[0] * 1e-12

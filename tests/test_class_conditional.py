@@ -17,7 +17,8 @@ from saved_models import saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.class_conditional import ClassConditional, adapt_pipeline, load_class_conditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.loading import adapt_pipeline, load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 SCHEDULER = {"num_train_timesteps": 100, "clip_sample": True}

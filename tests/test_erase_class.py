@@ -20,7 +20,7 @@ from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
 from semu_diffusion import patch as patch_module
-from semu_diffusion.models.class_conditional import load_class_conditional
+from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines import run_folder, scoring

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from saved_models import QUICK, saved_judge, saved_model
 
-from semu_diffusion.models.class_conditional import load_class_conditional
+from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli import main as semu

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.class_conditional import load_class_conditional
 from semu_diffusion.models.classifier import ImageClassifier
+from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines import train_classifier, train_ddpm
 from semu_diffusion.pipelines.train_classifier import ClassifierTraining, augmented
 from semu_diffusion.pipelines.train_ddpm import DDPMTraining, min_snr_weights
