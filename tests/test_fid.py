@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny_model
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval import fid
@@ -16,6 +17,8 @@ from semu_diffusion.eval.classifiers import Judge
 from semu_diffusion.eval.fid import SmallSampleWarning, frechet_distance, load_fid_extractor
 from semu_diffusion.eval.images import load_images, save_images, to_float, to_uint8
 from semu_diffusion.eval.networks import JudgeNetwork
+from semu_diffusion.pipelines.scoring import Scorer
+from semu_diffusion.pipelines.settings import EvaluationConfig
 
 
 def exactly(mean: torch.Tensor, covariance: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
@@ -181,6 +184,10 @@ def test_nothing_is_downloaded_unasked_and_a_failed_download_is_one_line(
     assert not asked
     with pytest.raises(InputError, match="unreachable"):
         load_fid_extractor(None, mean_colour_judge(), download=True)
+    assert asked == [fid.INCEPTION_URL]
+    asked.clear()
+    with pytest.raises(InputError, match="unreachable"):  # --inception-weights download, before anything is sampled
+        Scorer(tiny_model(), EvaluationConfig(classifier="none", inception_weights="download"), [0])
     assert asked == [fid.INCEPTION_URL]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from semu_diffusion.errors import InputError
@@ -219,9 +220,11 @@ def test_semu_parses_without_running(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "full", "there"), r"prog: no space left on the device \(there\)"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "prog: no space left on the device"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "prog: a/b: Not a directory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "prog: out of memory; take a smaller --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "prog: out of memory"),
     ],
 )
-def test_trouble_with_files_is_one_line_and_exit_code_2(
+def test_trouble_with_files_and_memory_is_one_line_and_exit_code_2(
     error: Exception, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def job() -> int:

@@ -1,0 +1,105 @@
+"""What R is trained on: the anchor that is chosen by itself, the retain term, and seeds that never meet."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.pipelines import scoring
+from semu_diffusion.pipelines.class_objective import second_nearest, training_loss
+from semu_diffusion.pipelines.image_sets import Images, kept_images, training_images
+from semu_diffusion.pipelines.settings import EraseClassConfig, EvaluationConfig
+
+FOUR = ("red", "green", "blue", "grey")
+
+
+def placed(*places: float) -> ClassConditional:
+    """A model of four classes whose embeddings lie on a line, at these places."""
+    model = tiny_model(names=FOUR, num_class_embeds=5)
+    rows = model.denoiser.class_embedding.weight.data
+    direction = rows[0].clone()
+    for index, place in enumerate(places):
+        rows[index] = place * direction
+    return model
+
+
+def images_of(label: int, count: int = 8, seed: int = 0) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    return Images(torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1, torch.full((count,), label))
+
+
+@pytest.mark.parametrize(("places", "kept", "chosen"), [
+    ((0.0, 0.1, 0.3, 0.9), [1, 2, 3], 2),
+    ((0.0, 0.9, 0.1, 0.3), [1, 2, 3], 3),
+    ((0.0, 0.1, 0.3, 0.9), [1, 3], 3),
+    ((0.0, 0.1, 0.3, 0.9), [3], 3),
+])  # fmt: skip
+def test_the_class_is_answered_with_the_second_nearest_of_the_kept(
+    places: tuple[float, ...], kept: list[int], chosen: int, generator: torch.Generator
+) -> None:
+    assert second_nearest(placed(*places), 0, kept, images_of(0), generator) == chosen
+
+
+def loss_parts(model: ClassConditional, original: Any, **settings: Any) -> dict[str, torch.Tensor]:
+    config = EraseClassConfig(forget=("red",), batch_size=8, precision="fp32", **settings)
+    generator = torch.Generator().manual_seed(3)
+    kept = Images(torch.cat([images_of(1, 4).images, images_of(2, 4).images]), torch.tensor([1] * 4 + [2] * 4))
+    loss = training_loss(model, config, "fixed", original, images_of(0), kept, {0: 1}, [1, 2], generator)
+    return dict(loss(1))
+
+
+def test_the_self_retain_term_is_zero_at_the_original_and_keeps_predictions_with_and_without_label(
+    model: ClassConditional,
+) -> None:
+    asked: list[torch.Tensor] = []
+
+    def original(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        asked.append(labels)
+        return model.predict(x_t, t, labels)
+
+    with torch.no_grad():
+        parts = loss_parts(model, original)
+        assert float(parts["retain"]) == 0
+        assert float(parts["forget"]) > 0
+        kept = asked[-1]
+        assert (kept == model.null_class).sum() == 2  # a quarter of eight
+        assert set(kept.tolist()) <= {1, 2, model.null_class}
+        moved = float(loss_parts(model, lambda *given: model.predict(*given) + 0.1)["retain"])
+        twice = float(loss_parts(model, lambda *given: model.predict(*given) + 0.1, retain_weight=8.0)["retain"])
+    assert moved > 0
+    assert twice == pytest.approx(2 * moved)
+
+
+def test_without_a_retain_term_there_is_none(model: ClassConditional) -> None:
+    with torch.no_grad():
+        assert set(loss_parts(model, model.predict, retain="none")) == {"forget"}
+
+
+def test_seeds_of_the_evaluation_are_never_those_of_the_erasure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judged images would else be the very ones that the erasure was trained on."""
+    drawn: list[set[int]] = []
+    real = ClassConditional.sample
+
+    def watched(self: ClassConditional, labels: Any, seeds: Any, *rest: Any, **named: Any) -> Any:
+        drawn.append(set(seeds))
+        return real(self, labels, seeds, *rest, **named)
+
+    monkeypatch.setattr(ClassConditional, "sample", watched)
+    model = tiny_model()
+    for seed in (0, 1, 2, 7, 2**31 - 1):
+        config = EraseClassConfig(forget=("red",), forget_samples=4, kept_samples=4, seed=seed)
+        training_images(model, config, [0])
+        kept_images(model, config, [1, 2])
+        training, drawn[:] = set().union(*drawn), []
+        short = {f.name: getattr(config, f.name) for f in dataclasses.fields(EvaluationConfig)}
+        proof = EvaluationConfig(**{**short, "images_per_class": 4, "sampling_steps": 1, "classifier": "none"})
+        scoring.Scorer(model, proof, [0]).sample()
+        judged, drawn[:] = set().union(*drawn), []
+        assert len(training) == 8
+        assert len(judged) == 16
+        assert not training & judged

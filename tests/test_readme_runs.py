@@ -1,0 +1,120 @@
+"""Every command and every line of Python that the README shows runs to its end, on tiny models and data of the same names."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from saved_models import QUICK, saved_judge, saved_model
+from test_readme import README, command_lines, fences
+
+from semu_diffusion import assets
+from semu_diffusion.eval import networks
+from semu_diffusion.pipelines import benchmark, erase_class, scoring
+from semu_diffusion.pipelines.cli import main as semu
+from semu_diffusion.pipelines.settings import EraseClassConfig
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SCORED = ("--images-per-class", "2", "--sampling-steps", "2")
+SMALL = {
+    "ddpm": ("--channels", "8,16", "--attention-levels", "1", "--head-dim", "8", "--norm-groups", "4", "--batch-size", "4"),
+    "classifier": ("--widths", "4,8,8", "--batch-size", "4"),
+}
+
+
+def pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with everything the README names, tiny, and tiny embedded models; Hub ids are folders here."""
+    saved_model(tmp_path / "my-ddpm")
+    saved_model(tmp_path / "google" / "ddpm-cifar10-32", names=(), num_class_embeds=None)
+    pictures(tmp_path / "photos", 6)
+    pictures(tmp_path / "cats", 6)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "uoft-cs" / "cifar10" / split / name, 4)
+    embedded = tmp_path / "embedded"
+    saved_model(embedded / "ddpm-cifar10", names=CIFAR10, num_class_embeds=11)
+    saved_judge(embedded / "cifar10-classifier", names=CIFAR10)
+    monkeypatch.setattr(assets, "folder", lambda name: embedded / name)
+    monkeypatch.setattr(networks, "embedded", lambda name: embedded / name)
+    monkeypatch.setattr(scoring, "REVIVAL_STEPS", 2)
+    monkeypatch.setattr(scoring, "REVIVAL_SAMPLES", 2)
+    short = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
+    monkeypatch.setattr(benchmark, "EraseClassConfig", lambda **given: EraseClassConfig(**{**short, **given}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shortened(program: str, arguments: Sequence[str]) -> list[str]:
+    """The command as shown, with a few flags behind it that make it fast."""
+    if program == "erase-class":
+        replayed = "--config" in arguments  # it has them from the run that it replays
+        judge = ("--classifier", "none") if "--model" in arguments else ()
+        return [*arguments, *(() if replayed else (*QUICK, "--anchor-samples", "4", *judge))]
+    if arguments[0] == "train":
+        return [*arguments, "--steps", "2", *SMALL[arguments[1]]]
+    if arguments[0] == "grid":
+        return [*arguments, *SCORED[2:]]
+    return [*arguments, *(SCORED if arguments[0] in ("evaluate", "benchmark") else ())]
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> None:
+    ours = [line for line in command_lines(README.read_text()) if line[0] in ("erase-class", "semu")]
+    assert len(ours) >= 12
+    for program, *arguments in ours:
+        main = erase_class.main if program == "erase-class" else semu
+        assert main(shortened(program, arguments)) == 0, shlex.join([program, *arguments])
+    first, again = (checkout / "runs" / name / "patch.safetensors" for name in ("cat", "cat-again"))
+    assert first.read_bytes() == again.read_bytes()
+    for made in ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md"):
+        assert (checkout / made).stat().st_size > 0
+    for kind in ("ddpm", "classifier"):
+        assert list((checkout / "train-runs" / kind / "model").rglob("*.safetensors"))
+
+
+def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a model with the example's classes; what is shown to be removed is removed, to the last byte."""
+    import semu_diffusion
+
+    saved_model(checkout / "my-ddpm", names=("cat", "dog", "bird"))
+    real = semu_diffusion.erase_class
+    short: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
+    monkeypatch.setattr(semu_diffusion, "erase_class", lambda *given: real(*given, **short))
+    (example,) = fences(README.read_text(), "python")
+    names: dict[str, Any] = {}
+    lines = example.splitlines()
+    removal = next(i for i, line in enumerate(lines) if line.startswith("patch.remove"))
+    exec("\n".join(lines[:1]) + "\npipe = semu.ClassConditionalPipeline.from_pretrained('my-ddpm')", names)
+    before = {name: value.clone() for name, value in names["pipe"].unet.state_dict().items()}
+    exec("\n".join(lines[: removal + 1]), names)
+    after = names["pipe"].unet.state_dict()
+    assert len(names["images"]) == 2
+    assert all(value.equal(after[name]) for name, value in before.items())
+    exec("\n".join(lines[removal + 1 :]), names)
+    assert not all(value.equal(names["pipe"].unet.state_dict()[name]) for name, value in before.items())
+    assert (checkout / "no-cat.safetensors").is_file()
+
+
+def test_a_run_folder_holds_only_what_the_readme_lists(checkout: Path) -> None:
+    """The table of the README against the folder of a run."""
+    listed = {
+        word.strip("`") for line in README.read_text().splitlines() if line.startswith("| `") for word in line.split()[1:2]
+    }
+    assert erase_class.main(["--forget", "cat", "--save-images", *QUICK]) == 0
+    (run,) = (checkout / "runs").iterdir()
+    found = {path.name + ("/" if path.is_dir() else "") for path in run.iterdir()}
+    assert found <= listed
+    assert json.loads((run / "run.json").read_text())["status"] == "complete"
