@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.pipelines.training import write_text
+from semu_diffusion.pipelines.training import replace_folder, write_text
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -51,18 +50,8 @@ def export_ddpm(
         measured = judged(load_class_conditional(beside, device=device), judge, config.judged_samples)
         run.log(**measured)
     write_text(beside / "README.md", model_card(run, config, unet, data, measured))
-    _swap(beside, target)
+    replace_folder(beside, target)
     return target
-
-
-def _swap(beside: Path, target: Path) -> None:
-    """Put a finished folder in the place of the last one; a reader never finds half of either."""
-    last = target.with_name(target.name + ".last")
-    shutil.rmtree(last, ignore_errors=True)
-    if target.exists():
-        os.replace(target, last)
-    os.replace(beside, target)
-    shutil.rmtree(last, ignore_errors=True)
 
 
 def judged(model: ClassConditional, classifier: str, per_class: int) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class EraseClassConfig(EvaluationConfig):
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
     overshoot: float = option(
-        1.0, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
+        2.0, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
     )
     weighting: Literal["image", "noise"] = option(
         "image", "weigh the error as seen in the image (middle timesteps count most) or in the noise", group="training"

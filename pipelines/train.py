@@ -10,7 +10,12 @@ from semu_diffusion.pipelines.console import Parser
 
 __all__ = ["main", "parse"]
 
-MODELS = {"ddpm": "a class-conditional DDPM", "classifier": "the judge of its samples"}
+MODELS = {
+    "ddpm": "a class-conditional DDPM",
+    "classifier": "the judge of its samples",
+    "autoencoder": "the latent space of a text-to-image model",
+    "text-to-image": "a small Stable Diffusion pipeline",
+}
 
 
 def _module(argv: Sequence[str]) -> Any:
@@ -20,7 +25,7 @@ def _module(argv: Sequence[str]) -> Any:
         models.add_parser(name, help=what, add_help=False)
     if not argv or argv[0] not in MODELS:
         parser.parse_args(list(argv[:1]))  # prints help, or says that the model is unknown, and leaves
-    return import_module(f"semu_diffusion.pipelines.train_{argv[0]}")
+    return import_module(f"semu_diffusion.pipelines.train_{argv[0].replace('-', '_')}")
 
 
 def parse(argv: Sequence[str]) -> Any:

@@ -5,7 +5,6 @@ At every checkpoint the averaged weights are written to ``<output>/model``, whic
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import ImageSet, load_images
 from semu_diffusion.pipelines.ddpm_card import export_ddpm
+from semu_diffusion.pipelines.optimisation import averaged, cosine_rate, min_snr_weights
 from semu_diffusion.pipelines.training import (
     TrainingRun,
     batch_indices,
@@ -28,9 +28,8 @@ from semu_diffusion.pipelines.training import (
 if TYPE_CHECKING:
     import torch
     from diffusers import DDPMScheduler, UNet2DModel
-    from diffusers.training_utils import EMAModel
 
-__all__ = ["DDPMTraining", "main", "min_snr_weights", "parse", "train"]
+__all__ = ["DDPMTraining", "main", "parse", "train"]
 
 EXAMPLES = (
     "semu train ddpm --data uoft-cs/cifar10 --output train-runs/ddpm --steps 100000 --classifier train-runs/judge/model",
@@ -95,19 +94,6 @@ class DDPMTraining:
             raise InputError(f"--attention-levels must lie in 0 to {len(self.channels) - 1}; got {self.attention_levels}")
 
 
-def min_snr_weights(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Loss weights (N,) of Hang et al. 2023: min(SNR, gamma) / SNR for noise, / (SNR + 1) for velocity; 1 if gamma is 0."""
-    import torch
-    from diffusers.training_utils import compute_snr
-
-    if not gamma:
-        return torch.ones(len(t), device=t.device)
-    snr = compute_snr(scheduler, t)
-    capped = snr.clamp(max=gamma)
-    kind = scheduler.config.prediction_type
-    return capped if kind == "sample" else capped / (snr + 1 if kind == "v_prediction" else snr)
-
-
 def train(config: DDPMTraining) -> Path:
     """Train (or go on), write the averaged weights as ``<output>/model`` with its card, and return that folder."""
     import torch
@@ -139,7 +125,7 @@ def train(config: DDPMTraining) -> Path:
         chosen = batch_indices(len(data), config.batch_size, config.seed, run.step)
         generator = step_generator(config.seed, run.step)
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(run.progress(), config)
+            group["lr"] = cosine_rate(run.progress(), config)
         loss = _loss(prepared, scheduler, data, chosen, generator, config, accelerator.device)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -149,7 +135,7 @@ def train(config: DDPMTraining) -> Path:
         return loss.item()
 
     def export(judge: str | None = None) -> None:
-        export_ddpm(run, _averaged(model, ema), scheduler, data, config, judge)
+        export_ddpm(run, averaged(model, ema), scheduler, data, config, judge)
 
     def keep() -> None:
         run.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()})
@@ -160,17 +146,6 @@ def train(config: DDPMTraining) -> Path:
     if config.export_only or config.classifier:
         export(judge=config.classifier)
     return run.folder / "model"
-
-
-def _averaged(model: UNet2DModel, ema: EMAModel) -> UNet2DModel:
-    """A copy of the network with the averaged weights, on the CPU in half precision."""
-    import copy
-
-    averaged = copy.deepcopy(model)
-    ema.copy_to(averaged.parameters())
-    for parameter in averaged.parameters():
-        parameter.data = parameter.data.cpu().half().contiguous()
-    return averaged
 
 
 def _loss(
@@ -199,14 +174,6 @@ def _loss(
     target = scheduler.get_velocity(images, noise, t) if kind == "v_prediction" else noise
     error = (model(x_t, t, class_labels=labels).sample.float() - target).square().mean(dim=(1, 2, 3))
     return (min_snr_weights(scheduler, t, config.min_snr) * error).mean()
-
-
-def _learning_rate(progress: float, config: DDPMTraining) -> float:
-    """Linear from 0 to ``lr`` during the warm-up, then half a cosine down to ``final_lr``."""
-    if progress < config.warmup:
-        return config.lr * (progress + 1e-4) / (config.warmup + 1e-4)
-    fall = (progress - config.warmup) / (1 - config.warmup)
-    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
 def _new_model(config: DDPMTraining, data: ImageSet) -> tuple[UNet2DModel, DDPMScheduler]:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ __all__ = [
     "batch_indices",
     "mirrored",
     "new_accelerator",
+    "replace_folder",
     "step_generator",
     "whole_numbers",
     "write_text",
@@ -101,6 +103,16 @@ def write_text(path: Path, text: str) -> None:
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def replace_folder(beside: Path, target: Path) -> None:
+    """Put a finished folder in the place of the last one; a reader never finds half of either."""
+    last = target.with_name(target.name + ".last")
+    shutil.rmtree(last, ignore_errors=True)
+    if target.exists():
+        os.replace(target, last)
+    os.replace(beside, target)
+    shutil.rmtree(last, ignore_errors=True)
 
 
 class TrainingRun:

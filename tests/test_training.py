@@ -19,8 +19,9 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.classifier import ImageClassifier
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines import train_classifier, train_ddpm
+from semu_diffusion.pipelines.optimisation import min_snr_weights
 from semu_diffusion.pipelines.train_classifier import ClassifierTraining, augmented
-from semu_diffusion.pipelines.train_ddpm import DDPMTraining, min_snr_weights
+from semu_diffusion.pipelines.train_ddpm import DDPMTraining
 from semu_diffusion.pipelines.training import batch_indices, step_generator
 
 TINY: dict[str, Any] = {"channels": (8, 16), "attention_levels": (1,), "head_dim": 8, "norm_groups": 4, "batch_size": 16}
