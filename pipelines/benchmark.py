@@ -143,7 +143,7 @@ def _measure(
     erase = dataclasses.replace(base, forget=(name,), **settings)
     scorer: Scorer = Scorer(model, erase, [index])
     start = time.perf_counter()
-    made = make_edit(method, model, [index], erase, bars.show)
+    made = make_edit(method, model, erase, bars.show)
     elapsed = time.perf_counter() - start
     made.edit.apply(model.denoiser)
     after = scorer.sample(bars.show, "sampling after")

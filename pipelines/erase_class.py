@@ -12,7 +12,8 @@ from semu_diffusion.pipelines.console import Parser, add_config_flags, build_con
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
 
 if TYPE_CHECKING:
-    from semu_diffusion.pipelines.class_erasure import Outcome, Task
+    from semu_diffusion.models.class_conditional import ClassConditional
+    from semu_diffusion.pipelines.condition_erasure import Outcome, Task
     from semu_diffusion.pipelines.console import Bars
     from semu_diffusion.pipelines.run_folder import RunFolder
     from semu_diffusion.pipelines.scoring import Scorer
@@ -90,16 +91,21 @@ def run(config: EraseClassConfig) -> int:
 
 
 def _erase_and_prove(
-    task: Task, config: EraseClassConfig, scorer: Scorer, folder: RunFolder, bars: Bars, record: dict[str, Any]
+    task: Task[ClassConditional],
+    config: EraseClassConfig,
+    scorer: Scorer,
+    folder: RunFolder,
+    bars: Bars,
+    record: dict[str, Any],
 ) -> tuple[dict[str, Any], str | None]:
     from semu_diffusion.lora import save_peft_folder
-    from semu_diffusion.pipelines.class_erasure import erase_classes
+    from semu_diffusion.pipelines.condition_erasure import erase_conditions
     from semu_diffusion.pipelines.image_sets import training_images
     from semu_diffusion.pipelines.proof import prove
     from semu_diffusion.pipelines.run_folder import write_json
 
     model, forget = task.model, task.forget
-    steps = erase_classes(model, forget, config, task.forget_set, task.retain_set, bars.show)
+    steps = erase_conditions(task, config, bars.show)
     while True:
         try:
             step = next(steps)

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import antithetic_timesteps
-from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.conditional import Conditional
 from semu_diffusion.objectives import NoisyBatch
+from semu_diffusion.pipelines.erasure_settings import ErasureConfig
 from semu_diffusion.pipelines.precision import autocast
-from semu_diffusion.pipelines.settings import EraseClassConfig
 
 __all__ = [
     "Images",
     "Progress",
     "forget_batches",
-    "given_forget_set",
-    "given_retain_set",
     "kept_batches",
     "kept_images",
     "noisy",
@@ -45,43 +42,8 @@ class Images:
         return self.images[chosen], self.labels[chosen]
 
 
-def given_forget_set(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int]) -> Images | None:
-    """The images of --forget-images, or None if the model shall make them; InputError if they do not fit."""
-    if config.forget_images is None:
-        if not model.conditional:
-            raise InputError(
-                "the model is unconditional, so it cannot make images of one class: give them with --forget-images"
-            )
-        return None
-    from semu_diffusion.pipelines.datasets import load_plain_images
-
-    if len(forget) > 1:
-        raise InputError("--forget-images holds the images of one class: give one --forget with it")
-    images = load_plain_images(config.forget_images, model.image_shape)
-    return Images(images.to(model.device), torch.full((len(images),), forget[0], device=model.device))
-
-
-def given_retain_set(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int]) -> Images | None:
-    """The kept classes' images of --retain DATASET, or None for ``none`` and ``self``; InputError if they do not fit."""
-    if config.retain in ("none", "self"):
-        return None
-    from semu_diffusion.pipelines.datasets import load_images
-
-    data = load_images(config.retain, "train")
-    if data.image_shape != model.image_shape:
-        raise InputError(f"--retain {config.retain}: images {data.image_shape}, but the model makes {model.image_shape}")
-    known = {name: index for index, name in enumerate(model.class_names)}
-    table = torch.tensor([known.get(name, -1) for name in data.class_names])
-    labels = table[data.labels]
-    wanted = (labels >= 0) & ~torch.isin(labels, torch.tensor(forget)) if model.conditional else torch.ones_like(labels) > 0
-    if not wanted.any():
-        raise InputError(f"--retain {config.retain}: none of its classes is a kept class of the model")
-    images = data.images[wanted].float().div(127.5).sub(1)
-    return Images(images.to(model.device), labels[wanted].to(model.device))
-
-
 def self_made(
-    model: ClassConditional,
+    model: Conditional,
     classes: Sequence[int],
     count: int,
     seed: int,
@@ -95,17 +57,17 @@ def self_made(
     labels = [classes[i % len(classes)] for i in range(count)]
     batches = []
     with autocast(precision, model.device)():
-        for batch in model.sample(labels, range(seed, seed + count), steps, guidance_scale, batch_size=32):
+        for batch in model.clean_samples(labels, range(seed, seed + count), steps, guidance_scale, batch_size=32):
             batches.append(batch)
             if progress is not None:
                 progress(stage, sum(map(len, batches)), count)
-    images = torch.cat(batches) * 2 - 1
+    images = torch.cat(batches)
     return Images(images.to(model.device), torch.tensor(labels, device=model.device))
 
 
 def training_images(
-    model: ClassConditional,
-    config: EraseClassConfig,
+    model: Conditional,
+    config: ErasureConfig,
     forget: Sequence[int],
     forget_set: Images | None = None,
     progress: Progress | None = None,
@@ -118,8 +80,8 @@ def training_images(
 
 
 def with_anchor_images(
-    model: ClassConditional,
-    config: EraseClassConfig,
+    model: Conditional,
+    config: ErasureConfig,
     forget_set: Images,
     anchors: Mapping[int, int],
     progress: Progress | None = None,
@@ -138,9 +100,7 @@ def with_anchor_images(
     return Images(torch.cat(images), torch.cat(labels))
 
 
-def kept_images(
-    model: ClassConditional, config: EraseClassConfig, kept: Sequence[int], progress: Progress | None = None
-) -> Images:
+def kept_images(model: Conditional, config: ErasureConfig, kept: Sequence[int], progress: Progress | None = None) -> Images:
     """Images of the kept classes that the model makes, for protection and for the self-generated retain term.
 
     Of no class if none is kept (the label says nothing to an unconditional model).
@@ -150,11 +110,11 @@ def kept_images(
 
 
 def _made(
-    model: ClassConditional,
+    model: Conditional,
     classes: Sequence[int],
     count: int,
     stream: int,
-    config: EraseClassConfig,
+    config: ErasureConfig,
     progress: Progress | None,
     stage: str,
     offset: int = 0,
@@ -165,7 +125,7 @@ def _made(
     )
 
 
-def noisy(model: ClassConditional, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> NoisyBatch:
+def noisy(model: Conditional, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> NoisyBatch:
     """Images noised at antithetic timesteps, with the network's training target."""
     t = antithetic_timesteps(len(images), model.num_timesteps, generator).to(images.device)
     noise = torch.randn(images.shape, generator=generator).to(images)
@@ -173,7 +133,7 @@ def noisy(model: ClassConditional, images: torch.Tensor, labels: torch.Tensor, g
 
 
 def forget_batches(
-    model: ClassConditional, forget_set: Images, generator: torch.Generator, progress: Progress | None
+    model: Conditional, forget_set: Images, generator: torch.Generator, progress: Progress | None
 ) -> Iterator[NoisyBatch]:
     """The forget set once, in batches, each image with a timestep of its own."""
     total = len(forget_set.images)
@@ -184,14 +144,14 @@ def forget_batches(
             progress("gradient", min(start + BATCH, total), total)
 
 
-def kept_batches(model: ClassConditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
+def kept_batches(model: Conditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
     """Kept samples with their own label and, a quarter of them, without one: both are predictions worth protecting."""
     for start in range(0, len(kept.images), BATCH):
         part = slice(start, start + BATCH)
         yield noisy(model, kept.images[part], partly_unlabelled(model, kept.labels[part]), generator)
 
 
-def partly_unlabelled(model: ClassConditional, labels: torch.Tensor) -> torch.Tensor:
+def partly_unlabelled(model: Conditional, labels: torch.Tensor) -> torch.Tensor:
     """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions."""
     labels = labels.clone()
     if model.null_class is not None:
@@ -199,6 +159,6 @@ def partly_unlabelled(model: ClassConditional, labels: torch.Tensor) -> torch.Te
     return labels
 
 
-def _seed(config: EraseClassConfig, stream: int) -> int:
+def _seed(config: ErasureConfig, stream: int) -> int:
     """Disjoint ranges of per-image seeds for the different uses of one run's seed, none of them those of the evaluation."""
     return 2**31 + (config.seed * 8 + stream) * 10_000_000 % 2**31

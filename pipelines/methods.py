@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from torch import nn
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.peers.embedding_copy import copy_class_embedding
 from semu_diffusion.peers.fine_tuning import fine_tune
-from semu_diffusion.pipelines.class_erasure import erase_classes
-from semu_diffusion.pipelines.class_objective import anchors_of, target_of, training_loss
+from semu_diffusion.pipelines.class_erasure import prepare
+from semu_diffusion.pipelines.condition_erasure import Task, chosen_anchors, erase_conditions
+from semu_diffusion.pipelines.erasure_objective import training_loss
 from semu_diffusion.pipelines.image_sets import Progress, kept_images, training_images, with_anchor_images
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
 
@@ -55,41 +56,34 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_edit(
-    method: str, model: ClassConditional, forget: Sequence[int], config: EraseClassConfig, progress: Progress | None = None
-) -> Made:
+def make_edit(method: str, model: ClassConditional, config: EraseClassConfig, progress: Progress | None = None) -> Made:
     """Run one method on ``model``; ``config`` already holds the settings of its row in `METHODS`."""
+    task = prepare(model, config)
     if method == "copy":
         start = time.perf_counter()
-        images, generator = (
-            training_images(model, config, forget, progress=progress),
-            torch.Generator().manual_seed(config.seed),
-        )
-        anchors = anchors_of(model, config, "fixed", forget, _kept(model, forget), images, generator)
-        return Made(copy_class_embedding(model.denoiser, anchors), {"train": time.perf_counter() - start})
+        images = training_images(model, config, task.forget, progress=progress)
+        anchors = chosen_anchors(task, images, torch.Generator().manual_seed(config.seed))
+        return Made(copy_class_embedding(model.denoiser, dict(anchors)), {"train": time.perf_counter() - start})
     if method.startswith("fine-tune"):
-        return _fine_tuned(model, forget, config, progress)
-    outcome = _finish(erase_classes(model, forget, config, progress=progress), config.steps, progress)
+        return _fine_tuned(model, task, config, progress)
+    outcome = _finish(erase_conditions(task, config, progress), config.steps, progress)
     return Made(outcome.patch, outcome.seconds)
 
 
-def _fine_tuned(model: ClassConditional, forget: Sequence[int], config: EraseClassConfig, progress: Progress | None) -> Made:
+def _fine_tuned(
+    model: ClassConditional, task: Task[ClassConditional], config: EraseClassConfig, progress: Progress | None
+) -> Made:
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(config.seed)
-    target, kept = target_of(model, config), _kept(model, forget)
-    forget_set = training_images(model, config, forget, progress=progress)
-    retain_set = kept_images(model, config, kept, progress) if config.retain == "self" else None
+    forget_set = training_images(model, config, task.forget, progress=progress)
+    retain_set = kept_images(model, config, task.kept, progress) if config.retain == "self" else None
     collected = time.perf_counter()
     frozen = dataclasses.replace(model, pipeline=copy.deepcopy(model.pipeline))
-    anchors = anchors_of(model, config, target, forget, kept, forget_set, generator)
+    anchors = chosen_anchors(task, forget_set, generator)
     forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
-    loss = training_loss(model, config, target, frozen.predict, forget_set, retain_set, anchors, kept, generator)
+    loss = training_loss(model, config, task.target, frozen.predict, forget_set, retain_set, anchors, task.kept, generator)
     edit = _finish(fine_tune(model.denoiser, loss, config.steps, config.lr), config.steps, progress)
     return Made(edit, {"collect": collected - start, "train": time.perf_counter() - collected})
-
-
-def _kept(model: ClassConditional, forget: Sequence[int]) -> list[int]:
-    return [index for index in range(len(model.class_names)) if index not in set(forget)]
 
 
 def _finish(steps: Generator[Any, None, Any], total: int, progress: Progress | None) -> Any:

@@ -64,7 +64,8 @@ def judgements(folder: Path, class_names: Sequence[str], config: Any) -> dict[st
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    count, found = config.judged_samples, {}
+    count = config.judged_samples
+    found: dict[str, Any] = {}
     if config.classifier:
         judge = load_judge(config.classifier, class_names, torch.device(device))
         prompts = [article(PROMPTS[PHOTO].format(name)) for name in class_names for _ in range(count)]

@@ -48,7 +48,8 @@ def new_tokenizer(class_names: Sequence[str], max_tokens: int) -> CLIPTokenizer:
 
     texts = every_caption(class_names) + every_caption(class_names, held_out=True)
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = CLIPTokenizer()._tokenizer.pre_tokenizer
+    clip: Any = CLIPTokenizer
+    learner.pre_tokenizer = clip()._tokenizer.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
     learner.train_from_iterator(sorted(set(texts)), trainer)
@@ -61,7 +62,7 @@ def new_tokenizer(class_names: Sequence[str], max_tokens: int) -> CLIPTokenizer:
         ]
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, START, END]))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+    return clip(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
 
 
 def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[str]) -> tuple[CLIPTokenizer, Any]:

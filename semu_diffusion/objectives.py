@@ -23,8 +23,8 @@ class NoisyBatch:
     """Noised images ``x_t`` (N, C, H, W) at ``t`` (N,), their ``condition``, and what a prediction should be.
 
     ``condition`` and ``anchor`` are whatever the model's adapter takes (class indices, prompt embeddings). ``target`` is
-    the network's training target (the noise, for epsilon-prediction). ``weight`` (N,) weighs the images in `relabel`,
-    ``overshoot`` and ``away`` carry its target beyond the anchor.
+    the network's training target (the noise, for epsilon-prediction). The rest is for `relabel`: ``weight`` (N,) weighs the
+    images; ``overshoot`` (a number, or (N,)) and ``away`` carry its target on; ``base`` is where it starts instead of the anchor.
     """
 
     x_t: torch.Tensor
@@ -34,21 +34,29 @@ class NoisyBatch:
     anchor: Any = None
     weight: torch.Tensor | None = None
     away: Any = None
-    overshoot: float = 0.0
+    overshoot: float | torch.Tensor = 0.0
+    base: Any = None
 
 
 def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
-    r"""E w_t ||eps'(x_t, t, c) - sg[eps(x_t, t, p) + eta (eps(x_t, t, p) - eps(x_t, t, a))]||^2.
+    r"""E w_t ||eps'(x_t, t, c) - sg[eps(x_t, t, b) + eta (eps(x_t, t, p) - eps(x_t, t, a))]||^2.
 
-    On the forget images, answer as the original would for the anchor p, and go on by the overshoot eta in the direction
-    from the erased condition a to the anchor: an anchor that looks a little like the erased class is not enough.
+    On the forget images, answer as the original would for the base b, and go on by eta in the direction from the erased
+    condition a to the anchor p. For the erased condition itself b = p: an anchor that looks a little like the erased class
+    is not enough. For other conditions that know the class too (none, a learned vector) b = c: they lose that part of it.
     """
     with torch.no_grad():
-        target = original(batch.x_t, batch.t, batch.anchor).float()
-        if batch.overshoot:
-            target = target + batch.overshoot * (target - original(batch.x_t, batch.t, batch.away).float())
+        anchor = original(batch.x_t, batch.t, batch.anchor).float()
+        target = anchor if batch.base is None else original(batch.x_t, batch.t, batch.base).float()
+        if batch.away is not None:
+            direction = anchor - original(batch.x_t, batch.t, batch.away).float()
+            target = target + _per_image(batch.overshoot, direction) * direction
     errors = (predict(batch.x_t, batch.t, batch.condition).float() - target).square().flatten(1).mean(1)
     return (errors if batch.weight is None else errors * batch.weight).mean()
+
+
+def _per_image(value: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+    return value if isinstance(value, float | int) else value.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def gradient_ascent(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:

@@ -442,7 +442,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(
     if moment == "proof":
         monkeypatch.setattr(Scorer, "sample", stop)
     else:
-        monkeypatch.setattr("semu_diffusion.pipelines.class_erasure.training_loss", lambda *_: stop)
+        monkeypatch.setattr("semu_diffusion.pipelines.condition_erasure.training_loss", lambda *_: stop)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "red", "--output", str(folder)) == 130
     out, err = capsys.readouterr()

@@ -73,8 +73,9 @@ def test_the_loss_falls_and_the_model_answers_otherwise(erased: Path, digits: Pa
     x, t = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(5, 45, 5)
     anchor = DIGITS.index(read(erased, "run.json")["anchors"]["three"])
     with torch.no_grad():
-        wanted = model.predict(x, t, torch.full((8,), anchor))
-        before = (model.predict(x, t, torch.full((8,), 3)) - wanted).square().mean()
+        own, other = (model.predict(x, t, torch.full((8,), index)) for index in (3, anchor))
+        wanted = other + read(erased, "run.json")["config"]["overshoot"] * (other - own)
+        before = (own - wanted).square().mean()
         patch.apply(model.denoiser)
         after = (model.predict(x, t, torch.full((8,), 3)) - wanted).square().mean()
     assert after < before

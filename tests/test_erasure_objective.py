@@ -11,7 +11,7 @@ from tiny_models import tiny_model
 
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.pipelines import scoring
-from semu_diffusion.pipelines.class_objective import second_nearest, training_loss
+from semu_diffusion.pipelines.erasure_objective import second_nearest, training_loss
 from semu_diffusion.pipelines.image_sets import Images, kept_images, training_images
 from semu_diffusion.pipelines.settings import EraseClassConfig, EvaluationConfig
 

@@ -1,4 +1,4 @@
-"""What the training of R minimises: the loss of one step of a class erasure, drawing its own batch."""
+"""What the training of R minimises: the loss of one step of an erasure, drawing its own batch."""
 
 from __future__ import annotations
 
@@ -6,75 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from semu_diffusion.errors import InputError
-from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.conditional import Conditional
 from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
+from semu_diffusion.pipelines.erasure_settings import ErasureConfig
 from semu_diffusion.pipelines.image_sets import Images, noisy, partly_unlabelled
 from semu_diffusion.pipelines.precision import autocast
-from semu_diffusion.pipelines.settings import EraseClassConfig
 
-__all__ = ["anchors_of", "check_objective", "second_nearest", "target_of", "training_loss"]
+__all__ = ["second_nearest", "training_loss"]
 
 CANDIDATES = 16  # classes compared by their predictions when an anchor is looked for
 
 
-def target_of(model: ClassConditional, config: EraseClassConfig) -> str:
-    """The objective that ``auto`` means, or the one asked for, if this model can have it."""
-    target = config.target
-    if target == "auto":
-        return "fixed" if model.conditional else "ascent"
-    if target != "ascent" and not model.conditional:
-        raise InputError(f"--target {target} needs class labels, and the model is unconditional: use --target ascent")
-    if target == "unconditional" and model.null_class is None:
-        raise InputError("--target unconditional needs a null class, and the model has none")
-    return target
-
-
-def anchors_of(
-    model: ClassConditional,
-    config: EraseClassConfig,
-    target: str,
-    forget: Sequence[int],
-    kept: Sequence[int],
-    forget_set: Images,
-    generator: torch.Generator,
-) -> dict[int, int]:
-    """What each erased class is relabelled to under ``--target fixed``: the anchor asked for, or `second_nearest`."""
-    anchor = _given_anchor(model, config, target, forget, kept)
-    if target != "fixed":
-        return {}
-    if anchor is not None:
-        return dict.fromkeys(forget, anchor)
-    return {erased: second_nearest(model, erased, kept, forget_set, generator) for erased in forget}
-
-
-def _given_anchor(
-    model: ClassConditional, config: EraseClassConfig, target: str, forget: Sequence[int], kept: Sequence[int]
-) -> int | None:
-    if target in ("fixed", "random") and not kept:
-        raise InputError("every class is to be erased: no class is left to relabel to (--target unconditional needs none)")
-    if config.anchor is None:
-        return None
-    if target != "fixed":
-        raise InputError("--anchor needs class labels, and the model is unconditional")
-    anchor = model.class_index(config.anchor)
-    if anchor in forget:
-        raise InputError(f"--anchor {config.anchor} is itself to be erased")
-    return anchor
-
-
-def check_objective(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int], kept: Sequence[int]) -> None:
-    """Raise InputError for an objective that this model cannot have."""
-    _given_anchor(model, config, target_of(model, config), forget, kept)
-    if config.adversarial and not model.conditional:
-        raise InputError("--adversarial needs class labels, and the model is unconditional")
-    if config.unlabelled and model.null_class is None:
-        raise InputError("--unlabelled needs a null class, and the model has none")
-
-
-def second_nearest(
-    model: ClassConditional, erased: int, kept: Sequence[int], forget_set: Images, generator: torch.Generator
-) -> int:
+def second_nearest(model: Conditional, erased: int, kept: Sequence[int], forget_set: Images, generator: torch.Generator) -> int:
     """The kept class k with the second smallest E w_t ||eps(x_t, t, c) - eps(x_t, t, k)||^2 on noised forget images.
 
     A far class needs a large update, which is felt elsewhere and is not learned to the end; the nearest needs the smallest
@@ -96,8 +39,8 @@ def second_nearest(
 
 
 def training_loss(
-    model: ClassConditional,
-    config: EraseClassConfig,
+    model: Conditional,
+    config: ErasureConfig,
     target: str,
     original: Predict,
     forget_set: Images,
@@ -136,17 +79,22 @@ def training_loss(
         if config.label_drop and model.null_class is not None:
             dropped = torch.rand(len(labels), generator=generator) < config.label_drop
             condition[dropped.to(labels.device)] = anchor[dropped.to(labels.device)] = model.null_class
+        overshoot: float | torch.Tensor = config.overshoot
+        base: torch.Tensor | None = None
         unlabelled = round(config.unlabelled * len(labels))
         if unlabelled and model.null_class is not None:
             condition[:unlabelled] = model.null_class
+            base = anchor.clone()
+            base[:unlabelled] = model.null_class
+            overshoot = torch.full((len(labels),), config.overshoot)
+            overshoot[:unlabelled] = config.unlabelled_shift
+        away = labels if config.overshoot or base is not None else None
         parts: dict[str, torch.Tensor] = {}
         with precision():
             if attack is not None:
                 condition = attack.mix(batch, condition)
             weight = model.image_weight(batch.t) if config.weighting == "image" else None
-            batch = NoisyBatch(
-                batch.x_t, batch.t, condition, batch.target, anchor, weight, away=labels, overshoot=config.overshoot
-            )
+            batch = NoisyBatch(batch.x_t, batch.t, condition, batch.target, anchor, weight, away, overshoot, base)
             objective = gradient_ascent if target == "ascent" else relabel
             parts["forget"] = objective(model.predict, model.predict if config.moving_target else original, batch)
             if retain_set is not None and config.retain != "none":
@@ -172,9 +120,10 @@ class _Attack:
 
     count = 8
 
-    def __init__(self, model: ClassConditional, config: EraseClassConfig, generator: torch.Generator) -> None:
+    def __init__(self, model: Conditional, config: ErasureConfig, generator: torch.Generator) -> None:
         self.model, self.config, self.generator = model, config, generator
-        rows = model.class_vectors(torch.arange(model.denoiser.config.num_class_embeds, device=model.device))
+        every = len(model.class_names) + (model.null_class is not None)
+        rows = model.class_vectors(torch.arange(every, device=model.device))
         noise = torch.randn(self.count, rows.shape[1], generator=generator).to(rows)
         start = rows[model.null_class] if model.null_class is not None else rows.mean(0)
         self.vectors = (start + 0.5 * rows.std(0) * noise).requires_grad_(True)

@@ -1,0 +1,227 @@
+"""The erasure of conditions (classes, prompts) from a task and settings to a patch; no files, no printing.
+
+forget set -> gradient -> (moments of kept inputs) -> subspaces -> training of R -> patch
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from semu_diffusion.erasure import Diverged, PatchedLayers, Step, erase
+from semu_diffusion.errors import InputError
+from semu_diffusion.gradients import collect_gradients
+from semu_diffusion.layers import select_layers
+from semu_diffusion.matrices import to_matrices
+from semu_diffusion.models.conditional import Conditional
+from semu_diffusion.objectives import NoisyBatch
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.erasure_objective import second_nearest, training_loss
+from semu_diffusion.pipelines.erasure_settings import ErasureConfig
+from semu_diffusion.pipelines.image_sets import (
+    Images,
+    Progress,
+    forget_batches,
+    kept_batches,
+    kept_images,
+    training_images,
+    with_anchor_images,
+)
+from semu_diffusion.pipelines.precision import autocast
+from semu_diffusion.protection import InputMoments, collect_moments
+from semu_diffusion.subspace import Subspace, layer_subspace
+
+__all__ = ["Outcome", "Task", "chosen_anchors", "erase_conditions", "finished"]
+
+OBJECTIVE_BATCHES = 8
+Model = TypeVar("Model", bound=Conditional, covariant=True)
+
+
+@dataclass(frozen=True)
+class Task(Generic[Model]):
+    """Rows ``forget`` to be erased from ``model``, and rows ``kept`` that it shall go on answering as before.
+
+    ``target``: fixed, random, unconditional or ascent. ``anchors``: what each erased row is answered with under ``fixed``;
+    None leaves the choice to `second_nearest`. ``forget_set`` and ``retain_set`` are clean samples that were given; the
+    model makes those that were not. ``metadata`` goes into the patch.
+    """
+
+    model: Model
+    forget: list[int]
+    kept: list[int]
+    target: str
+    anchors: Mapping[int, int] | None = None
+    forget_set: Images | None = None
+    retain_set: Images | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A patch, and what making it took and left.
+
+    ``anchors``: what each erased class is answered with. ``gradient_left``: share of the forget gradient's energy that the
+    protection leaves. ``felt``: root mean square of the update's output on kept inputs, relative to the layers' own
+    output there (the bound that protection promises to keep small).
+    """
+
+    patch: ErasurePatch
+    anchors: Mapping[int, int]
+    gradient_left: float
+    felt: float | None
+    seconds: Mapping[str, float]
+
+
+def erase_conditions(
+    task: Task[Conditional], config: ErasureConfig, progress: Progress | None = None
+) -> Generator[Step, None, Outcome]:
+    """Do the task; yields training steps, returns the `Outcome`. The model is unchanged.
+
+    Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
+    """
+    model, forget, kept, target, retain_set = task.model, task.forget, task.kept, task.target, task.retain_set
+    clock = _Clock()
+    generator = torch.Generator().manual_seed(config.seed)
+    layers = select_layers(model.denoiser, config.layers)
+    with clock.measure("collect"):
+        forget_set = training_images(model, config, forget, task.forget_set, progress)
+        anchors = chosen_anchors(task, forget_set, generator)
+        forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
+        if (config.protect == "null-space" or config.retain == "self") and retain_set is None:
+            retain_set = kept_images(model, config, kept, progress)
+        gradients = _forget_gradient(model, config, target, layers, forget_set, anchors, kept, generator, progress)
+        moments: dict[str, InputMoments] = {}
+        if config.protect == "null-space":
+            assert retain_set is not None
+            moments = collect_moments(
+                layers,
+                kept_batches(model, retain_set, generator),
+                lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
+                config.matricisation,
+                generator=generator,
+            )
+    with clock.measure("subspace"):
+        subspaces: dict[str, Subspace] = {}
+        for done, (name, layer) in enumerate(layers.items(), 1):
+            basis = moments[name].protected_basis(config.protected_energy) if name in moments else None
+            subspaces[name] = layer_subspace(
+                gradients[name],
+                layer.weight.detach(),
+                explained_variance=config.explained_variance,
+                projection=config.projection,
+                matricisation=config.matricisation,
+                rule=config.rank_rule,
+                min_rank=config.min_rank,
+                max_rank=config.max_rank,
+                protected=basis,
+                generator=generator,
+            )
+            if progress is not None:
+                progress("subspaces", done, len(layers))
+        energies = {name: float(gradient.double().square().sum()) for name, gradient in gradients.items()}
+        left = sum(subspaces[name].remaining * energy for name, energy in energies.items())
+        gradient_left = left / max(sum(energies.values()), 1e-30)
+    patched = PatchedLayers(model.denoiser, subspaces)
+    if not patched.core:
+        raise InputError("no layer has a direction to train: lower --protected-energy, or choose other --layers")
+    start = time.perf_counter()
+
+    def original(x_t: torch.Tensor, t: torch.Tensor, labels: Any) -> torch.Tensor:
+        with patched.original():
+            return model.predict(x_t, t, labels)
+
+    loss = training_loss(model, config, target, original, forget_set, retain_set, anchors, kept, generator)
+    patch = yield from erase(patched, loss, config.steps, config.lr, decay=config.lr_decay, metadata=task.metadata)
+    if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
+        raise Diverged("the last step left the finite numbers: lower --lr or the rank")
+    clock.seconds["train"] = time.perf_counter() - start
+    return Outcome(patch, anchors, gradient_left, _felt(patch, layers, moments), clock.seconds)
+
+
+def chosen_anchors(task: Task[Conditional], forget_set: Images, generator: torch.Generator) -> Mapping[int, int]:
+    """What each erased row is answered with: the task's anchors, or `second_nearest` of the kept rows; {} for other targets."""
+    if task.target != "fixed":
+        return {}
+    if task.anchors is not None:
+        return task.anchors
+    return {row: second_nearest(task.model, row, task.kept, forget_set, generator) for row in task.forget}
+
+
+def finished(steps: Generator[Step, None, Outcome]) -> Outcome:
+    """Run the generator of an erasure to its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+            return outcome
+
+
+def _forget_gradient(
+    model: Conditional,
+    config: ErasureConfig,
+    target: str,
+    layers: Mapping[str, Any],
+    forget_set: Images,
+    anchors: Mapping[int, int],
+    kept: Sequence[int],
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> dict[str, torch.Tensor]:
+    """The gradient whose subspace is kept: of the guided denoising loss, as in SEMU, or of the training's forget term.
+
+    At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
+    """
+    with autocast(config.precision, model.device)():
+        if config.gradient == "denoising":
+            return collect_gradients(
+                model.denoiser,
+                layers,
+                forget_batches(model, forget_set, generator, progress),
+                lambda batch: _guided_loss(model, batch, config.guidance_scale),
+                clip=config.gradient_clip,
+            )
+        loss = training_loss(model, config, target, model.predict, forget_set, None, anchors, kept, generator)
+        steps = range(OBJECTIVE_BATCHES)
+
+        def counted() -> Iterator[int]:
+            for step in steps:
+                yield step
+                if progress is not None:
+                    progress("gradient", step + 1, len(steps))
+
+        return collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], config.gradient_clip)
+
+
+def _guided_loss(model: Conditional, batch: NoisyBatch, guidance_scale: float) -> torch.Tensor:
+    """Sum over pixels, mean over images, of (target - guided prediction)^2: the loss whose gradient is decomposed."""
+    predicted = model.predict_guided(batch.x_t, batch.t, batch.condition, guidance_scale)
+    return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
+
+
+def _felt(patch: ErasurePatch, layers: Mapping[str, Any], moments: Mapping[str, InputMoments]) -> float | None:
+    if not moments:
+        return None
+    update = own = 0.0
+    for name, layer_patch in patch.layers.items():
+        update += moments[name].felt(to_matrices(patch.delta(name).to(layers[name].weight.device), layer_patch.matricisation))
+        own += moments[name].felt(to_matrices(layers[name].weight.detach().float(), layer_patch.matricisation))
+    return (update / max(own, 1e-30)) ** 0.5
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds = {"collect": 0.0, "subspace": 0.0, "train": 0.0}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
