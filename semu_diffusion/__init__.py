@@ -30,7 +30,9 @@ _HOME = {
     "collect_moments": "semu_diffusion.protection",
     "erase": "semu_diffusion.erasure",
     "erase_class": "semu_diffusion.pipelines.class_erasure",
+    "erase_concept": "semu_diffusion.pipelines.concept_erasure",
     "layer_subspace": "semu_diffusion.subspace",
+    "save_lora": "semu_diffusion.lora",
     "save_peft_folder": "semu_diffusion.lora",
     "select_layers": "semu_diffusion.layers",
 }

@@ -19,7 +19,10 @@ from safetensors.torch import save_file
 from semu_diffusion.errors import InputError
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 
-__all__ = ["lora_factors", "save_peft_folder"]
+__all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_peft_folder"]
+
+DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for in a folder
+KOHYA_LORA = "kohya_lora.safetensors"
 
 
 def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +42,59 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor
     return up.float(), down.float()
 
 
+def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", sdxl: bool = False) -> Path:
+    """Write the patch as LoRA files that other tools load, and return the folder.
+
+    ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
+    header (without it diffusers before 0.40 takes the first layer's alpha for all).
+    ``kohya_lora.safetensors``: for ComfyUI and A1111 (UNets only), with alpha 1 everywhere and ``up`` times the rank, since
+    diffusers reads a per-layer alpha of this format wrongly on attention layers. (Of SDXL's ``add_embedding`` it reads
+    nothing in this format; the default layers of an erasure are not among them.)
+
+    ``prefix`` is the pipeline's name of the network (unet, transformer); ``sdxl`` is written for A1111, which would else
+    file the patch under SD 1. Raises InputError for a patch with per-channel convolutions.
+    """
+    diffusers: dict[str, torch.Tensor] = {}
+    kohya: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name, layer in patch.layers.items():
+        up, down = _shaped_factors(layer, patch.strength)
+        rank = len(down)
+        diffusers[f"{prefix}.{name}.lora_A.weight"], diffusers[f"{prefix}.{name}.lora_B.weight"] = down, up
+        key = f"lora_unet_{name.replace('.', '_')}"
+        kohya |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * rank, f"{key}.alpha": torch.tensor(1.0)}
+        ranks[f"^{re.escape(name)}"] = rank
+    about = json.dumps({"semu_patch": dict(patch.metadata), "strength": patch.strength})
+    config = {"r": 1, "lora_alpha": 1, "rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": sorted(patch.layers)}
+    adapter = json.dumps({f"{prefix}.{key}": value for key, value in config.items()})
+    header = {"format": "pt", "lora_adapter_metadata": adapter, "semu": about}
+    folder = Path(folder)
+    _save_beside(diffusers, folder / DIFFUSERS_LORA, header)
+    if prefix == "unet":
+        base = "sdxl_base_v1-0" if sdxl else "sd_v1"
+        _save_beside(kohya, folder / KOHYA_LORA, {"format": "pt", "ss_base_model_version": base, "semu": about})
+    return folder
+
+
+def _shaped_factors(layer: LayerPatch, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``up`` and ``down`` in the shapes of the layers they are the weights of: 1 x 1 and k x k for a convolution."""
+    up, down = lora_factors(layer, strength)
+    if len(layer.shape) == 4:
+        up, down = up[:, :, None, None], down.reshape(len(down), *layer.shape[1:])
+    return up.contiguous(), down.contiguous()
+
+
+def _save_beside(tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str]) -> None:
+    """Write a safetensors file beside ``path`` and rename it; makes the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, beside, metadata=header)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = "") -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them.
 
@@ -49,11 +105,8 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for name, layer in patch.layers.items():
-        up, down = lora_factors(layer, patch.strength)
-        if len(layer.shape) == 4:
-            up, down = up[:, :, None, None], down.reshape(len(down), *layer.shape[1:])
-        tensors[f"base_model.model.{name}.lora_A.weight"] = down.contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = up.contiguous()
+        up, down = _shaped_factors(layer, patch.strength)
+        tensors[f"base_model.model.{name}.lora_A.weight"], tensors[f"base_model.model.{name}.lora_B.weight"] = down, up
         ranks[f"^{re.escape(name)}"] = len(down)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -66,12 +119,9 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
         "inference_mode": True,
         "bias": "none",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    beside = folder / f".part-{os.getpid()}"
+    _save_beside(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    settings, beside = folder / "adapter_config.json", folder / f".part-{os.getpid()}"
     try:
-        save_file(tensors, beside, metadata={"format": "pt"})
-        os.replace(beside, weights)
         beside.write_text(json.dumps(config, indent=2) + "\n")
         os.replace(beside, settings)
     finally:

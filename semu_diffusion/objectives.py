@@ -24,7 +24,7 @@ class NoisyBatch:
 
     ``condition`` and ``anchor`` are whatever the model's adapter takes (class indices, prompt embeddings). ``target`` is
     the network's training target (the noise, for epsilon-prediction). The rest is for `relabel`: ``weight`` (N,) weighs the
-    images; ``overshoot`` (a number, or (N,)) and ``away`` carry its target on; ``base`` is where it starts instead of the anchor.
+    images; ``overshoot`` (a number, or (N,)) and ``away`` carry its target on; ``base`` replaces the anchor as its start.
     """
 
     x_t: torch.Tensor

@@ -1,0 +1,73 @@
+"""Prompts for an erasure: those that name a concept, the same with its anchor, and those that shall stay as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.captions import article
+
+__all__ = ["ANCHORS", "RETAIN_PROMPTS", "TEMPLATES", "contains", "prompts_of", "retained", "with_anchor"]
+
+TEMPLATES = ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
+
+# What a concept may be answered with if nobody says: plain nouns that every text-to-image model knows.
+ANCHORS = ("dog", "bird", "car", "house", "tree", "person", "flower", "painting")
+
+# Everyday subjects, places and looks, so that what surrounds a concept is protected too.
+THINGS = (
+    "person, man, woman, child, crowd, cat, dog, horse, bird, fish, butterfly, elephant, car, truck, bus, bicycle, airplane, "
+    "ship, train, house, church, tower, bridge, street, city, kitchen, bedroom, chair, table, lamp, cup, bottle, pizza, "
+    "plate of food, apple, book, phone, computer, clock, guitar, ball, shoe, hat, tree, flower, forest, garden, mountain, "
+    "beach, river, waterfall, desert, sunset, night sky"
+)
+LOOKS = ("an oil painting", "a watercolor", "a pencil drawing", "a cartoon", "a black and white photo", "a 3d render")
+RETAIN_PROMPTS = (*(article(f"a photo of a {thing}") for thing in THINGS.split(", ")), *LOOKS)
+
+
+def prompts_of(concepts: Sequence[str], synonyms: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The prompts that name what shall be erased: the given ones, or every template with every word.
+
+    Raises InputError for a given prompt that names none of the words.
+    """
+    words = [word.strip() for word in (*concepts, *synonyms) if word.strip()]
+    if not given:
+        return list(dict.fromkeys(article(_placed(template, word)) for word in words for template in TEMPLATES))
+    for prompt in given:
+        if not any(contains(prompt, word) for word in words):
+            raise InputError(f"the forget prompt {prompt!r} names none of {', '.join(words)}")
+    return list(dict.fromkeys(given))
+
+
+def with_anchor(prompt: str, words: Sequence[str], anchor: str) -> str:
+    """The prompt with every one of the words replaced by the anchor; the empty prompt for an empty anchor."""
+    if not anchor.strip():
+        return ""
+    for word in sorted(words, key=len, reverse=True):
+        prompt = _whole(word).sub(lambda _: anchor.strip(), prompt)
+    return article(prompt.replace("an " + anchor.strip(), "a " + anchor.strip()))
+
+
+def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The prompts that name none of the words, once each; InputError if none is left."""
+    kept = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and not any(contains(prompt, w) for w in words)]
+    if not kept:
+        raise InputError("every retain prompt names what shall be erased: give others with --retain-prompts")
+    return kept
+
+
+def contains(prompt: str, word: str) -> bool:
+    """Whether the prompt has the word as a word of its own (a plural s allowed), in any case."""
+    return _whole(word).search(prompt) is not None
+
+
+def _whole(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word.strip())}s?(?!\w)", re.IGNORECASE)
+
+
+def _placed(template: str, word: str) -> str:
+    """The template with the word, without a second article (``a photo of the moon``)."""
+    if re.match(r"(a|an|the)\s", word, re.IGNORECASE):
+        template = template.replace(" a {}", " {}")
+    return template.format(word)

@@ -1,0 +1,204 @@
+"""The text-to-image family: Stable Diffusion 1.x, 2.x and XL, conditioned on the prompts of a fixed book.
+
+The book is made once: its embeddings are all that the erasure needs of the text encoders, so that these (and the
+autoencoder, while nothing is decoded) may leave the device. A row of the book is to this model what a class is to a DDPM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.conditional import Conditional
+
+__all__ = ["PromptBook", "TextConditional", "adapt_text_pipeline", "encode_prompts"]
+
+
+@dataclass(frozen=True)
+class PromptBook:
+    """Prompts and their embeddings (P, T, D); the last row is the empty prompt.
+
+    ``pooled`` (P, E) and ``time_ids`` (6,) are the added conditions of SDXL, else None.
+    """
+
+    prompts: tuple[str, ...]
+    embeddings: torch.Tensor
+    pooled: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TextConditional(Conditional):
+    """A Stable Diffusion pipeline and the prompts that are spoken of; ``class_names`` are the prompts of its book.
+
+    ``schedule`` is the noise schedule of the training (a DDPMScheduler made from the pipeline's config).
+    """
+
+    pipeline: Any
+    book: PromptBook
+    schedule: DDPMScheduler
+    source: str = ""
+    revision: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.book.prompts[:-1]
+
+    @property
+    def null_class(self) -> int:  # type: ignore[override]
+        """The row of the empty prompt."""
+        return len(self.book.prompts) - 1
+
+    @property
+    def denoiser(self) -> Any:
+        return self.pipeline.unet
+
+    @property
+    def scheduler(self) -> Any:
+        return self.schedule
+
+    @property
+    def conditional(self) -> bool:
+        return True
+
+    @property
+    def clean_shape(self) -> tuple[int, int, int]:
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.denoiser.config.in_channels), int(height), int(width)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, height, width = self.clean_shape
+        factor = self.pipeline.vae_scale_factor
+        return int(self.pipeline.vae.config.in_channels), height * factor, width * factor
+
+    def row(self, prompt: str) -> int:
+        """Row of a prompt of the book; raises KeyError for any other."""
+        try:
+            return self.book.prompts.index(prompt)
+        except ValueError as error:
+            raise KeyError(prompt) from error
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The UNet's prediction (N, C, h, w) for rows (N,) int64, or for flattened embeddings (N, T D) float."""
+        if labels is None:
+            labels = torch.full((len(x_t),), self.null_class, device=x_t.device)
+        rows = torch.full_like(labels[:, 0], self.null_class, dtype=torch.long) if labels.is_floating_point() else labels
+        if labels.is_floating_point():
+            text = labels.view(len(labels), *self.book.embeddings.shape[1:])
+        else:
+            text = self.book.embeddings[labels]
+        added = None
+        if self.book.pooled is not None and self.book.time_ids is not None:
+            pooled, time_ids = self.book.pooled[rows], self.book.time_ids.expand(len(rows), -1)
+            added = {"text_embeds": pooled.to(self.dtype), "time_ids": time_ids.to(self.dtype)}
+        return self.denoiser(x_t.to(self.dtype), t, text.to(self.dtype), added_cond_kwargs=added).sample
+
+    def class_vectors(self, labels: torch.Tensor) -> torch.Tensor:
+        return self.book.embeddings[labels].flatten(1)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
+        vae = self.pipeline.vae
+        parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean.float() for part in images.split(8)]
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return ((torch.cat(parts) - shift) * vae.config.scaling_factor).to(self.device)
+
+    @torch.no_grad()
+    def decode(self, clean: torch.Tensor) -> torch.Tensor:
+        vae = self.pipeline.vae
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        latents = clean / vae.config.scaling_factor + shift
+        parts = [vae.decode(part.to(vae.device, vae.dtype)).sample.float().cpu() for part in latents.split(8)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    def clean_samples(
+        self,
+        labels: Sequence[int] | None,
+        seeds: Sequence[int],
+        steps: int = 50,
+        guidance_scale: float = 3.0,
+        batch_size: int = 64,
+    ) -> Iterator[torch.Tensor]:
+        """Latents by DDIM with guidance against the empty prompt; latent i depends on ``seeds[i]`` alone."""
+        self._check_steps(steps)
+        sampler: Any = DDIMScheduler.from_config(self.schedule.config, clip_sample=False, timestep_spacing="trailing")
+        sampler.set_timesteps(steps, device=self.device)
+
+        @torch.no_grad()
+        def make(rows: list[int] | None, noise: torch.Tensor) -> torch.Tensor:
+            # The latent stays in float32 whatever the network computes in: half precision would round it at every step.
+            x = noise.to(self.device)
+            given = [self.null_class] * len(noise) if rows is None else rows
+            labels = torch.tensor(given, device=self.device)
+            for t in sampler.timesteps:
+                predicted = self.predict_guided(x, t.expand(len(x)), labels, guidance_scale).float()
+                x = sampler.step(predicted, t, x).prev_sample
+            return x
+
+        yield from self._in_pieces(labels, seeds, batch_size, make)
+
+
+def adapt_text_pipeline(
+    pipeline: Any, prompts: Sequence[str], source: str = "", revision: str | None = None
+) -> TextConditional:
+    """The adapter of a pipeline in memory, with a book of the prompts.
+
+    Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
+    """
+    unet = getattr(pipeline, "unet", None)
+    if type(unet).__name__ != "UNet2DConditionModel" or not hasattr(pipeline, "tokenizer"):
+        raise InputError(
+            f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
+        )
+    if unet.config.in_channels != pipeline.vae.config.latent_channels:
+        raise InputError(
+            f"{source or 'the pipeline'} is made for inpainting or editing; erase-concept takes a text-to-image model"
+        )
+    if "beta_schedule" not in pipeline.scheduler.config:
+        raise InputError(f"{source or 'the pipeline'} has a {type(pipeline.scheduler).__name__}, which is no DDPM schedule")
+    schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
+    return TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source, revision)
+
+
+@torch.no_grad()
+def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptBook:
+    """The book of the prompts, in order and once each, and the empty prompt as its last row.
+
+    Raises InputError, naming the prompt, if one is longer than a text encoder takes: it would be cut silently.
+    """
+    wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = getattr(pipeline, name, None)
+        if tokenizer is None:
+            continue
+        lengths = [len(ids) for ids in tokenizer(list(wanted), truncation=False).input_ids]
+        for prompt, length in zip(wanted, lengths, strict=True):
+            most = tokenizer.model_max_length
+            if length > most:
+                raise InputError(f"the prompt {prompt[:60]!r} has {length} tokens, the text encoder takes {most}: shorten it")
+    device = pipeline.unet.device
+    embeddings, pooled = [], []
+    for start in range(0, len(wanted), batch_size):
+        part = list(wanted[start : start + batch_size])
+        options: dict[str, Any] = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        found = pipeline.encode_prompt(part, **options)
+        embeddings.append(found[0].float())
+        if len(found) == 4:
+            pooled.append(found[2].float())
+    book = torch.cat(embeddings)
+    if not pooled:
+        return PromptBook(wanted, book)
+    added = torch.cat(pooled)
+    if pipeline.config.force_zeros_for_empty_prompt:  # XL was trained with zeros, not with an encoded empty prompt
+        book[-1], added[-1] = 0.0, 0.0
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    time_ids = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=device)
+    return PromptBook(wanted, book, added, time_ids)

@@ -1,0 +1,176 @@
+"""Promises of `erase_concept`: words become prompts and answers, the patch answers as asked, and nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from text_models import FAMILIES, tiny_pipeline
+
+import semu_diffusion
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.text_conditional import adapt_text_pipeline
+from semu_diffusion.pipelines.concept_erasure import prepare
+from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
+from semu_diffusion.pipelines.prompts import RETAIN_PROMPTS, contains, prompts_of, retained, with_anchor
+
+QUICK: dict[str, Any] = {
+    "forget_samples": 4,
+    "kept_samples": 4,
+    "anchor_samples": 2,
+    "precision": "fp32",
+    "guidance_scale": 2.0,
+}
+BIRD = {"retain_prompts": ("a photo of a bird",)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(family: str) -> None:
+    pipeline = tiny_pipeline(family)
+    weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    patch = semu_diffusion.erase_concept(
+        pipeline, "cat", anchor="dog", overshoot=0.0, retain="none", protect="none", steps=60, lr=3e-3, **BIRD, **QUICK
+    )
+    assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
+    assert patch.metadata["concept"] == ["cat"]
+    assert patch.metadata["anchor"] == "dog"
+    assert not any(".attn2.to_k" in name or ".attn2.to_v" in name for name in patch.layers)
+    model = adapt_text_pipeline(pipeline, ["a photo of a cat", "a photo of a dog"])
+    x = torch.randn(16, *model.clean_shape, generator=torch.Generator().manual_seed(1))
+    t = torch.arange(20, 100, 5)
+    with torch.no_grad():
+        wanted, before = (model.predict(x, t, torch.full((16,), row)) for row in (1, 0))
+        patch.apply(pipeline.unet)
+        after = model.predict(x, t, torch.full((16,), 0))
+    assert (after - wanted).square().mean() < 0.8 * (before - wanted).square().mean()
+    patch.remove(pipeline.unet)
+    assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
+
+
+def test_protection_and_retain_term_keep_the_retained_prompts() -> None:
+    drift = {}
+    for protected in (True, False):
+        pipeline = tiny_pipeline()
+        flags = {} if protected else {"protect": "none", "retain": "none"}
+        patch = semu_diffusion.erase_concept(pipeline, "cat", anchor="dog", steps=60, lr=3e-3, **flags, **BIRD, **QUICK)
+        model = adapt_text_pipeline(pipeline, ["a photo of a bird"])
+        before = torch.cat(list(model.sample([0] * 8, range(8), steps=5)))
+        patch.apply(pipeline.unet)
+        after = torch.cat(list(model.sample([0] * 8, range(8), steps=5)))
+        drift[protected] = float((after - before).square().mean())
+    assert 0 < drift[True] < 0.5 * drift[False]
+
+
+def test_the_tasks_rows_are_the_prompts() -> None:
+    config = EraseConceptConfig(concept=("cat",), synonyms=("kitten",), anchor="dog", forget_samples=64, anchor_samples=30)
+    prepared = prepare(tiny_pipeline(), config)
+    task, book = prepared.task, prepared.task.model.book.prompts
+    forgotten = [book[row] for row in task.forget]
+    assert forgotten == [
+        t.format(w) for w in ("cat", "kitten") for t in ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
+    ]
+    assert task.anchors is not None
+    assert [book[task.anchors[row]] for row in task.forget[:4]] == [
+        "a photo of a dog",
+        "a picture of a dog",
+        "an image of a dog",
+        "dog",
+    ]
+    kept = [book[row] for row in task.kept]
+    assert "a photo of a dog" in kept
+    assert not any("cat" in prompt.split() for prompt in kept)
+    assert (prepared.config.forget_samples, prepared.config.anchor_samples) == (8, 4)
+
+
+def test_an_anchor_is_chosen_and_said() -> None:
+    quick = {**QUICK, "steps": 1}
+    patch = semu_diffusion.erase_concept(tiny_pipeline(), "cat", **BIRD, **quick)
+    assert patch.metadata["anchor"] not in ("", "cat", None)
+    empty = semu_diffusion.erase_concept(tiny_pipeline(), "cat", anchor="", **BIRD, **quick)
+    assert empty.metadata["anchor"] == ""
+
+
+def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
+    """ESD's target: eps(x, null) - eta (eps(x, c) - eps(x, null))."""
+    from semu_diffusion.pipelines.erasure_objective import training_loss
+    from semu_diffusion.pipelines.image_sets import Images
+
+    config = EraseConceptConfig(
+        concept=("cat",), target="unconditional", overshoot=2.0, retain="none", batch_size=4, precision="fp32"
+    )
+    task = prepare(tiny_pipeline(), config).task
+    model = task.model
+    latents = torch.randn(4, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    images = Images(latents, torch.tensor([task.forget[0]] * 4))
+    asked: dict[int, torch.Tensor] = {}
+
+    def original(x_t: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        asked[int(rows[0])] = model.predict(x_t, t, rows)
+        return asked[int(rows[0])]
+
+    with torch.no_grad():
+        loss = training_loss(model, config, "unconditional", original, images, None, {}, task.kept, torch.Generator())(1)
+    null, own = asked[model.null_class], asked[task.forget[0]]
+    target = null - 2 * (own - null)
+    assert float(loss["forget"]) > 0
+    ratio = float(loss["forget"]) / float((own - target).square().mean())
+    assert 0.01 < ratio < 10  # the same distance, weighed by timestep
+
+
+def test_given_images_are_encoded_under_the_concepts_prompts(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    task = prepare(pipeline, EraseConceptConfig(concept=("cat",), anchor="dog", forget_images=str(tmp_path))).task
+    assert task.forget_set is not None
+    assert task.forget_set.images.shape == (3, *task.model.clean_shape)
+    assert set(task.forget_set.labels.tolist()) <= set(task.forget)
+
+
+def test_several_concepts_make_one_patch() -> None:
+    patch = semu_diffusion.erase_concept(
+        tiny_pipeline(), "cat", "dog", anchor="bird", steps=1, retain_prompts=("a tree",), **QUICK
+    )
+    assert patch.metadata["concept"] == ["cat", "dog"]
+    assert len(patch.metadata["prompts"]) == 8
+
+
+def test_words_are_found_whole_and_replaced_with_their_article() -> None:
+    assert contains("two Cats on a mat", "cat")
+    assert not contains("a catalogue", "cat")
+    assert with_anchor("a photo of a cat", ["cat"], "owl") == "a photo of an owl"
+    assert with_anchor("a photo of an owl", ["owl"], "cat") == "a photo of a cat"
+    assert with_anchor("a house by Van Gogh", ["van gogh"], "a child") == "a house by a child"
+    assert with_anchor("a photo of a cat", ["cat"], "") == ""
+    assert prompts_of(["the moon"], (), ())[0] == "a photo of the moon"
+    assert "a photo of a cat" not in retained(RETAIN_PROMPTS, ["cat"])
+    with pytest.raises(InputError, match="every retain prompt names"):
+        retained(["a cat"], ["cat"])
+    with pytest.raises(InputError, match="names none of cat"):
+        prompts_of(["cat"], (), ["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"concept": ()}, "nothing to erase"),
+        ({"concept": (" ",)}, "the concept is empty"),
+        ({"anchor": "Cat"}, "is what shall be erased"),
+        ({"anchor": "dog", "target": "ascent"}, "--anchor contradicts --target ascent"),
+        ({"explained_variance": 0.0}, r"--explained-variance 0.0: must lie in \(0, 1\]"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        EraseConceptConfig(**{"concept": ("cat",), **changes})
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(InputError, match="unknown settings: stepz"):
+        semu_diffusion.erase_concept(tiny_pipeline(), "cat", stepz=3)

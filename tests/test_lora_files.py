@@ -1,0 +1,74 @@
+"""The LoRA files of a patch: what diffusers loads is the patch, and comes off again; one alpha for the other tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from text_models import FAMILIES, tiny_pipeline
+
+from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
+from semu_diffusion.models.text_conditional import adapt_text_pipeline
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.concept_erasure import erase_concept
+
+
+def erased(pipeline: Any) -> ErasurePatch:
+    quick = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "anchor_samples": 2, "precision": "fp32"}
+    return erase_concept(
+        pipeline, "cat", anchor="dog", retain_prompts=("a photo of a bird",), layers=("all", "!add_embedding.*"), **quick
+    )
+
+
+def answer(pipeline: Any) -> torch.Tensor:
+    model = adapt_text_pipeline(pipeline, ["a photo of a cat"])
+    x = torch.randn(2, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.predict(x, torch.tensor([10, 60]), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_loads_the_lora_as_the_patch_and_unloads_it(family: str, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(family)
+    patch = erased(pipeline)
+    ranks = {int(layer.ranks.max()) for layer in patch.layers.values()}
+    assert len(ranks) > 1  # mixed ranks are what loaders get wrong
+    save_lora(patch, tmp_path, sdxl=family == "sdxl")
+    weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    original = answer(pipeline)
+    patch.apply(pipeline.unet)
+    wanted = answer(pipeline)
+    patch.remove(pipeline.unet)
+    effect = float((wanted - original).abs().max())
+    for name in (DIFFUSERS_LORA, KOHYA_LORA):
+        pipeline.load_lora_weights(tmp_path, weight_name=name, adapter_name="semu_cat")
+        assert float((answer(pipeline) - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+        assert effect > 1e-3 * float(wanted.abs().max())
+        pipeline.set_adapters(["semu_cat"], [0.0])
+        assert torch.allclose(answer(pipeline), original, atol=1e-6)
+        pipeline.unload_lora_weights()
+        after = pipeline.unet.state_dict()
+        assert after.keys() == weights.keys()
+        assert all(torch.equal(value, after[name]) for name, value in weights.items())
+
+
+def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    patch = erased(pipeline).scale(0.5)
+    save_lora(patch, tmp_path, sdxl=True)
+    weights = load_file(tmp_path / KOHYA_LORA)
+    with safe_open(tmp_path / KOHYA_LORA, "pt") as file:
+        assert file.metadata()["ss_base_model_version"].startswith("sdxl")
+        assert json.loads(file.metadata()["semu"])["strength"] == 0.5
+    alphas = {float(value) for name, value in weights.items() if name.endswith(".alpha")}
+    assert alphas == {1.0}
+    for name in patch.layers:
+        key = "lora_unet_" + name.replace(".", "_")
+        down, up = weights[f"{key}.lora_down.weight"], weights[f"{key}.lora_up.weight"]
+        delta = (up.flatten(1) @ down.flatten(1)) / len(down)
+        assert torch.allclose(delta.reshape(patch.delta(name).shape), patch.delta(name), atol=1e-6)

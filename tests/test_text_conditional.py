@@ -1,0 +1,96 @@
+"""Promises of the text-to-image adapter: the pipeline's own predictions, prompts as rows, nothing cut silently."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from text_models import FAMILIES, tiny_pipeline
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.text_conditional import adapt_text_pipeline
+
+PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_is_predicted_as_the_pipeline_predicts_its_prompt(family: str) -> None:
+    pipeline = tiny_pipeline(family)
+    model = adapt_text_pipeline(pipeline, PROMPTS)
+    assert model.class_names == PROMPTS[:2]
+    assert model.book.prompts[model.null_class] == ""
+    latents = torch.randn(1, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    forward = pipeline.unet.forward
+
+    def watched(x: torch.Tensor, t: Any, *rest: Any, **named: Any) -> Any:
+        found = forward(x, t, *rest, **named)
+        seen.append(found[0] if isinstance(found, tuple) else found.sample)
+        return found
+
+    pipeline.unet.forward = watched
+    pipeline(PROMPTS[1], num_inference_steps=1, guidance_scale=3.0, latents=latents, output_type="latent")
+    del pipeline.unet.forward
+    unconditional, conditional = seen[0].chunk(2)
+    t = pipeline.scheduler.timesteps[:1]
+    with torch.no_grad():
+        assert torch.allclose(model.predict(latents, t, torch.tensor([1])), conditional, atol=1e-5)
+        guided = unconditional + 3 * (conditional - unconditional)
+        assert torch.allclose(model.predict_guided(latents, t, torch.tensor([1]), 3.0), guided, atol=1e-4)
+        vectors = model.class_vectors(torch.tensor([1]))
+        if family != "sdxl":  # a vector of XL has the empty prompt's pooled part
+            assert torch.allclose(model.predict(latents, t, vectors), conditional, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_depend_on_their_own_seed_and_prompt_alone(family: str) -> None:
+    model = adapt_text_pipeline(tiny_pipeline(family), PROMPTS)
+    every = torch.cat(list(model.sample([0, 1, 0], [5, 6, 7], steps=2, batch_size=2)))
+    (alone,) = model.sample([0], [7], steps=2)
+    assert every.shape == (3, *model.image_shape)
+    assert torch.equal(every[2:], alone)
+    assert not torch.equal(every[0], every[2])
+    assert 0 <= float(every.min()) <= float(every.max()) <= 1
+
+
+def test_targets_follow_the_prediction_type() -> None:
+    x, noise, t = torch.ones(2, 4, 4, 4), torch.full((2, 4, 4, 4), 2.0), torch.tensor([10, 50])
+    epsilon, velocity = (adapt_text_pipeline(tiny_pipeline(family), PROMPTS) for family in ("sd15", "sd21"))
+    assert torch.equal(epsilon.training_target(x, noise, t), noise)
+    abar = velocity.schedule.alphas_cumprod[t].view(2, 1, 1, 1)
+    assert torch.allclose(velocity.training_target(x, noise, t), abar.sqrt() * noise - (1 - abar).sqrt() * x)
+
+
+def test_latents_are_scaled_and_decoded_back_by_the_autoencoder() -> None:
+    model = adapt_text_pipeline(tiny_pipeline(), PROMPTS)
+    images = torch.rand(3, *model.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = model.encode(images)
+    vae = model.pipeline.vae
+    with torch.no_grad():
+        assert torch.allclose(latents, vae.encode(images).latent_dist.mean * vae.config.scaling_factor, atol=1e-6)
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
+    assert torch.allclose(model.decode(latents), decoded.clamp(0, 1), atol=1e-5)
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_named() -> None:
+    pipeline = tiny_pipeline()
+    with pytest.raises(InputError, match=r"the prompt 'a photo of a photo.*tokens, the text encoder takes 24"):
+        adapt_text_pipeline(pipeline, [" ".join(["a photo of"] * 9)])
+
+
+def test_other_families_are_refused_by_one_line() -> None:
+    from tiny_models import tiny_model
+
+    with pytest.raises(InputError, match="erase-concept takes Stable Diffusion 1, 2 or XL"):
+        adapt_text_pipeline(tiny_model().pipeline, PROMPTS)
+    pipeline = tiny_pipeline()
+    pipeline.unet.register_to_config(in_channels=9)
+    with pytest.raises(InputError, match="inpainting"):
+        adapt_text_pipeline(pipeline, PROMPTS)
+
+
+def test_a_replaced_model_keeps_its_book() -> None:
+    model = adapt_text_pipeline(tiny_pipeline(), PROMPTS, "there")
+    assert dataclasses.replace(model, source="here").book is model.book
