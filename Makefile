@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
-BENCH_FLAGS ?= --output docs/results.md --images-per-class 40 --sampling-steps 20 --others cat --official-steps 60
+BENCH_FLAGS ?= --output docs/results.md --images-per-class 30 --sampling-steps 20 --others cat --official-steps 60
 FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20 --output runs/figures
 
 # Folders that are installed under another name; the rest of the map is in pyproject.toml.

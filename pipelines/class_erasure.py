@@ -34,8 +34,6 @@ def prepare(model: ClassConditional, config: EraseClassConfig) -> Task[ClassCond
     anchor = _given_anchor(model, config, target, forget, kept)
     if config.adversarial and not model.conditional:
         raise InputError("--adversarial needs class labels, and the model is unconditional")
-    if config.unlabelled and model.null_class is None:
-        raise InputError("--unlabelled needs a null class, and the model has none")
     select_layers(model.denoiser, config.layers)
     metadata = {
         "forget": [model.class_names[index] for index in forget],

@@ -9,7 +9,7 @@ import torch
 from semu_diffusion.models.conditional import Conditional
 from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
 from semu_diffusion.pipelines.erasure_settings import ErasureConfig
-from semu_diffusion.pipelines.image_sets import Images, noisy, partly_unlabelled
+from semu_diffusion.pipelines.image_sets import Images, moves_unlabelled, noisy, protected_conditions
 from semu_diffusion.pipelines.precision import autocast
 
 __all__ = ["second_nearest", "training_loss"]
@@ -81,7 +81,7 @@ def training_loss(
             condition[dropped.to(labels.device)] = anchor[dropped.to(labels.device)] = model.null_class
         overshoot: float | torch.Tensor = config.overshoot
         base: torch.Tensor | None = None
-        unlabelled = round(config.unlabelled * len(labels))
+        unlabelled = round(config.unlabelled * len(labels)) if moves_unlabelled(model, config) else 0
         if unlabelled and model.null_class is not None:
             condition[:unlabelled] = model.null_class
             base = anchor.clone()
@@ -100,7 +100,7 @@ def training_loss(
             if retain_set is not None and config.retain != "none":
                 kept_images, kept_labels = retain_set.draw(config.batch_size, generator)
                 if config.retain == "self":
-                    kept_labels = partly_unlabelled(model, kept_labels)
+                    kept_labels = protected_conditions(model, config, kept_labels)
                 elif config.label_drop and model.null_class is not None:
                     dropped = torch.rand(len(kept_labels), generator=generator) < config.label_drop
                     kept_labels = torch.where(dropped.to(kept_labels.device), model.null_class, kept_labels)

@@ -74,7 +74,7 @@ class ErasureConfig(GuidedConfig):
         group="training",
     )
     overshoot: float = option(
-        2.0, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
+        2.5, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
     )
     weighting: Literal["image", "noise"] = option(
         "image", "weigh the error as seen in the image (middle timesteps count most) or in the noise", group="training"
@@ -86,18 +86,18 @@ class ErasureConfig(GuidedConfig):
         0.0, "probability of dropping the label on both sides, as the reference code does", metavar="P", group="training"
     )
     unlabelled: float = option(
-        0.0,
-        "share of a batch shown without label, so that these predictions leave the class too",
+        0.25,
+        "share of a batch shown without label, so that these predictions leave the class too (if it has a null class)",
         metavar="SHARE",
         group="training",
     )
     unlabelled_shift: float = option(
-        1.0, "how far those predictions go from the class towards its anchor", metavar="KAPPA", group="training"
+        1.5, "how far those predictions go from the class towards its anchor", metavar="KAPPA", group="training"
     )
     adversarial: float = option(
         0.0, "share of a batch conditioned on class vectors learned against the erasure", metavar="SHARE", group="training"
     )
-    retain_weight: float = option(4.0, "alpha of the retain term", metavar="ALPHA", group="training")
+    retain_weight: float = option(2.0, "alpha of the retain term", metavar="ALPHA", group="training")
     forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
     anchor_samples: int = option(
         32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"

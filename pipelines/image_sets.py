@@ -19,7 +19,9 @@ __all__ = [
     "forget_batches",
     "kept_batches",
     "kept_images",
+    "moves_unlabelled",
     "noisy",
+    "protected_conditions",
     "self_made",
     "training_images",
     "with_anchor_images",
@@ -144,19 +146,27 @@ def forget_batches(
             progress("gradient", min(start + BATCH, total), total)
 
 
-def kept_batches(model: Conditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
-    """Kept samples with their own label and, a quarter of them, without one: both are predictions worth protecting."""
+def kept_batches(model: Conditional, config: ErasureConfig, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
+    """Kept samples under the conditions that are to be protected, in batches."""
     for start in range(0, len(kept.images), BATCH):
         part = slice(start, start + BATCH)
-        yield noisy(model, kept.images[part], partly_unlabelled(model, kept.labels[part]), generator)
+        yield noisy(model, kept.images[part], protected_conditions(model, config, kept.labels[part]), generator)
 
 
-def partly_unlabelled(model: Conditional, labels: torch.Tensor) -> torch.Tensor:
-    """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions."""
+def protected_conditions(model: Conditional, config: ErasureConfig, labels: torch.Tensor) -> torch.Tensor:
+    """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions.
+
+    Not where the erasure moves the predictions without a label itself: it would be held back by its own protection.
+    """
     labels = labels.clone()
-    if model.null_class is not None:
+    if model.null_class is not None and not moves_unlabelled(model, config):
         labels[::4] = model.null_class
     return labels
+
+
+def moves_unlabelled(model: Conditional, config: ErasureConfig) -> bool:
+    """Whether the predictions without a label are trained to leave the erased class too, by way of an anchor."""
+    return config.unlabelled > 0 and model.null_class is not None and config.target in ("auto", "fixed", "random")
 
 
 def _seed(config: ErasureConfig, stream: int) -> int:

@@ -24,7 +24,7 @@ class NoisyBatch:
 
     ``condition`` and ``anchor`` are whatever the model's adapter takes (class indices, prompt embeddings). ``target`` is
     the network's training target (the noise, for epsilon-prediction). The rest is for `relabel`: ``weight`` (N,) weighs the
-    images; ``overshoot`` (a number, or (N,)) and ``away`` carry its target on; ``base`` replaces the anchor as its start.
+    images; ``overshoot`` (a number, or (N,)) and ``away`` carry its target on; it starts at ``base``, if that is given.
     """
 
     x_t: torch.Tensor
@@ -47,7 +47,10 @@ def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Ten
     """
     with torch.no_grad():
         anchor = original(batch.x_t, batch.t, batch.anchor).float()
-        target = anchor if batch.base is None else original(batch.x_t, batch.t, batch.base).float()
+        target = anchor.clone()
+        if batch.base is not None:
+            own = batch.base != batch.anchor
+            target[own] = original(batch.x_t[own], batch.t[own], batch.base[own]).float()
         if batch.away is not None:
             direction = anchor - original(batch.x_t, batch.t, batch.away).float()
             target = target + _per_image(batch.overshoot, direction) * direction

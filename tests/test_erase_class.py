@@ -284,7 +284,6 @@ def test_an_unconditional_model_needs_images_and_runs_with_them(
         (("--target", "fixed"), "--target fixed needs class labels"),
         (("--anchor", "dots"), "--anchor needs class labels"),
         (("--adversarial", "0.5"), "--adversarial needs class labels"),
-        (("--unlabelled", "0.5"), "--unlabelled needs a null class"),
     ):
         refused(capsys, said, run(source, "--forget", "spots", *flags, "--forget-images", "nowhere"))
     assert not (tmp_path / "runs").exists()

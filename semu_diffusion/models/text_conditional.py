@@ -153,7 +153,7 @@ def adapt_text_pipeline(
 
     Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
     """
-    unet = getattr(pipeline, "unet", None)
+    unet: Any = getattr(pipeline, "unet", None)
     if type(unet).__name__ != "UNet2DConditionModel" or not hasattr(pipeline, "tokenizer"):
         raise InputError(
             f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
