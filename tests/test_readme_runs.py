@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from saved_models import QUICK, saved_judge, saved_model
 from test_readme import README, command_lines, fences
+from text_models import tiny_pipeline
 
 from semu_diffusion import assets
 from semu_diffusion.eval import networks
@@ -25,6 +26,8 @@ SCORED = ("--images-per-class", "2", "--sampling-steps", "2")
 SMALL = {
     "ddpm": ("--channels", "8,16", "--attention-levels", "1", "--head-dim", "8", "--norm-groups", "4", "--batch-size", "4"),
     "classifier": ("--widths", "4,8,8", "--batch-size", "4"),
+    "autoencoder": ("--channels", "8,16", "--norm-groups", "4", "--batch-size", "4"),
+    "text-to-image": ("--channels", "16", "--head-dim", "8", "--norm-groups", "4", "--text-width", "32", "--batch-size", "4"),
 }
 
 
@@ -81,7 +84,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> N
     assert first.read_bytes() == again.read_bytes()
     for made in ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md"):
         assert (checkout / made).stat().st_size > 0
-    for kind in ("ddpm", "classifier"):
+    for kind in ("ddpm", "classifier", "autoencoder", "tiny-sd"):
         assert list((checkout / "train-runs" / kind / "model").rglob("*.safetensors"))
 
 
@@ -93,7 +96,7 @@ def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.Monke
     real = semu_diffusion.erase_class
     short: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
     monkeypatch.setattr(semu_diffusion, "erase_class", lambda *given: real(*given, **short))
-    (example,) = fences(README.read_text(), "python")
+    example, concepts = fences(README.read_text(), "python")
     names: dict[str, Any] = {}
     lines = example.splitlines()
     removal = next(i for i, line in enumerate(lines) if line.startswith("patch.remove"))
@@ -106,6 +109,12 @@ def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.Monke
     exec("\n".join(lines[removal + 1 :]), names)
     assert not all(value.equal(names["pipe"].unet.state_dict()[name]) for name, value in before.items())
     assert (checkout / "no-cat.safetensors").is_file()
+    tiny_pipeline().save_pretrained(checkout / "my-stable-diffusion")
+    real_concept = semu_diffusion.erase_concept
+    monkeypatch.setattr(semu_diffusion, "erase_concept", lambda *given, **named: real_concept(*given, **{**named, **short}))
+    exec(concepts, names)
+    assert len(list((checkout / "lora").iterdir())) == 2
+    assert names["pipe"].get_list_adapters() == {"unet": ["semu_cat"]}
 
 
 def test_a_run_folder_holds_only_what_the_readme_lists(checkout: Path) -> None:
