@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from semu_diffusion.pipelines.console import option
-from semu_diffusion.pipelines.erasure_settings import ErasureConfig, require
+from semu_diffusion.pipelines.erasure_settings import ErasureConfig, at_least, require
 
-__all__ = ["EraseConceptConfig"]
+__all__ = ["EraseConceptConfig", "EraseConceptRun"]
 
 
 @dataclass(frozen=True)
 class EraseConceptConfig(ErasureConfig):
     """Settings of the erasure of concepts; ``--target unconditional`` with ``--overshoot`` eta is ESD's negative guidance."""
 
-    concept: tuple[str, ...] = option((), "what to erase, in words; several are erased at once", metavar="WORDS", group="erase")
+    concept: tuple[str, ...] = option(
+        (), "what to erase, in words; several are erased at once", metavar="CONCEPT", group="erase", positional=True
+    )
     synonyms: tuple[str, ...] = option((), "other words for it, erased too", metavar="A,B,…", comma=True, group="erase")
     anchor: str | None = option(
         None, "what it is answered with: words in its place, or '' for no prompt (default: chosen, and said)",
@@ -55,3 +57,30 @@ class EraseConceptConfig(ErasureConfig):
             self.anchor is None or self.anchor.strip().lower() not in same,
             f"--anchor {self.anchor!r} is what shall be erased: name something else",
         )
+
+
+@dataclass(frozen=True)
+class EraseConceptRun(EraseConceptConfig):
+    """The settings of ``erase-concept``: of the erasure, of the model and of the proof."""
+
+    model: str = option("", "diffusers folder, Hub id, or a single safetensors file", metavar="MODEL", group="model")
+    device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE", group="model")
+    weights: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "precision of the model's weights in memory; the trained R is always fp32", group="model"
+    )
+    images_per_prompt: int = option(4, "images of every prompt, before and after", metavar="N", group="proof")
+    judged_prompts: int = option(12, "retain prompts that are compared before and after", metavar="N", group="proof")
+    sampling_steps: int = option(25, "DDIM steps", metavar="N", group="proof")
+    sampling_precision: Literal["fp32", "bf16", "auto"] = option(
+        "auto", "arithmetic of the samples; auto: bf16 where the hardware has it", group="proof"
+    )
+    save_images: bool = option(False, "keep every sampled picture as PNG", group="proof")
+    output: str | None = option(None, "run folder (default: a new one under runs/)", metavar="DIR", group="run", replayed=False)
+    overwrite: bool = option(False, "replace an existing run folder", group="run", replayed=False)
+    json: bool = option(False, "print metrics.json on standard output, and nothing else there", group="run", replayed=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.model), "--model is needed: a diffusers folder, a Hub id, or a single safetensors file")
+        for name in ("images_per_prompt", "judged_prompts", "sampling_steps"):
+            at_least(self, name, 1)

@@ -2,7 +2,8 @@
 
 Each field of a config dataclass becomes one flag: ``guidance_scale: float = 3.0`` is ``--guidance-scale 3.0``.
 Field metadata: ``help``; ``group`` (heading in ``--help``); ``comma=True`` lets a tuple be written ``a,b,c`` (otherwise the
-flag repeats); ``replayed=False`` keeps ``--config`` from taking it over (where a run was written is not part of it).
+flag repeats); ``positional=True`` makes it the words without a flag; ``replayed=False`` keeps ``--config`` from taking it
+over (where a run was written is not part of it).
 Precedence: dataclass defaults < ``--preset`` < ``--config run.json`` < flags on the command line.
 """
 
@@ -69,6 +70,14 @@ class _Append(argparse.Action):
         setattr(namespace, self.dest, (*(getattr(namespace, self.dest, None) or ()), *new))
 
 
+class _Words(argparse.Action):
+    """Positional words as a tuple; none of them is as if the argument were not there."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values and values is not argparse.SUPPRESS:
+            setattr(namespace, self.dest, tuple(values))
+
+
 def add_config_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
     """One flag for every field of ``config_class``; flags that are not given stay absent from the namespace."""
     hints = typing.get_type_hints(config_class)
@@ -93,7 +102,10 @@ def add_config_flags(parser: argparse.ArgumentParser, config_class: type) -> Non
             kind = type(typing.get_args(kind)[0])
         if "choices" not in common:
             common["metavar"] = field.metadata.get("metavar", kind.__name__.upper())
-        if several:
+        if field.metadata.get("positional"):
+            del common["dest"]
+            group.add_argument(field.name, nargs="*", action=_Words, **common)
+        elif several:
             group.add_argument(flag, action=_Append, comma=field.metadata.get("comma", False), **common)
         else:
             group.add_argument(flag, type=kind, **common)

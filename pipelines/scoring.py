@@ -25,23 +25,28 @@ from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EMBEDDED, EvaluationConfig, ModelConfig
 
-__all__ = ["Samples", "Scorer", "collapse", "load_model"]
+__all__ = ["Samples", "Scorer", "checked_device", "collapse", "load_model"]
 
 Progress = Callable[[str, int, int], None]
 NO_LABEL = "(no label)"
 REVIVAL_STEPS, REVIVAL_SAMPLES = 150, 60
 
 
-def load_model(config: ModelConfig) -> ClassConditional:
-    """The model a config names, on its device; ``embedded`` is the CIFAR-10 DDPM that comes with the package."""
-    source = assets.folder("ddpm-cifar10") if config.model == EMBEDDED else config.model
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def checked_device(name: str | None) -> torch.device:
+    """The device of this name, or the best there is; InputError for one that is not to be had or lacks float64."""
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
         torch.empty(0, dtype=torch.float64, device=where)  # the subspaces are computed in it; Apple's GPUs have none
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"--device {device} is not to be had here ({str(error).splitlines()[0]})") from error
-    model = load_class_conditional(source, config.class_names, config.null_class, device=where)
+    return where
+
+
+def load_model(config: ModelConfig) -> ClassConditional:
+    """The model a config names, on its device; ``embedded`` is the CIFAR-10 DDPM that comes with the package."""
+    source = assets.folder("ddpm-cifar10") if config.model == EMBEDDED else config.model
+    model = load_class_conditional(source, config.class_names, config.null_class, device=checked_device(config.device))
     return dataclasses.replace(model, source=config.model)
 
 

@@ -1,0 +1,130 @@
+"""``erase-concept``: take an object, a style or any prompt out of Stable Diffusion, as a patch that other tools load."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, run_guarded
+
+if TYPE_CHECKING:
+    from semu_diffusion.pipelines.concept_erasure import ConceptTask
+    from semu_diffusion.pipelines.console import Bars
+    from semu_diffusion.pipelines.run_folder import RunFolder
+
+__all__ = ["main", "parse", "run"]
+
+EXAMPLES = (
+    'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
+    'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
+    "erase-concept --config runs/cat/run.json --output runs/cat-again",
+)
+
+
+def parse(argv: Sequence[str] | None = None) -> EraseConceptRun:
+    """The config that a command line means. Raises InputError, or SystemExit with code 2, for a wrong one."""
+    parser = Parser(prog="erase-concept", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
+    parser.add_argument("--config", metavar="RUN_JSON", help="settings of an earlier run; flags given here override them")
+    add_config_flags(parser, EraseConceptRun)
+    flags = vars(parser.parse_intermixed_args(argv))  # words may stand after flags
+    return build_config(EraseConceptRun, flags, None, flags.pop("config"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_guarded("erase-concept", lambda: run(parse(argv)))
+
+
+def run(config: EraseConceptRun) -> int:
+    """Do the whole job; 0, or 1 if the erasure destroyed the model (the run folder then says so)."""
+    import torch
+
+    from semu_diffusion.erasure import Diverged
+    from semu_diffusion.models.text_loading import load_text_pipeline
+    from semu_diffusion.pipelines.concept_erasure import prepare
+    from semu_diffusion.pipelines.concept_proof import table
+    from semu_diffusion.pipelines.console import Bars
+    from semu_diffusion.pipelines.run_folder import RunFolder, environment
+    from semu_diffusion.pipelines.scoring import checked_device
+
+    device = checked_device(config.device)
+    name = "-".join(config.concept)[:80].replace(os.sep, "_")
+    folder = RunFolder(config.output, name, config.overwrite)
+    weights = torch.float32 if config.weights == "fp32" else torch.bfloat16 if config.weights == "bf16" else torch.float16
+    pipeline = load_text_pipeline(config.model, device, weights)
+    bars = Bars(sys.stderr)
+    try:
+        prepared = prepare(pipeline, config, config.model, bars.show)
+        most = prepared.task.model.num_timesteps
+        if config.sampling_steps > most:
+            raise InputError(f"--sampling-steps {config.sampling_steps}: the model has {most} timesteps")
+        folder.create()
+        record: dict[str, Any] = {
+            "status": "running",
+            "config": {f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
+            "base_model": {"source": config.model, "revision": None},
+            "anchor": prepared.anchor,
+            **environment(device),
+        }
+        with folder.recorded(record):
+            metrics, reason = _erase_and_prove(prepared, config, folder, bars, record)
+    except (Diverged, FloatingPointError) as error:
+        bars.close()
+        print(f"erase-concept: {error}. {folder.kept()}", file=sys.stderr)
+        return 1
+    finally:
+        bars.close()
+    if reason is not None:
+        print(f"erase-concept: the erasure destroyed the model: {reason}. Lower --lr or --steps.", file=sys.stderr)
+    if config.json:
+        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
+    else:
+        print(table(metrics, config.concept, prepared.anchor, folder))
+    return 0 if reason is None else 1
+
+
+def _erase_and_prove(
+    prepared: ConceptTask, config: EraseConceptRun, folder: RunFolder, bars: Bars, record: dict[str, Any]
+) -> tuple[dict[str, Any], str | None]:
+    from semu_diffusion.lora import save_lora
+    from semu_diffusion.pipelines.concept_proof import prove
+    from semu_diffusion.pipelines.condition_erasure import erase_conditions
+    from semu_diffusion.pipelines.lora_check import check_lora
+    from semu_diffusion.pipelines.run_folder import write_json
+
+    task = prepared.task
+    steps = erase_conditions(task, prepared.config, bars.show)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as done:
+            outcome = done.value
+            break
+        bars.show("training R", step.index, config.steps, f"loss {step.loss:.2e}")
+        folder.log("metrics.jsonl", dataclasses.asdict(step))
+    patch, lora = outcome.patch, None
+    size = patch.save(folder / "patch.safetensors").stat().st_size
+    if config.matricisation == "full":
+        save_lora(patch, folder / "lora", sdxl=task.model.book.pooled is not None)
+        lora = check_lora(task.model, patch, folder / "lora")
+    record |= {
+        "status": "unchecked",
+        "protection": {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt},
+    }
+    write_json(folder / "run.json", record)
+    metrics, reason = prove(task, patch, size, config, folder, bars, outcome.seconds, lora)
+    if reason is not None:
+        (folder / "patch.safetensors").replace(folder / "patch.collapsed.safetensors")
+        if (folder / "lora").is_dir():
+            (folder / "lora").replace(folder / "lora.collapsed")
+    status = "complete" if reason is None else f"collapsed: {reason}"
+    write_json(folder / "run.json", {**record, "status": status, "cost": metrics["cost"], "patch": metrics["patch"]})
+    return metrics, reason
+
+
+if __name__ == "__main__":
+    sys.exit(main())

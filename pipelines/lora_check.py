@@ -1,0 +1,46 @@
+"""Whether the LoRA that was written is the patch: load it as a user would, compare, unload, compare again."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semu_diffusion.lora import DIFFUSERS_LORA
+from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.patch import ErasurePatch
+
+__all__ = ["check_lora"]
+
+ADAPTER = "semu_check"
+
+
+def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dict[str, Any] | None:
+    """Largest difference of the LoRA's predictions from the patch's, relative to the largest prediction, and whether
+    unloading it leaves every weight as it was. None without PEFT, which diffusers loads a LoRA with.
+
+    Compared on one noised batch: the first and the empty prompt at an early and a late timestep.
+    """
+    if find_spec("peft") is None:
+        return None
+    before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
+    x = torch.randn(4, *model.clean_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    t = torch.tensor([model.num_timesteps // 5, 4 * model.num_timesteps // 5] * 2, device=model.device)
+    rows = torch.tensor([0, 0, model.null_class, model.null_class], device=model.device)
+    with torch.no_grad():
+        patch.apply(model.denoiser)
+        try:
+            wanted = model.predict(x, t, rows).float()
+        finally:
+            patch.remove(model.denoiser)
+        model.pipeline.load_lora_weights(folder, weight_name=DIFFUSERS_LORA, adapter_name=ADAPTER)
+        try:
+            found = model.predict(x, t, rows).float()
+        finally:
+            model.pipeline.unload_lora_weights()
+    after = model.denoiser.state_dict()
+    restored = before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    return {"relative_difference": difference, "unloaded_equal": restored}

@@ -1,0 +1,50 @@
+"""From a diffusers folder, a Hub id or one safetensors file to a Stable Diffusion pipeline, or one line that says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import safe_open
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["load_text_pipeline"]
+
+
+def load_text_pipeline(source: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline of ``source``, without a progress bar or a safety checker; weights are read from safetensors only.
+
+    Raises InputError, one line, for anything that is no text-to-image pipeline with a UNet.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.is_file():
+            pipeline = _single_file(path, dtype)
+        elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
+            options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
+            pipeline = DiffusionPipeline.from_pretrained(path if path.is_dir() else source, **options)
+        else:
+            raise InputError(f"{source}: no such folder or file, and not a Hub id of the form owner/name")
+    except InputError:
+        raise
+    except Exception as error:  # diffusers, transformers and the Hub client raise a dozen classes; each means the same here
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason})") from error
+    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not hasattr(pipeline, "tokenizer"):
+        raise InputError(f"{source} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL")
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None  # black pictures would count as erased ones
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _single_file(path: Path, dtype: torch.dtype) -> Any:
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no safetensors file; pickled checkpoints are not read: convert it first")
+    with safe_open(path, "pt") as content:
+        xl = any(key.startswith("conditioner.embedders.1.") for key in content.keys())  # noqa: SIM118
+    kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    return kind.from_single_file(str(path), torch_dtype=dtype)
