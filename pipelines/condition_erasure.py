@@ -100,7 +100,7 @@ def erase_conditions(
             assert retain_set is not None
             moments = collect_moments(
                 layers,
-                kept_batches(model, config, retain_set, generator),
+                kept_batches(model, retain_set, generator),
                 lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
                 config.matricisation,
                 generator=generator,

@@ -100,7 +100,7 @@ def training_loss(
             if retain_set is not None and config.retain != "none":
                 kept_images, kept_labels = retain_set.draw(config.batch_size, generator)
                 if config.retain == "self":
-                    kept_labels = protected_conditions(model, config, kept_labels)
+                    kept_labels = protected_conditions(model, kept_labels)
                 elif config.label_drop and model.null_class is not None:
                     dropped = torch.rand(len(kept_labels), generator=generator) < config.label_drop
                     kept_labels = torch.where(dropped.to(kept_labels.device), model.null_class, kept_labels)

@@ -150,16 +150,13 @@ def kept_batches(model: Conditional, config: ErasureConfig, kept: Images, genera
     """Kept samples under the conditions that are to be protected, in batches."""
     for start in range(0, len(kept.images), BATCH):
         part = slice(start, start + BATCH)
-        yield noisy(model, kept.images[part], protected_conditions(model, config, kept.labels[part]), generator)
+        yield noisy(model, kept.images[part], protected_conditions(model, kept.labels[part]), generator)
 
 
-def protected_conditions(model: Conditional, config: ErasureConfig, labels: torch.Tensor) -> torch.Tensor:
-    """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions.
-
-    Not where the erasure moves the predictions without a label itself: it would be held back by its own protection.
-    """
+def protected_conditions(model: Conditional, labels: torch.Tensor) -> torch.Tensor:
+    """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions."""
     labels = labels.clone()
-    if model.null_class is not None and not moves_unlabelled(model, config):
+    if model.null_class is not None:
         labels[::4] = model.null_class
     return labels
 
