@@ -146,7 +146,7 @@ def forget_batches(
             progress("gradient", min(start + BATCH, total), total)
 
 
-def kept_batches(model: Conditional, config: ErasureConfig, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
+def kept_batches(model: Conditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
     """Kept samples under the conditions that are to be protected, in batches."""
     for start in range(0, len(kept.images), BATCH):
         part = slice(start, start + BATCH)
