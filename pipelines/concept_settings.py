@@ -46,6 +46,7 @@ class EraseConceptConfig(ErasureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.retain in ("self", "none"), f"retain {self.retain!r}: self or none")
         require(len(self.concept) > 0, "nothing to erase: say what, in words")
         require(all(words.strip() for words in self.concept), "the concept is empty: say what to erase, in words")
         require(
