@@ -50,7 +50,8 @@ def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Ten
         target = anchor.clone()
         if batch.base is not None:
             own = batch.base != batch.anchor
-            target[own] = original(batch.x_t[own], batch.t[own], batch.base[own]).float()
+            if own.any():
+                target[own] = original(batch.x_t[own], batch.t[own], batch.base[own]).float()
         if batch.away is not None:
             direction = anchor - original(batch.x_t, batch.t, batch.away).float()
             target = target + _per_image(batch.overshoot, direction) * direction
