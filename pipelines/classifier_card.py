@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.datasets import ImageSet, load_images
+from semu_diffusion.pipelines.picture_styles import labelled_by_style
 from semu_diffusion.pipelines.training import TrainingRun, write_text
 
 if TYPE_CHECKING:
     from semu_diffusion.models.classifier import ImageClassifier
 
-__all__ = ["class_accuracies", "export_classifier"]
+__all__ = ["class_accuracies", "examples", "export_classifier"]
+
+
+def examples(config: Any, split: str) -> ImageSet:
+    """What a classifier of this config learns from (``train``) or is measured on (``test``)."""
+    data = load_images(config.data, split)
+    return labelled_by_style(data) if config.styles else data
 
 
 def class_accuracies(model: ImageClassifier, data: ImageSet, batch_size: int = 500) -> tuple[float, tuple[float, ...]]:
@@ -36,7 +43,7 @@ def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, 
 
     folder = model.save(run.folder / "model")
     try:
-        test = load_images(config.data, "test")
+        test = examples(config, "test")
     except InputError:  # a data set without a test split is no fault
         test = None
     results: dict[str, Any] = {}

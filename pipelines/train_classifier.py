@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.classifier_card import export_classifier
+from semu_diffusion.pipelines.classifier_card import export_classifier, examples
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
-from semu_diffusion.pipelines.datasets import ImageSet, load_images
+from semu_diffusion.pipelines.datasets import ImageSet
 from semu_diffusion.pipelines.training import (
     TrainingRun,
     batch_indices,
@@ -40,6 +40,7 @@ class ClassifierTraining:
 
     data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
     output: str = option("", "folder for the checkpoint, the log and the finished model/", budget=True, metavar="DIR")
+    styles: bool = option(False, "learn to tell picture styles, made from the images, instead of their classes")
     epochs: float = option(12.0, "passes over the training images")
     widths: tuple[int, ...] = option((32, 64, 128, 256), "channels of the stem and of each stage", comma=True)
     batch_size: int = option(256, "images a step")
@@ -99,7 +100,7 @@ def train(config: ClassifierTraining) -> Path:
     """Train, write ``<output>/model`` (config.json, model.safetensors, README.md) and return that folder."""
     import torch
 
-    data = load_images(config.data, "train")
+    data = examples(config, "train")
     if not config.steps:
         config = replace(config, steps=max(round(config.epochs * len(data) / config.batch_size), 1))
     run = TrainingRun(config, data.fingerprint)
