@@ -25,7 +25,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.classifiers import Judge
 from semu_diffusion.models.class_conditional import ClassConditional
 
-__all__ = ["Revival", "injected_class", "learn_class_vector", "revival"]
+__all__ = ["Revival", "WithVector", "injected_class", "learn_class_vector", "revival"]
 
 _ENDS = 10  # steps that loss_start and loss_end are means of: one step's loss says more about its timesteps
 
@@ -51,7 +51,7 @@ class Revival:
     loss_end: float
 
 
-class _WithVector(nn.Module):
+class WithVector(nn.Module):
     """A class embedding with one more row, which is a vector of its own."""
 
     def __init__(self, embedding: nn.Embedding, vector: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ def injected_class(model: ClassConditional, vector: torch.Tensor) -> Iterator[in
     modes = [(module, module.training) for module in denoiser.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
     try:
-        denoiser.class_embedding = _WithVector(embedding, vector)
+        denoiser.class_embedding = WithVector(embedding, vector)
         denoiser.eval().requires_grad_(False)
         yield embedding.num_embeddings
     finally:

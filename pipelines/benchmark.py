@@ -6,7 +6,6 @@ Every row is written to rows.jsonl as soon as it is measured, and a second call 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.benchmark_rows import Rows
 from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.settings import EraseClassConfig, ModelConfig
 
@@ -93,7 +93,7 @@ def run(config: BenchmarkConfig) -> int:
         raise InputError("the benchmark needs a judge: --classifier none makes no table")
     work = Path(config.work)
     work.mkdir(parents=True, exist_ok=True)
-    rows = _Rows(work / "rows.jsonl", {"protocol": scorer.protocol(), "official_steps": config.official_steps})
+    rows = Rows(work / results_page.CLASSES, {"protocol": scorer.protocol(), "official_steps": config.official_steps})
     bars = Bars(sys.stderr)
     before: Samples | None = None
     jobs = [(method, index) for method in config.methods for index in everyone if index in others]
@@ -111,8 +111,8 @@ def run(config: BenchmarkConfig) -> int:
             bars.close()
             kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
             raise KeyboardInterrupt(kept) from None
-        results_page.write(Path(config.output), rows.found)
-    results_page.write(Path(config.output), rows.found)
+        results_page.write(Path(config.output), work)
+    results_page.write(Path(config.output), work)
     print(f"{config.output} holds {len(rows.found) - 1} rows")
     return 0
 
@@ -173,37 +173,6 @@ def _measure(
         "stages": dict(made.seconds),
         "settings": {k: getattr(erase, k) for k in ("steps", "lr", "layers", "protect", "protected_energy", "max_rank")},
     }
-
-
-class _Rows:
-    """The rows measured so far, on disk line by line; refuses rows of another protocol."""
-
-    def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
-        self.path = path
-        self.found: list[dict[str, Any]] = []
-        if path.is_file():
-            try:
-                first, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-            except ValueError as error:
-                raise InputError(f"{path} is not a benchmark's rows.jsonl ({error}): choose another --work") from error
-            if first != json.loads(json.dumps(protocol)):
-                raise InputError(f"{path} was measured by another protocol: choose another --work, or delete it")
-            self.found = [first, *rows]
-        else:
-            self.found = [json.loads(json.dumps(protocol))]
-            path.write_text(json.dumps(protocol) + "\n")
-
-    def has(self, method: str, name: str) -> bool:
-        return any(row["method"] == method and row["class"] == name for row in self.found[1:])
-
-    def revived(self, name: str) -> float | None:
-        """The original model's revival of a class, from an earlier row."""
-        return next((row["before"]["revival"] for row in self.found[1:] if row["class"] == name), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.found.append(json.loads(json.dumps(row)))
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

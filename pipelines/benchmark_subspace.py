@@ -126,7 +126,7 @@ def _real_gradients(config: SubspaceBenchmark) -> Iterable[torch.Tensor]:
 
     model = load_model(ModelConfig())
     layers = select_layers(model.denoiser)
-    images = self_made(model, [3], 64, config.seed, steps=10)
+    images = self_made(model, [3] * 64, range(config.seed, config.seed + 64))
     batches = forget_batches(model, images, torch.Generator().manual_seed(config.seed), None)
     gradients = collect_gradients(model.denoiser, layers, batches, lambda batch: denoising(model.predict, batch))
     return [to_matrices(gradient)[0] for gradient in gradients.values() if min(gradient.shape[0], gradient[0].numel()) > 64]

@@ -11,7 +11,18 @@ from collections.abc import Sequence
 
 from semu_diffusion.pipelines.picture_styles import PHOTO, STYLES
 
-__all__ = ["HELD_OUT_TEMPLATES", "HELD_OUT_WORDS", "TEMPLATES", "WORDS", "captions", "every_caption", "words_of"]
+__all__ = [
+    "HELD_OUT_TEMPLATES",
+    "HELD_OUT_WORDS",
+    "PROMPTS",
+    "STYLE_WORDS",
+    "TEMPLATES",
+    "WORDS",
+    "article",
+    "captions",
+    "every_caption",
+    "words_of",
+]
 
 # The first word is the class's own name in CIFAR-10.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -25,6 +36,23 @@ WORDS: dict[str, tuple[str, ...]] = {
     "horse": ("horse", "pony", "stallion", "mare"),
     "ship": ("ship", "boat", "vessel", "steamer"),
     "truck": ("truck", "lorry", "pickup", "hauler"),
+}
+STYLE_WORDS: dict[str, tuple[str, ...]] = {
+    PHOTO: ("photo",),
+    "sketch": ("pencil sketch", "sketch"),
+    "pixel art": ("pixel art",),
+    "sepia": ("sepia",),
+    "night": ("night",),
+    "poster": ("poster",),
+}
+# The plain sentence of each style.
+PROMPTS: dict[str, str] = {
+    PHOTO: "a photo of a {}",
+    "sketch": "a pencil sketch of a {}",
+    "pixel art": "pixel art of a {}",
+    "sepia": "a sepia photo of a {}",
+    "night": "a {} at night",
+    "poster": "a poster of a {}",
 }
 HELD_OUT_WORDS = frozenset(words[-1] for words in WORDS.values())
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grid": ("patch_commands", "draw before and after, same seeds"),
     "evaluate": ("patch_commands", "score a patch again: other counts, steps, judge"),
     "benchmark": ("benchmark", "erase classes in turn with several methods: one table"),
+    "benchmark-concepts": ("benchmark_concepts", "erase every object and style in turn: one table"),
     "benchmark-subspace": ("benchmark_subspace", "time the subspace against torch.linalg.svd"),
     "train": ("train", "train a model: semu train ddpm, semu train classifier"),
 }

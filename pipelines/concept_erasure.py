@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,56 +13,87 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.text_conditional import TextConditional, adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.concept_plan import ConceptPlan, plan
 from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
 from semu_diffusion.pipelines.condition_erasure import Task, erase_conditions, finished
 from semu_diffusion.pipelines.console import build_config
 from semu_diffusion.pipelines.erasure_objective import second_nearest
 from semu_diffusion.pipelines.image_sets import Images, Progress, training_images
-from semu_diffusion.pipelines.prompts import ANCHORS, RETAIN_PROMPTS, prompts_of, retained, with_anchor
+from semu_diffusion.pipelines.vocabulary import Vocabulary, read_vocabulary
 
-__all__ = ["ConceptTask", "erase_concept", "prepare"]
+__all__ = ["ConceptTask", "erase_concept", "guided", "prepare"]
 
+STABLE_DIFFUSION_GUIDANCE = 7.5
 ANCHOR_IMAGES = 16  # pictures of the concept by which an anchor is chosen
 
 
 @dataclasses.dataclass(frozen=True)
 class ConceptTask:
-    """The task over a book of prompts, its settings by the prompt, and the anchor in words."""
+    """The task over a book of prompts, its settings by the prompt, the plan of each concept and its anchor in words."""
 
     task: Task[TextConditional]
     config: EraseConceptConfig
-    anchor: str
+    plans: Sequence[ConceptPlan]
+    anchors: Mapping[str, str]
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answer of every forget prompt."""
+        names = (*self.task.model.class_names, "")
+        return {names[row]: names[answer] for row, answer in (self.task.anchors or {}).items()}
 
 
-def prepare(pipeline: Any, config: EraseConceptConfig, source: str = "", progress: Progress | None = None) -> ConceptTask:
-    """What ``config`` means on ``pipeline``; an anchor is chosen if none is given.
+def prepare(
+    pipeline: Any,
+    config: EraseConceptConfig,
+    source: str = "",
+    vocabulary: Vocabulary | None = None,
+    asked: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> ConceptTask:
+    """What ``config`` means on ``pipeline``; an anchor is chosen for each concept if none is given.
 
-    Raises InputError for a pipeline of another family, prompts that are too long or contradict the concept, and layers
-    that are not there.
+    The book also gets the prompts ``asked``. Raises InputError for a pipeline of another family, prompts that are too long
+    or contradict the concept, and layers that are not there.
     """
-    words = [word.strip() for word in (*config.concept, *config.synonyms) if word.strip()]
-    prompts = prompts_of(config.concept, config.synonyms, config.forget_prompts)
-    kept = retained(config.retain_prompts or RETAIN_PROMPTS, words)
-    anchor = config.anchor
-    if anchor is None:
-        anchor = _chosen_anchor(pipeline, prompts, words, config, progress) if config.target == "fixed" else ""
-    answers = [with_anchor(prompt, words, anchor) for prompt in prompts]
-    model = adapt_text_pipeline(pipeline, [*prompts, *answers, *kept], source)
+    config = guided(config, vocabulary)
+    plans, kept = plan(config, vocabulary)
+    anchors: dict[str, str] = {}
+    for one in plans:
+        if config.anchor is not None or config.target != "fixed":
+            anchors[one.concept] = config.anchor or ""
+        else:
+            others = [word for other in plans for word in other.words]
+            anchors[one.concept] = _chosen_anchor(pipeline, one, others, config, progress)
+    pairs = {p: a for one in plans for p, a in zip(one.prompts, one.answers(anchors[one.concept]), strict=True)}
+    model = adapt_text_pipeline(pipeline, [*pairs, *pairs.values(), *kept, *asked], source)
     select_layers(model.denoiser, config.layers)
-    forget = [model.row(prompt) for prompt in prompts]
-    anchors = {model.row(prompt): model.row(answer) for prompt, answer in zip(prompts, answers, strict=True)}
-    metadata = {"concept": list(config.concept), "anchor": anchor, "base_model": source, "prompts": prompts}
+    forget = [model.row(prompt) for prompt in pairs]
+    metadata = {
+        "concept": [one.concept for one in plans],
+        "anchor": [anchors[one.concept] for one in plans],
+        "base_model": source,
+        "prompts": list(pairs),
+    }
     task = Task(
         model,
         forget,
         [model.row(prompt) for prompt in kept],
         config.target,
-        anchors,
+        {model.row(prompt): model.row(answer) for prompt, answer in pairs.items()},
         _given_images(model, config, forget),
         None,
         metadata,
     )
-    return ConceptTask(task, _by_prompt(config, len(forget)), anchor)
+    return ConceptTask(task, _by_prompt(config, len(forget)), plans, anchors)
+
+
+def guided(config: Any, vocabulary: Vocabulary | None) -> Any:
+    """The settings with a guidance scale: the given one, the model's own, or 7.5 as Stable Diffusion is used."""
+    if config.guidance_scale is not None:
+        return config
+    own = STABLE_DIFFUSION_GUIDANCE if vocabulary is None else vocabulary.guidance_scale
+    return dataclasses.replace(config, guidance_scale=own)
 
 
 def erase_concept(pipeline: Any, *concepts: str, **settings: Any) -> ErasurePatch:
@@ -78,7 +109,8 @@ def erase_concept(pipeline: Any, *concepts: str, **settings: Any) -> ErasurePatc
     if unknown:
         raise InputError(f"unknown settings: {', '.join(unknown)}")
     config = build_config(EraseConceptConfig, {"concept": concepts, **settings})
-    prepared = prepare(pipeline, config, str(getattr(pipeline.config, "_name_or_path", "")))
+    source = str(getattr(pipeline.config, "_name_or_path", ""))
+    prepared = prepare(pipeline, config, source, read_vocabulary(source) if source else None)
     return finished(erase_conditions(prepared.task, prepared.config)).patch
 
 
@@ -89,17 +121,22 @@ def _by_prompt(config: EraseConceptConfig, prompts: int) -> EraseConceptConfig:
 
 
 def _chosen_anchor(
-    pipeline: Any, prompts: Sequence[str], words: Sequence[str], config: EraseConceptConfig, progress: Progress | None
+    pipeline: Any, one: ConceptPlan, others: Sequence[str], config: EraseConceptConfig, progress: Progress | None
 ) -> str:
-    """Of a few plain nouns the second nearest, by the predictions for the first prompt with each in the concept's place."""
-    candidates = {noun: with_anchor(prompts[0], words, noun) for noun in ANCHORS if noun not in {w.lower() for w in words}}
-    candidates = {noun: prompt for noun, prompt in candidates.items() if prompt != prompts[0]}
-    model = adapt_text_pipeline(pipeline, [prompts[0], *candidates.values()])
+    """Of the plan's candidates the second nearest, by the predictions for the first prompt with each in its place."""
+    first = dataclasses.replace(one, prompts=one.prompts[:1], scenes=one.scenes[:1])
+    answers = {noun: first.answers(noun)[0] for noun in one.candidates(others)}
+    answers = {noun: answer for noun, answer in answers.items() if answer != first.prompts[0]}
+    if not answers:
+        raise InputError(f"nothing is left that could answer {one.concept!r}: name it with --anchor")
+    if len(answers) == 1:
+        return next(iter(answers))
+    model = adapt_text_pipeline(pipeline, [first.prompts[0], *answers.values()])
     few = dataclasses.replace(config, forget_samples=min(ANCHOR_IMAGES, config.forget_samples))
     images = training_images(model, few, [0], None, progress)
-    rows = [model.row(prompt) for prompt in candidates.values()]
+    rows = [model.row(answer) for answer in answers.values()]
     chosen = second_nearest(model, 0, rows, images, torch.Generator().manual_seed(config.seed))
-    return next(noun for noun, prompt in candidates.items() if model.row(prompt) == chosen)
+    return next(noun for noun, answer in answers.items() if model.row(answer) == chosen)
 
 
 def _given_images(model: TextConditional, config: EraseConceptConfig, forget: Sequence[int]) -> Images | None:

@@ -6,53 +6,53 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from semu_diffusion.eval.images import save_images, to_float, to_uint8
+from semu_diffusion.eval.images import save_images, to_float
 from semu_diffusion.eval.side_effects import side_effects
-from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.concept_settings import EraseConceptRun
-from semu_diffusion.pipelines.condition_erasure import Task
+from semu_diffusion.pipelines.concept_erasure import ConceptTask
+from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer, Samples
 from semu_diffusion.pipelines.console import Bars
 from semu_diffusion.pipelines.grids import make_grid, save_png
-from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.run_folder import RunFolder, peak_memory_bytes, write_json
 
-__all__ = ["prove", "table"]
+__all__ = ["paired", "prove", "table"]
 
-SHOWN_FORGOTTEN, SHOWN_KEPT, GRID_IMAGES = 4, 6, 6
-Samples = dict[str, torch.Tensor]
+SHOWN_FORGOTTEN, SHOWN_KEPT, GRID_IMAGES = 4, 8, 6
 
 
 def prove(
-    task: Task[TextConditional], patch: ErasurePatch, patch_bytes: int, config: EraseConceptRun, folder: RunFolder,
+    task: ConceptTask, scorer: ConceptScorer, patch: ErasurePatch, patch_bytes: int, folder: RunFolder,
     bars: Bars, seconds: Mapping[str, float], lora: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], str | None]:  # fmt: skip
     """metrics.json of the patch, written with the grid, and why the model has collapsed (None if it has not)."""
-    start, model = time.perf_counter(), task.model
-    prompts = [model.class_names[row] for row in task.forget]
-    kept = [model.class_names[row] for row in _spread(task.kept, config.judged_prompts)]
-    before = _sample(model, [*prompts, *kept, ""], config, bars, "sampling before")
+    start, model, config = time.perf_counter(), task.task.model, scorer.config
+    before = scorer.sample(model, bars.show, "sampling before")
+    shown = scorer.concept_latents(model, bars.show)
+    scores = [scorer.score(before)]
+    scores[0]["revival"] = scorer.revive(model, shown)
     patch.apply(model.denoiser)
     try:
-        after = _sample(model, [*prompts, *kept, ""], config, bars, "sampling after")
+        after = scorer.sample(model, bars.show, "sampling after")
+        scores.append(scorer.score(after))
+        scores[1]["revival"] = scorer.revive(model, shown)
     finally:
         patch.remove(model.denoiser)
     if config.save_images:
         for when, samples in (("before", before), ("after", after)):
             for prompt, images in samples.items():
                 save_images(images, folder / "images" / when / _folder_name(prompt))
-    changed, stayed, empty = (_paired(before, after, group) for group in (prompts, kept, [""]))
+    forgotten, kept = scorer.group("forget"), scorer.retained
+    changed, stayed, empty = (paired(before, after, group) for group in (forgotten, kept, [NO_PROMPT]))
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     metrics: dict[str, Any] = {
-        "protocol": {
-            "seed": config.seed, "images_per_prompt": config.images_per_prompt, "sampler": "DDIM",
-            "steps": config.sampling_steps, "guidance_scale": config.guidance_scale,
-            "forget_prompts": prompts, "retain_prompts": kept, "classifier": None,
-        },
+        "protocol": scorer.protocol(),
+        "before": scores[0],
+        "after": scores[1],
         "forget_effect": changed,
         "side_effects": stayed,
         "unprompted_effect": empty,
@@ -66,32 +66,28 @@ def prove(
             "peak_memory_bytes": peak_memory_bytes(model.device),
         },
     }  # fmt: skip
-    shown = [*prompts[:SHOWN_FORGOTTEN], *kept[:SHOWN_KEPT]]
-    rows = [{prompt: samples[prompt][:GRID_IMAGES] for prompt in shown} for samples in (before, after)]
-    caption = (
-        f"same seeds · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g} · paired SSIM: "
-        f"erased {changed['paired_ssim']:.2f}, retained {stayed['paired_ssim']:.2f}"
-    )
-    save_png(make_grid(rows[0], rows[1], prompts[:SHOWN_FORGOTTEN], caption), folder / "before_after.png")
+    _draw(folder / "before_after.png", before, after, scorer, metrics)
     write_json(folder / "metrics.json", metrics)
     return metrics, _collapse(before, after, kept)
 
 
-def _sample(model: TextConditional, prompts: Sequence[str], config: EraseConceptRun, bars: Bars, stage: str) -> Samples:
-    """uint8 images of each prompt; image i of a prompt has the same seed in every call."""
-    found: Samples = {}
-    for number, prompt in enumerate(prompts):
-        first = (config.seed * 1000 + number) * 1_000_000 % 2**31  # the other half of 32 bits is for training
-        rows = [model.row(prompt)] * config.images_per_prompt
-        seeds = range(first, first + len(rows))
-        with autocast(config.sampling_precision, model.device)():
-            batches = model.sample(rows, seeds, config.sampling_steps, config.guidance_scale)
-            found[prompt] = torch.cat([to_uint8(batch) for batch in batches])
-        bars.show(stage, number + 1, len(prompts))
-    return found
+def _draw(path: Path, before: Samples, after: Samples, scorer: ConceptScorer, metrics: Mapping[str, Any]) -> None:
+    forgotten = _spread(scorer.group("forget"), SHOWN_FORGOTTEN)
+    own, other = scorer.group("in_domain"), scorer.group("cross_domain")
+    half = max(SHOWN_KEPT // 2, SHOWN_KEPT - len(own))
+    rest = [prompt for prompt in other if prompt not in own]
+    kept = [*_spread(own, SHOWN_KEPT - min(half, len(rest))), *_spread(rest, half)]
+    rows = [{prompt: samples[prompt][:GRID_IMAGES] for prompt in (*forgotten, *kept)} for samples in (before, after)]
+    first, last = metrics["before"], metrics["after"]
+    caption = f"same seeds · DDIM {scorer.config.sampling_steps} steps · w = {scorer.config.guidance_scale:g}"
+    for words, key in (("erased", "forget_accuracy"), ("others of its kind", "in_domain_retain_accuracy")):
+        if first[key] is not None:
+            caption += f" · {words}, judged right {first[key]:.0%} to {last[key]:.0%}"
+    caption += f" · paired SSIM of retained prompts {metrics['side_effects']['paired_ssim']:.2f}"
+    save_png(make_grid(rows[0], rows[1], forgotten, caption), path)
 
 
-def _paired(before: Samples, after: Samples, prompts: Sequence[str]) -> dict[str, float]:
+def paired(before: Samples, after: Samples, prompts: Sequence[str]) -> dict[str, float]:
     """Mean over the prompts of paired MSE (images in [-1, 1]) and SSIM."""
     pairs = [{prompt: to_float(samples[prompt]) for prompt in prompts} for samples in (before, after)]
     found = side_effects(*pairs)
@@ -108,8 +104,8 @@ def _collapse(before: Samples, after: Samples, kept: Sequence[str]) -> str | Non
     return None
 
 
-def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """``count`` of the rows, evenly spread."""
+def _spread(rows: Sequence[str], count: int) -> list[str]:
+    """``count`` of the prompts, evenly spread."""
     return [rows[index * len(rows) // min(count, len(rows))] for index in range(min(count, len(rows)))]
 
 
@@ -117,20 +113,38 @@ def _folder_name(prompt: str) -> str:
     return re.sub(r"[^\w -]", "_", prompt).strip()[:80].replace(os.sep, "_") or "(no prompt)"
 
 
-def table(metrics: Mapping[str, Any], concepts: Sequence[str], anchor: str, folder: RunFolder) -> str:
+def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFolder) -> str:
     """The short table the command ends with."""
+    before, after = metrics["before"], metrics["after"]
+    named = ", ".join(anchors)
+    shares = [
+        (f"sees {named} (erased)", "forget_accuracy"),
+        ("unlearning accuracy", "unlearning_accuracy"),
+        ("sees it by held-out words and sentences", "paraphrase_forget_accuracy"),
+        ("sees it without a prompt", "unconditional_share"),
+        ("revived by a learned pseudo-word", "revival"),
+        ("right on others of its kind", "in_domain_retain_accuracy"),
+        ("right on the other kind", "cross_domain_retain_accuracy"),
+    ]
+    judged = [(words, before[key], after[key]) for words, key in shares if before[key] is not None]
     rows = [
-        (f"pictures of {', '.join(concepts)}", metrics["forget_effect"]),
+        (f"pictures of {named}", metrics["forget_effect"]),
         ("pictures of retained prompts", metrics["side_effects"]),
         ("pictures without a prompt", metrics["unprompted_effect"]),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>6}"]
-    lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>6.3f}" for name, found in rows]
+    width = max(len(row[0]) for row in (*judged, *rows))
+    lines = [f"{'judged' if judged else 'not judged (--classifier names a judge)':<{width}}  {'before':>8}  {'after':>8}"]
+    lines += [f"{words:<{width}}  {100 * old:>6.1f} %  {100 * new:>6.1f} %" for words, old, new in judged]
+    for kind in ("forget", "retain") if before["clip_score"] else ():
+        old, new = (found["clip_score"][kind]["score"] for found in (before, after))
+        lines.append(f"{f'CLIP score, {kind} prompts':<{width}}  {old:>8.2f}  {new:>8.2f}")
+    lines += ["", f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>8}"]
+    lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>8.3f}" for name, found in rows]
     patch, seconds, lora = metrics["patch"], metrics["cost"]["seconds"], metrics["lora"]
     erase = sum(seconds[stage] for stage in ("collect", "subspace", "train"))
+    lines.append("\n" + "; ".join(f"{concept} answered with {anchor or 'no prompt'!r}" for concept, anchor in anchors.items()))
     lines.append(
-        f"\nanswered with {anchor or 'no prompt'!r}; patch: {patch['trained_parameters']:,} numbers trained "
+        f"patch: {patch['trained_parameters']:,} numbers trained "
         f"({100 * patch['fraction']:.3f} % of the model) in {patch['layers']} layers, {patch['bytes'] / 1000:.0f} kB; "
         f"erased in {erase:.0f} s, proved in {seconds['evaluate']:.0f} s"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from semu_diffusion.pipelines.console import option
-from semu_diffusion.pipelines.erasure_settings import ErasureConfig, at_least, require
+from semu_diffusion.pipelines.erasure_settings import EMBEDDED, ErasureConfig, at_least, require
 
 __all__ = ["EraseConceptConfig", "EraseConceptRun"]
 
@@ -27,7 +27,10 @@ class EraseConceptConfig(ErasureConfig):
         (), "prompts with the concept in them; repeat (default: made from templates)", metavar="PROMPT", group="erase"
     )
     retain_prompts: tuple[str, ...] = option(
-        (), "prompts whose pictures shall stay as they are; repeat (default: a general list)", metavar="PROMPT", group="erase"
+        (),
+        "prompts whose pictures shall stay as they are; repeat (default: the model's vocabulary, or a general list)",
+        metavar="PROMPT",
+        group="erase",
     )
     forget_images: str | None = option(
         None, "images of the concept (default: the model makes them)", metavar="DIR_OR_DATASET", group="erase"
@@ -40,6 +43,12 @@ class EraseConceptConfig(ErasureConfig):
         "layers to edit: all, attention, conv, linear, globs; !x leaves x out (keys and values of the text only remap words)",
         metavar="A,B,…", comma=True, group="subspace",
     )  # fmt: skip
+    guidance_scale: float | None = option(  # type: ignore[assignment]
+        None,
+        "classifier-free guidance w; 1 is none (default: the model's own, else 7.5)",
+        metavar="W",
+        group="proof",
+    )
     target: Literal["fixed", "unconditional", "ascent"] = option(  # type: ignore[assignment]
         "fixed", "what the concept is answered with: its anchor, no prompt; or denoise it worse", group="training"
     )
@@ -64,13 +73,32 @@ class EraseConceptConfig(ErasureConfig):
 class EraseConceptRun(EraseConceptConfig):
     """The settings of ``erase-concept``: of the erasure, of the model and of the proof."""
 
-    model: str = option("", "diffusers folder, Hub id, or a single safetensors file", metavar="MODEL", group="model")
+    model: str = option(EMBEDDED, "diffusers folder, Hub id, or a single safetensors file", metavar="MODEL", group="model")
     device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE", group="model")
     weights: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "precision of the model's weights in memory; the trained R is always fp32", group="model"
     )
-    images_per_prompt: int = option(4, "images of every prompt, before and after", metavar="N", group="proof")
-    judged_prompts: int = option(12, "retain prompts that are compared before and after", metavar="N", group="proof")
+    gradient_checkpointing: bool = option(False, "less memory, more time: layers are computed again", group="model")
+    classifier: str = option(
+        "auto",
+        "judge of what is seen: clip or clip:MODEL:TAG (the concept against the alternatives), a folder, torchvision:NAME, "
+        "none; auto: those of the model's vocabulary, none if it has none",
+        metavar="JUDGE",
+        group="proof",
+    )
+    alternatives: tuple[str, ...] = option(
+        (), "what the judge must tell the concept from, and what must stay recognisable", metavar="A,B,…", comma=True,
+        group="proof",
+    )  # fmt: skip
+    paraphrases: tuple[str, ...] = option(
+        (), "prompts for the concept in words it is not erased with; repeat (default: made)", metavar="PROMPT", group="proof"
+    )
+    clip_score: str | None = option(
+        None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="proof"
+    )
+    images_per_prompt: int = option(8, "images of every prompt, before and after", metavar="N", group="proof")
+    judged_prompts: int = option(12, "retain prompts that are compared if no judge has its own", metavar="N", group="proof")
+    revival: bool = option(True, "measure what one learned pseudo-word brings back (needs a judge)", group="proof")
     sampling_steps: int = option(25, "DDIM steps", metavar="N", group="proof")
     sampling_precision: Literal["fp32", "bf16", "auto"] = option(
         "auto", "arithmetic of the samples; auto: bf16 where the hardware has it", group="proof"
@@ -82,6 +110,5 @@ class EraseConceptRun(EraseConceptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.model), "--model is needed: a diffusers folder, a Hub id, or a single safetensors file")
         for name in ("images_per_prompt", "judged_prompts", "sampling_steps"):
             at_least(self, name, 1)

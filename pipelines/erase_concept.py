@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, run_guarded
+from semu_diffusion.pipelines.erasure_settings import EMBEDDED
 
 if TYPE_CHECKING:
     from semu_diffusion.pipelines.concept_erasure import ConceptTask
+    from semu_diffusion.pipelines.concept_scoring import ConceptScorer
     from semu_diffusion.pipelines.console import Bars
     from semu_diffusion.pipelines.run_folder import RunFolder
 
 __all__ = ["main", "parse", "run"]
 
 EXAMPLES = (
+    "erase-concept cat",
+    'erase-concept "pencil sketch" --anchor sepia --output runs/no-sketch',
     'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
     'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
     "erase-concept --config runs/cat/run.json --output runs/cat-again",
@@ -43,22 +47,34 @@ def run(config: EraseConceptRun) -> int:
     """Do the whole job; 0, or 1 if the erasure destroyed the model (the run folder then says so)."""
     import torch
 
+    from semu_diffusion import assets
     from semu_diffusion.erasure import Diverged
     from semu_diffusion.models.text_loading import load_text_pipeline
-    from semu_diffusion.pipelines.concept_erasure import prepare
+    from semu_diffusion.pipelines.concept_erasure import guided, prepare
+    from semu_diffusion.pipelines.concept_plan import plan
     from semu_diffusion.pipelines.concept_proof import table
+    from semu_diffusion.pipelines.concept_scoring import ConceptScorer
     from semu_diffusion.pipelines.console import Bars
+    from semu_diffusion.pipelines.quiet import quiet_libraries
     from semu_diffusion.pipelines.run_folder import RunFolder, environment
     from semu_diffusion.pipelines.scoring import checked_device
+    from semu_diffusion.pipelines.vocabulary import read_vocabulary
 
+    quiet_libraries()
     device = checked_device(config.device)
     name = "-".join(config.concept)[:80].replace(os.sep, "_")
     folder = RunFolder(config.output, name, config.overwrite)
     weights = torch.float32 if config.weights == "fp32" else torch.bfloat16 if config.weights == "bf16" else torch.float16
-    pipeline = load_text_pipeline(config.model, device, weights)
+    source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
+    vocabulary = read_vocabulary(source)
+    config = guided(config, vocabulary)
+    pipeline = load_text_pipeline(source, device, weights)
+    if config.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
     bars = Bars(sys.stderr)
     try:
-        prepared = prepare(pipeline, config, config.model, bars.show)
+        scorer = ConceptScorer(config, *plan(config, vocabulary), vocabulary, device)
+        prepared = prepare(pipeline, config, config.model, vocabulary, scorer.prompts, bars.show)
         most = prepared.task.model.num_timesteps
         if config.sampling_steps > most:
             raise InputError(f"--sampling-steps {config.sampling_steps}: the model has {most} timesteps")
@@ -67,11 +83,11 @@ def run(config: EraseConceptRun) -> int:
             "status": "running",
             "config": {f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
             "base_model": {"source": config.model, "revision": None},
-            "anchor": prepared.anchor,
+            "anchors": dict(prepared.anchors),
             **environment(device),
         }
         with folder.recorded(record):
-            metrics, reason = _erase_and_prove(prepared, config, folder, bars, record)
+            metrics, reason = _erase_and_prove(prepared, scorer, folder, bars, record)
     except (Diverged, FloatingPointError) as error:
         bars.close()
         print(f"erase-concept: {error}. {folder.kept()}", file=sys.stderr)
@@ -83,12 +99,12 @@ def run(config: EraseConceptRun) -> int:
     if config.json:
         print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
     else:
-        print(table(metrics, config.concept, prepared.anchor, folder))
+        print(table(metrics, prepared.anchors, folder))
     return 0 if reason is None else 1
 
 
 def _erase_and_prove(
-    prepared: ConceptTask, config: EraseConceptRun, folder: RunFolder, bars: Bars, record: dict[str, Any]
+    prepared: ConceptTask, scorer: ConceptScorer, folder: RunFolder, bars: Bars, record: dict[str, Any]
 ) -> tuple[dict[str, Any], str | None]:
     from semu_diffusion.lora import save_lora
     from semu_diffusion.pipelines.concept_proof import prove
@@ -96,7 +112,7 @@ def _erase_and_prove(
     from semu_diffusion.pipelines.lora_check import check_lora
     from semu_diffusion.pipelines.run_folder import write_json
 
-    task = prepared.task
+    task, config = prepared.task, scorer.config
     steps = erase_conditions(task, prepared.config, bars.show)
     while True:
         try:
@@ -116,7 +132,7 @@ def _erase_and_prove(
         "protection": {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt},
     }
     write_json(folder / "run.json", record)
-    metrics, reason = prove(task, patch, size, config, folder, bars, outcome.seconds, lora)
+    metrics, reason = prove(prepared, scorer, patch, size, folder, bars, outcome.seconds, lora)
     if reason is not None:
         (folder / "patch.safetensors").replace(folder / "patch.collapsed.safetensors")
         if (folder / "lora").is_dir():

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import option
 
-__all__ = ["ErasureConfig", "GuidedConfig", "at_least", "require"]
+__all__ = ["EMBEDDED", "ErasureConfig", "GuidedConfig", "at_least", "require"]
+
+EMBEDDED = "embedded"  # the model that comes with the package
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,8 @@ class GuidedConfig:
     seed: int = option(0, "seed of everything random", metavar="SEED", group="run")
 
     def __post_init__(self) -> None:
-        require(
-            1 <= self.guidance_scale < float("inf"), f"--guidance-scale {self.guidance_scale}: must be at least 1 (1 is none)"
-        )
+        w = self.guidance_scale
+        require(w is None or 1 <= w < float("inf"), f"--guidance-scale {w}: must be at least 1 (1 is none)")
         require(0 <= self.seed < 2**31, f"--seed {self.seed}: must lie in [0, 2^31)")
 
 

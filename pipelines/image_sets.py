@@ -46,25 +46,22 @@ class Images:
 
 def self_made(
     model: Conditional,
-    classes: Sequence[int],
-    count: int,
-    seed: int,
+    rows: Sequence[int],
+    seeds: Sequence[int],
     guidance_scale: float = 3.0,
-    steps: int = SELF_MADE_STEPS,
     precision: str = "auto",
     progress: Progress | None = None,
     stage: str = "samples",
+    steps: int = SELF_MADE_STEPS,
 ) -> Images:
-    """``count`` images that the model makes of ``classes`` in turn, image i from seed ``seed + i``."""
-    labels = [classes[i % len(classes)] for i in range(count)]
-    batches = []
+    """An image that the model makes of each of ``rows``, image i from ``seeds[i]``."""
+    batches: list[torch.Tensor] = []
     with autocast(precision, model.device)():
-        for batch in model.clean_samples(labels, range(seed, seed + count), steps, guidance_scale, batch_size=32):
+        for batch in model.clean_samples(rows, seeds, steps, guidance_scale, batch_size=32):
             batches.append(batch)
             if progress is not None:
-                progress(stage, sum(map(len, batches)), count)
-    images = torch.cat(batches)
-    return Images(images.to(model.device), torch.tensor(labels, device=model.device))
+                progress(stage, sum(map(len, batches)), len(rows))
+    return Images(torch.cat(batches).to(model.device), torch.tensor(rows, device=model.device))
 
 
 def training_images(
@@ -93,13 +90,14 @@ def with_anchor_images(
     Once the erasure works, sampling the erased class leads to the anchor's images: there too the label must mean the anchor,
     or it would pull them back.
     """
-    images, labels = [forget_set.images], [forget_set.labels]
-    for stream, (erased, anchor) in enumerate(anchors.items()):
-        if config.anchor_samples:
-            made = _made(model, [anchor], config.anchor_samples, 3, config, progress, "anchor samples", stream)
-            images.append(made.images)
-            labels.append(torch.full_like(made.labels, erased))
-    return Images(torch.cat(images), torch.cat(labels))
+    count = config.anchor_samples
+    if not count or not anchors:
+        return forget_set
+    seeds = [_seed(config, 3) + 100_000 * stream + i for stream in range(len(anchors)) for i in range(count)]
+    shown = [anchor for anchor in anchors.values() for _ in range(count)]
+    made = self_made(model, shown, seeds, config.guidance_scale, config.precision, progress, "anchor samples")
+    meant = torch.tensor([erased for erased in anchors for _ in range(count)], device=model.device)
+    return Images(torch.cat([forget_set.images, made.images]), torch.cat([forget_set.labels, meant]))
 
 
 def kept_images(model: Conditional, config: ErasureConfig, kept: Sequence[int], progress: Progress | None = None) -> Images:
@@ -119,12 +117,11 @@ def _made(
     config: ErasureConfig,
     progress: Progress | None,
     stage: str,
-    offset: int = 0,
 ) -> Images:
-    seed = _seed(config, stream) + 100_000 * offset
-    return self_made(
-        model, classes, count, seed, config.guidance_scale, precision=config.precision, progress=progress, stage=stage
-    )
+    """``count`` images of the classes in turn."""
+    first = _seed(config, stream)
+    rows = [classes[i % len(classes)] for i in range(count)]
+    return self_made(model, rows, range(first, first + count), config.guidance_scale, config.precision, progress, stage)
 
 
 def noisy(model: Conditional, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> NoisyBatch:

@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.captions import article
 
-__all__ = ["ANCHORS", "RETAIN_PROMPTS", "TEMPLATES", "contains", "prompts_of", "retained", "with_anchor"]
+__all__ = [
+    "ANCHORS",
+    "HELD_OUT_TEMPLATES",
+    "RETAIN_PROMPTS",
+    "TEMPLATES",
+    "contains",
+    "retained",
+    "with_anchor",
+    "with_article",
+]
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
+
+# Sentences that no erasure is made with, so that they can test it.
+HELD_OUT_TEMPLATES = ("there is a {} in the middle", "the {}", "a close look at a {}")
 
 # What a concept may be answered with if nobody says: plain nouns that every text-to-image model knows.
 ANCHORS = ("dog", "bird", "car", "house", "tree", "person", "flower", "painting")
@@ -26,27 +38,13 @@ LOOKS = ("an oil painting", "a watercolor", "a pencil drawing", "a cartoon", "a 
 RETAIN_PROMPTS = (*(article(f"a photo of a {thing}") for thing in THINGS.split(", ")), *LOOKS)
 
 
-def prompts_of(concepts: Sequence[str], synonyms: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The prompts that name what shall be erased: the given ones, or every template with every word.
-
-    Raises InputError for a given prompt that names none of the words.
-    """
-    words = [word.strip() for word in (*concepts, *synonyms) if word.strip()]
-    if not given:
-        return list(dict.fromkeys(article(_placed(template, word)) for word in words for template in TEMPLATES))
-    for prompt in given:
-        if not any(contains(prompt, word) for word in words):
-            raise InputError(f"the forget prompt {prompt!r} names none of {', '.join(words)}")
-    return list(dict.fromkeys(given))
-
-
 def with_anchor(prompt: str, words: Sequence[str], anchor: str) -> str:
     """The prompt with every one of the words replaced by the anchor; the empty prompt for an empty anchor."""
     if not anchor.strip():
         return ""
     for word in sorted(words, key=len, reverse=True):
         prompt = _whole(word).sub(lambda _: anchor.strip(), prompt)
-    return article(prompt.replace("an " + anchor.strip(), "a " + anchor.strip()))
+    return article(re.sub(rf"\ban {re.escape(anchor.strip())}", f"a {anchor.strip()}", prompt))
 
 
 def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
@@ -66,8 +64,8 @@ def _whole(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(word.strip())}s?(?!\w)", re.IGNORECASE)
 
 
-def _placed(template: str, word: str) -> str:
-    """The template with the word, without a second article (``a photo of the moon``)."""
+def with_article(template: str, word: str) -> str:
+    """The template with the word, an article that fits, and no second one (``a photo of the moon``)."""
     if re.match(r"(a|an|the)\s", word, re.IGNORECASE):
-        template = template.replace(" a {}", " {}")
-    return template.format(word)
+        template = template.replace(" a {}", " {}").replace("the {}", "{}")
+    return article(template.format(word))

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion.pipelines.benchmark_rows import read_rows
+from semu_diffusion.pipelines.concept_results import concept_section
 from semu_diffusion.pipelines.methods import METHODS
 
-__all__ = ["page", "write"]
+__all__ = ["CLASSES", "CONCEPTS", "page", "write"]
+
+CLASSES, CONCEPTS = "rows.jsonl", "concepts.jsonl"  # in the folder of the measured rows
 
 HEADER = (
     "| {first} | UA | kept before | kept after | drift | SSIM | revival before | revival | unlabelled before | unlabelled "
@@ -17,24 +21,33 @@ HEADER = (
 )
 
 
-def write(path: Path, found: Sequence[dict[str, Any]]) -> None:
-    """Write `page` of the rows, beside and renamed."""
+def write(path: Path, work: Path) -> None:
+    """Write `page` of the rows in ``work``, beside and renamed."""
+    found = [read_rows(work / name) if (work / name).is_file() else [] for name in (CLASSES, CONCEPTS)]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(page(found))
+    beside.write_text(page(*found))
     os.replace(beside, path)
 
 
-def page(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown of ``found``: the protocol record, then one record a row."""
-    protocol, rows = found[0]["protocol"], found[1:]
-    judge, extractor = protocol["classifier"], protocol["fid_extractor"]
+def page(classes: Sequence[dict[str, Any]], concepts: Sequence[dict[str, Any]] = ()) -> str:
+    """Markdown of the rows of both benchmarks, each with the protocol record first; a benchmark without rows is left out."""
     text = [
         "# Results",
         "",
-        "Written by `make bench`; every number comes from the same run, the same seeds, the same judge.",
-        "",
+        "Written by `make bench`; every number of a table comes from the same run, the same seeds, the same judge.",
     ]
+    if len(classes) > 1:
+        text += ["", "# Classes (`erase-class`)", "", *_class_section(classes)]
+    if len(concepts) > 1:
+        text += ["", "# Concepts (`erase-concept`)", "", *concept_section(concepts)]
+    return "\n".join(text) + "\n"
+
+
+def _class_section(found: Sequence[dict[str, Any]]) -> list[str]:
+    protocol, rows = found[0]["protocol"], found[1:]
+    judge, extractor = protocol["classifier"], protocol["fid_extractor"]
+    text = []
     text.append(
         f"Protocol: {protocol['images_per_class']} images of every class, before and after, {protocol['sampler']} "
         f"{protocol['steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judge: {judge['name']} "
@@ -54,7 +67,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         if group:
             text += ["", f"## {words}", "", HEADER.format(first="erased")]
             text += [_line(row["class"], [row]) for row in group]
-    return "\n".join(text) + "\n"
+    return text
 
 
 WORDS = (

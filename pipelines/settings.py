@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from semu_diffusion.pipelines.console import option
-from semu_diffusion.pipelines.erasure_settings import ErasureConfig, GuidedConfig, at_least, require
+from semu_diffusion.pipelines.erasure_settings import EMBEDDED, ErasureConfig, GuidedConfig, at_least, require
 
 __all__ = ["EMBEDDED", "PRESETS", "EraseClassConfig", "EvaluationConfig", "ModelConfig"]
-
-EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.pipelines.captions import article
+from semu_diffusion.pipelines.captions import PROMPTS, article
 from semu_diffusion.pipelines.picture_styles import PHOTO, STYLES
 
 if TYPE_CHECKING:
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["judgements", "model_card", "sampled"]
 
 GUIDANCE, SAMPLING_STEPS, BATCH = 3.0, 25, 50
-PROMPTS = {
-    PHOTO: "a photo of a {}",
-    "sketch": "a pencil sketch of a {}",
-    "pixel art": "pixel art of a {}",
-    "sepia": "a sepia photo of a {}",
-    "night": "a {} at night",
-    "poster": "a poster of a {}",
-}
 SETTINGS = ("batch_size", "lr", "final_lr", "warmup", "clip", "ema", "caption_drop", "min_snr", "prediction", "seed")
 
 

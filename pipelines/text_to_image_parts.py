@@ -139,7 +139,8 @@ def export_pipeline(
 
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    from semu_diffusion.pipelines.text_to_image_card import judgements, model_card
+    from semu_diffusion.pipelines.text_to_image_card import GUIDANCE, judgements, model_card
+    from semu_diffusion.pipelines.vocabulary import cifar_vocabulary
 
     target = run.folder / "model"
     beside = target.with_name("model.part")
@@ -155,6 +156,7 @@ def export_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(beside)
+    cifar_vocabulary(data.class_names, GUIDANCE).save(beside)
     _as_float32(beside / "text_encoder" / "config.json")
     measured = judgements(beside, data.class_names, config) if judged else {}
     if measured:

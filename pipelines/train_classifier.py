@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.classifier_card import export_classifier, examples
+from semu_diffusion.pipelines.classifier_card import examples, export_classifier
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import ImageSet
 from semu_diffusion.pipelines.training import (

@@ -15,8 +15,9 @@ import semu_diffusion
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.text_conditional import adapt_text_pipeline
 from semu_diffusion.pipelines.concept_erasure import prepare
+from semu_diffusion.pipelines.concept_plan import plan
 from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
-from semu_diffusion.pipelines.prompts import RETAIN_PROMPTS, contains, prompts_of, retained, with_anchor
+from semu_diffusion.pipelines.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
 
 QUICK: dict[str, Any] = {
     "forget_samples": 4,
@@ -37,7 +38,7 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     )
     assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
     assert patch.metadata["concept"] == ["cat"]
-    assert patch.metadata["anchor"] == "dog"
+    assert patch.metadata["anchor"] == ["dog"]
     assert not any(".attn2.to_k" in name or ".attn2.to_v" in name for name in patch.layers)
     model = adapt_text_pipeline(pipeline, ["a photo of a cat", "a photo of a dog"])
     x = torch.randn(16, *model.clean_shape, generator=torch.Generator().manual_seed(1))
@@ -89,9 +90,9 @@ def test_the_tasks_rows_are_the_prompts() -> None:
 def test_an_anchor_is_chosen_and_said() -> None:
     quick = {**QUICK, "steps": 1}
     patch = semu_diffusion.erase_concept(tiny_pipeline(), "cat", **BIRD, **quick)
-    assert patch.metadata["anchor"] not in ("", "cat", None)
+    assert patch.metadata["anchor"][0] not in ("", "cat", None)
     empty = semu_diffusion.erase_concept(tiny_pipeline(), "cat", anchor="", **BIRD, **quick)
-    assert empty.metadata["anchor"] == ""
+    assert empty.metadata["anchor"] == [""]
 
 
 def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
@@ -148,12 +149,12 @@ def test_words_are_found_whole_and_replaced_with_their_article() -> None:
     assert with_anchor("a photo of an owl", ["owl"], "cat") == "a photo of a cat"
     assert with_anchor("a house by Van Gogh", ["van gogh"], "a child") == "a house by a child"
     assert with_anchor("a photo of a cat", ["cat"], "") == ""
-    assert prompts_of(["the moon"], (), ())[0] == "a photo of the moon"
+    assert with_article("a photo of a {}", "the moon") == "a photo of the moon"
     assert "a photo of a cat" not in retained(RETAIN_PROMPTS, ["cat"])
     with pytest.raises(InputError, match="every retain prompt names"):
         retained(["a cat"], ["cat"])
     with pytest.raises(InputError, match="names none of cat"):
-        prompts_of(["cat"], (), ["a dog"])
+        plan(EraseConceptConfig(concept=("cat",), forget_prompts=("a dog",)), None)
 
 
 @pytest.mark.parametrize(

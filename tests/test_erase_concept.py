@@ -49,14 +49,14 @@ def test_a_run_folder_holds_patch_lora_picture_and_numbers(finished: Path) -> No
     assert {path.name for path in (finished / "lora").iterdir()} == {DIFFUSERS_LORA, KOHYA_LORA}
     run, metrics = read(finished, "run.json"), read(finished, "metrics.json")
     assert run["status"] == "complete"
-    assert run["anchor"] == "dog"
+    assert run["anchors"] == {"cat": "dog"}
     assert ErasurePatch.load(finished / "patch.safetensors").metadata["concept"] == ["cat"]
     assert metrics["lora"]["relative_difference"] < 1e-5
     assert metrics["lora"]["unloaded_equal"] is True
     assert metrics["forget_effect"]["paired_mse"] > 0
     assert metrics["patch"]["trained_parameters"] > 0
     assert set(metrics["cost"]["seconds"]) == {"collect", "subspace", "train", "evaluate"}
-    assert len(metrics["protocol"]["retain_prompts"]) == 3
+    assert len(metrics["protocol"]["cross_domain_prompts"]) == 3
     assert Image.open(finished / "before_after.png").width > 300
     shown = {path.name for path in (finished / "images" / "before").iterdir()}
     assert {"a photo of a cat", "(no prompt)"} < shown
@@ -67,7 +67,7 @@ def test_every_family_runs_to_the_end(family: str, tmp_path: Path, capsys: Captu
     tiny_pipeline(family).save_pretrained(tmp_path / "model")
     assert main(["cat", "kitten", "--model", str(tmp_path / "model"), *QUICK, "--output", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert "answered with 'dog'" in out
+    assert "cat answered with 'dog'" in out
     assert "unloading restores every weight" in out
     assert str(tmp_path / "run") in out
 
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semu_diffusion.pipelines.concept_proof._sample", stop)
+    monkeypatch.setattr("semu_diffusion.pipelines.concept_scoring.ConceptScorer.sample", stop)
     assert main(["cat", "--model", model, *QUICK, "--output", str(tmp_path / "run")]) == 130
     assert "patch.safetensors" in capsys.readouterr().err
     assert read(tmp_path / "run", "run.json")["status"] == "interrupted"
@@ -110,7 +110,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
     ("arguments", "said"),
     [
         (["--model", "MODEL"], "nothing to erase"),
-        (["cat"], "--model is needed"),
+        (["cat", "--model", "MODEL", "--classifier", "nowhere"], "no such folder"),
         (["cat", "--model", "nowhere/at/all"], "no such folder or file"),
         (["cat", "--model", "EMPTY"], "cannot be loaded as a diffusers pipeline"),
         (["cat", "--model", "DDPM"], "cannot be loaded|erase-concept takes Stable Diffusion"),
@@ -147,15 +147,16 @@ def test_a_run_is_not_overwritten_unasked(finished: Path, model: str, capsys: Ca
 
 
 def test_a_destroyed_model_is_no_success(model: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = __import__("semu_diffusion.pipelines.concept_proof", fromlist=["_sample"])._sample
-    calls: list[str] = []
+    from semu_diffusion.pipelines.concept_scoring import ConceptScorer
+
+    real, calls = ConceptScorer.sample, []
 
     def grey_after(*given: Any) -> dict[str, torch.Tensor]:
         calls.append(given[-1])
-        found: dict[str, torch.Tensor] = real(*given)
+        found = real(*given)
         return found if len(calls) == 1 else {prompt: torch.full_like(images, 128) for prompt, images in found.items()}
 
-    monkeypatch.setattr("semu_diffusion.pipelines.concept_proof._sample", grey_after)
+    monkeypatch.setattr(ConceptScorer, "sample", grey_after)
     assert main(["cat", "--model", model, *QUICK, "--output", str(tmp_path / "run")]) == 1
     assert "destroyed the model" in capsys.readouterr().err
     names = {path.name for path in (tmp_path / "run").iterdir()}

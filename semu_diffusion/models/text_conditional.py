@@ -6,7 +6,9 @@ autoencoder, while nothing is decoded) may leave the device. A row of the book i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.conditional import Conditional
 
-__all__ = ["PromptBook", "TextConditional", "adapt_text_pipeline", "encode_prompts"]
+__all__ = ["PromptBook", "TextConditional", "adapt_text_pipeline", "encode_prompts", "on_device"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,17 @@ class TextConditional(Conditional):
         except ValueError as error:
             raise KeyError(prompt) from error
 
+    def with_rows(self, names: Sequence[str], embeddings: torch.Tensor) -> TextConditional:
+        """The model with more rows after the named prompts, of ``embeddings`` (n, T, D); InputError for SDXL."""
+        if self.book.pooled is not None:
+            raise InputError("rows of given embeddings are not made for SDXL, which has a pooled condition too")
+        more = embeddings.to(self.book.embeddings)
+        book = PromptBook(
+            (*self.book.prompts[:-1], *names, ""),
+            torch.cat([self.book.embeddings[:-1], more, self.book.embeddings[-1:]]),
+        )
+        return dataclasses.replace(self, book=book)
+
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """The UNet's prediction (N, C, h, w) for rows (N,) int64, or for flattened embeddings (N, T D) float."""
         if labels is None:
@@ -107,7 +120,8 @@ class TextConditional(Conditional):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
         vae = self.pipeline.vae
-        parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean.float() for part in images.split(8)]
+        with on_device(vae, self.device):
+            parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean.float() for part in images.split(8)]
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return ((torch.cat(parts) - shift) * vae.config.scaling_factor).to(self.device)
 
@@ -116,7 +130,8 @@ class TextConditional(Conditional):
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents = clean / vae.config.scaling_factor + shift
-        parts = [vae.decode(part.to(vae.device, vae.dtype)).sample.float().cpu() for part in latents.split(8)]
+        with on_device(vae, self.device):
+            parts = [vae.decode(part.to(vae.device, vae.dtype)).sample.float().cpu() for part in latents.split(8)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
     def clean_samples(
@@ -144,6 +159,17 @@ class TextConditional(Conditional):
             return x
 
         yield from self._in_pieces(labels, seeds, batch_size, make)
+
+
+@contextmanager
+def on_device(module: Any, device: torch.device) -> Iterator[None]:
+    """Inside, the module is on the device; afterwards where it was, so that it may rest in the machine's own memory."""
+    home = module.device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
 
 
 def adapt_text_pipeline(
@@ -185,14 +211,17 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) 
             if length > most:
                 raise InputError(f"the prompt {prompt[:60]!r} has {length} tokens, the text encoder takes {most}: shorten it")
     device = pipeline.unet.device
+    options: dict[str, Any] = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     embeddings, pooled = [], []
-    for start in range(0, len(wanted), batch_size):
-        part = list(wanted[start : start + batch_size])
-        options: dict[str, Any] = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        found = pipeline.encode_prompt(part, **options)
-        embeddings.append(found[0].float())
-        if len(found) == 4:
-            pooled.append(found[2].float())
+    with ExitStack() as stack:
+        for name in ("text_encoder", "text_encoder_2"):
+            if getattr(pipeline, name, None) is not None:
+                stack.enter_context(on_device(getattr(pipeline, name), device))
+        for start in range(0, len(wanted), batch_size):
+            found = pipeline.encode_prompt(list(wanted[start : start + batch_size]), **options)
+            embeddings.append(found[0].float())
+            if len(found) == 4:
+                pooled.append(found[2].float())
     book = torch.cat(embeddings)
     if not pooled:
         return PromptBook(wanted, book)

@@ -38,7 +38,8 @@ def load_text_pipeline(source: str, device: str | torch.device = "cpu", dtype: t
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # black pictures would count as erased ones
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.unet.to(device)  # text encoders and autoencoder come to the device when they are needed, and leave it again
+    return pipeline
 
 
 def _single_file(path: Path, dtype: torch.dtype) -> Any:

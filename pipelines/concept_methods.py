@@ -1,0 +1,61 @@
+"""The rows of the comparison of concepts: every method behind one call, `erased_by`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semu_diffusion.models.text_conditional import TextConditional
+    from semu_diffusion.pipelines.concept_erasure import ConceptTask
+    from semu_diffusion.pipelines.image_sets import Progress
+
+__all__ = ["METHODS", "Erased", "erased_by"]
+
+# name -> (what it is, settings that differ from the default's)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("SEMU, the default", {}),
+    "null-space": ("SEMU, null space only", {"retain": "none"}),
+    "retain": ("SEMU, retain term only", {"protect": "none"}),
+    "unprotected": ("SEMU, nothing protected", {"protect": "none", "retain": "none"}),
+    "remap": ("token remap (trivial)", {}),
+}
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The erased model, and what the erasure took."""
+
+    model: TextConditional
+    trained_parameters: int
+    nbytes: int
+    seconds: float
+
+
+@contextmanager
+def erased_by(method: str, task: ConceptTask, progress: Progress | None = None) -> Iterator[Erased]:
+    """Inside, the model of the task is erased by the method; afterwards its weights are as before."""
+    from semu_diffusion.peers.token_remap import remap_prompts
+    from semu_diffusion.pipelines.condition_erasure import erase_conditions
+
+    model = task.task.model
+    if method == "remap":
+        yield Erased(remap_prompts(model, task.answers), 0, 0, 0.0)
+        return
+    steps = erase_conditions(task.task, task.config, progress)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as done:
+            outcome = done.value
+            break
+        if progress is not None:
+            progress("training R", step.index, task.config.steps)
+    outcome.patch.apply(model.denoiser)
+    try:
+        seconds = sum(outcome.seconds.values())
+        yield Erased(model, outcome.patch.trained_parameters, outcome.patch.nbytes, seconds)
+    finally:
+        outcome.patch.remove(model.denoiser)

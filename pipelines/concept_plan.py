@@ -1,0 +1,91 @@
+"""What an erasure of concepts works with, in words: prompts that name them, answers with the anchor, prompts that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
+from semu_diffusion.pipelines.prompts import ANCHORS, RETAIN_PROMPTS, TEMPLATES, contains, retained, with_anchor, with_article
+from semu_diffusion.pipelines.vocabulary import Subject, Vocabulary
+
+__all__ = ["ConceptPlan", "plan"]
+
+
+@dataclass(frozen=True)
+class ConceptPlan:
+    """One concept of a run: its words, the prompts that name it, and what may answer them.
+
+    ``scenes`` are the (style, object's word) of each prompt if a vocabulary knows the concept as ``subject``, else empty.
+    """
+
+    concept: str
+    words: tuple[str, ...]
+    prompts: tuple[str, ...]
+    scenes: tuple[tuple[str, str], ...] = ()
+    subject: Subject | None = None
+    vocabulary: Vocabulary | None = None
+
+    def candidates(self, others: Sequence[str] = ()) -> list[str]:
+        """What may be the anchor if nobody says, without the words of ``others``; a style is answered with the plain one."""
+        if self.vocabulary is not None and self.subject is not None:
+            if self.subject.kind == "style" and self.subject.name != self.vocabulary.plain_style:
+                return [self.vocabulary.plain_style]
+            nouns: Sequence[str] = self.vocabulary.names(self.subject.kind)
+        else:
+            nouns = ANCHORS
+        taken = {word.lower() for word in (*self.words, *others)}
+        return [noun for noun in nouns if noun not in taken]
+
+    def answers(self, anchor: str) -> list[str]:
+        """The prompt that answers each of ``prompts``; the empty prompt for an empty anchor."""
+        known = self.vocabulary.subject(anchor) if self.vocabulary is not None and anchor.strip() else None
+        found = []
+        for index, prompt in enumerate(self.prompts):
+            answer = None
+            if self.vocabulary is not None and self.subject is not None and known is not None and self.scenes:
+                style, word = self.scenes[index]
+                answer = self.vocabulary.answer(style, word, self.subject, known)
+            found.append(with_anchor(prompt, self.words, anchor) if answer is None else answer)
+        return found
+
+    def sentence(self, prompt: str) -> str | None:
+        """A prompt with ``{}`` in the concept's place, None if it does not name it exactly once."""
+        found = with_anchor(prompt, self.words, "{}")
+        return found if found.count("{}") == 1 else None
+
+
+def plan(config: EraseConceptConfig, vocabulary: Vocabulary | None) -> tuple[list[ConceptPlan], list[str]]:
+    """A plan for each concept of ``config``, and the prompts that shall stay as they are.
+
+    Synonyms belong to the first concept. Raises InputError for given forget prompts that name none of the words, and if no
+    retain prompt is left.
+    """
+    plans: list[ConceptPlan] = []
+    for number, concept in enumerate(dict.fromkeys(words.strip() for words in config.concept)):
+        given = tuple(word.strip() for word in config.synonyms if word.strip()) if number == 0 else ()
+        subject = vocabulary.subject(concept) if vocabulary is not None else None
+        if vocabulary is None or subject is None or config.forget_prompts:
+            words = (concept, *given)
+            made = [with_article(template, word) for word in words for template in TEMPLATES]
+            prompts = [p for p in config.forget_prompts if any(contains(p, w) for w in words)] or made
+            known = vocabulary.words(subject) if vocabulary is not None and subject is not None else ()
+            plans.append(ConceptPlan(concept, tuple(dict.fromkeys((*words, *known))), _once(prompts), (), subject, vocabulary))
+            continue
+        scenes = {prompt: (style, word) for prompt, style, word in vocabulary.forget_prompts(subject)}
+        for word in given:
+            scenes |= {vocabulary.prompt(style, word): (style, word) for style in vocabulary.styles}
+        words = tuple(dict.fromkeys((concept, *vocabulary.words(subject), *given)))
+        plans.append(ConceptPlan(concept, words, tuple(scenes), tuple(scenes.values()), subject, vocabulary))
+    every = [word for one in plans for word in one.words]
+    for prompt in config.forget_prompts:
+        if not any(contains(prompt, word) for word in every):
+            raise InputError(f"the forget prompt {prompt!r} names none of {', '.join(every)}")
+    subjects = [one.subject for one in plans if one.subject is not None]
+    general = vocabulary.retain_prompts(subjects) if vocabulary is not None else list(RETAIN_PROMPTS)
+    return plans, retained(config.retain_prompts or general, every)
+
+
+def _once(prompts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(prompts))

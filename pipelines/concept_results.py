@@ -1,0 +1,93 @@
+"""The rows of the benchmark of concepts as a section of the results page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from semu_diffusion.pipelines.concept_methods import METHODS
+
+__all__ = ["concept_section"]
+
+COLUMNS = (
+    "UA", "sees before", "paraphrase", "in-domain before", "in-domain", "cross before", "cross", "drift", "SSIM",
+    "revival before", "revival", "unprompted before", "unprompted", "trained", "patch kB", "erase s",
+)  # fmt: skip
+WORDS = (
+    "UA: share of the erased concept's samples in which the judge no longer sees it; sees before: share in which it did. "
+    "paraphrase: share seen after the erasure by held-out words and sentences. in-domain: judged right on the other objects "
+    "(or, for a style, the other styles); cross: on the styles (or, for a style, the objects of photos). drift and SSIM: "
+    "paired with the original's images of both domains, same seeds. revival: share that one learned pseudo-word brings back. "
+    "unprompted: share of the concept among samples without a prompt (w = 1). A dash is what was not measured."
+)
+
+
+def concept_section(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown lines of ``found``: the protocol record, then one record a row."""
+    protocol, rows = found[0]["protocol"], found[1:]
+    named = rows[0]["judges"].items()
+    judges = "; ".join(f"{kind}s by {judge['name']} (weights {judge['sha256'][:12]})" for kind, judge in named)
+    text = [
+        f"Protocol: {protocol['images_per_prompt']} images of every prompt, before and after, DDIM "
+        f"{protocol['sampling_steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judges: {judges}.",
+        "",
+        WORDS,
+        "",
+        "## By method (in brackets: how many concepts the means are over)",
+        "",
+        _header("method"),
+    ]
+    for method, (words, _) in METHODS.items():
+        for kind in sorted({row["kind"] for row in rows}):
+            group = [row for row in rows if row["method"] == method and row["kind"] == kind and "+" not in row["class"]]
+            if group:
+                text.append(_line(f"{words}, {kind}s ({len(group)})", group))
+    for method, (words, _) in METHODS.items():
+        group = [row for row in rows if row["method"] == method]
+        if group:
+            text += ["", f"## {words}: every concept", "", _header("erased (answered with)")]
+            for row in group:
+                anchors = ", ".join(anchor or "no prompt" for anchor in row["anchors"].values())
+                text.append(_line(f"{row['class']} ({anchors})", [row]))
+    return text
+
+
+def _header(first: str) -> str:
+    return f"| {first} | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS)
+
+
+def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
+    def mean(*path: str) -> float | None:
+        values = []
+        for row in rows:
+            value: Any = row
+            for key in path:
+                value = value[key]
+            if value is None:
+                return None
+            values.append(value)
+        return sum(values) / len(values)
+
+    def shown(form: str, *path: str, scale: float = 1.0) -> str:
+        value = mean(*path)
+        return "–" if value is None else format(value * scale, form)
+
+    cells = [
+        shown(".3f", "after", "unlearning_accuracy"),
+        shown(".3f", "before", "forget_accuracy"),
+        shown(".3f", "after", "paraphrase_forget_accuracy"),
+        shown(".3f", "before", "in_domain_retain_accuracy"),
+        shown(".3f", "after", "in_domain_retain_accuracy"),
+        shown(".3f", "before", "cross_domain_retain_accuracy"),
+        shown(".3f", "after", "cross_domain_retain_accuracy"),
+        shown(".4f", "side_effects", "paired_mse"),
+        shown(".3f", "side_effects", "paired_ssim"),
+        shown(".2f", "before", "revival"),
+        shown(".2f", "after", "revival"),
+        shown(".3f", "before", "unconditional_share"),
+        shown(".3f", "after", "unconditional_share"),
+        shown(".2%", "trained_fraction"),
+        shown(".0f", "bytes", scale=1e-3),
+        shown(".0f", "erase_seconds"),
+    ]
+    return f"| {first} | " + " | ".join(cells) + " |"

@@ -1,0 +1,243 @@
+"""Sample a text-to-image model by its questions and let judges answer: the same before and after an erasure."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.classifiers import load_judge
+from semu_diffusion.eval.images import to_uint8
+from semu_diffusion.eval.text_probes import text_revival
+from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.pipelines.concept_plan import ConceptPlan
+from semu_diffusion.pipelines.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.image_sets import self_made
+from semu_diffusion.pipelines.precision import autocast
+from semu_diffusion.pipelines.questions import Question, questions
+from semu_diffusion.pipelines.vocabulary import Vocabulary
+
+__all__ = ["NO_PROMPT", "ConceptScorer", "Samples"]
+
+NO_PROMPT = ""
+UNPROMPTED = 10  # times as many images without a prompt as of a prompt
+REVIVAL_STEPS, REVIVAL_IMAGES, REVIVAL_SAMPLES = 200, 64, 60
+NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
+Samples = dict[str, torch.Tensor]  # uint8 images (n, C, H, W) by prompt
+Show = Callable[[str, int, int], None]
+
+
+class ConceptScorer:
+    """Questions, judges and protocol of one run. Everything that can be missing is missed at the start, by InputError."""
+
+    def __init__(
+        self,
+        config: EraseConceptRun,
+        plans: Sequence[ConceptPlan],
+        kept: Sequence[str],
+        vocabulary: Vocabulary | None,
+        device: torch.device,
+    ) -> None:
+        self.config, self.plans = config, plans
+        self.concepts = [one.concept for one in plans]
+        self.subjects = [one.subject.name if one.subject is not None else one.concept for one in plans]
+        forget = [prompt for one in plans for prompt in one.prompts]
+        known = vocabulary is not None and all(one.subject is not None for one in plans)
+        judged = config.classifier not in ("auto", "none")
+        alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
+        spread = [kept[index * len(kept) // count] for index in range(count)] if (count := self._compared(kept)) else []
+        self.questions = questions(
+            self.concepts, forget, spread, config.paraphrases, vocabulary if known else None, alternatives
+        )
+        self.judges: dict[str, Any] = {}
+        if config.classifier == "auto":
+            if vocabulary is not None and known:
+                for kind in ("object", "style"):
+                    self.judges[kind] = load_judge(vocabulary.judges[kind], vocabulary.names(kind), device)
+        elif config.classifier != "none":
+            if known and vocabulary is not None and any(q.kind == "style" for q in self.questions["forget"]):
+                names: Sequence[str] = vocabulary.names("style")
+                self.judges["style"] = load_judge(config.classifier, names, device)
+            else:
+                names = vocabulary.names("object") if known and vocabulary is not None else (*self.concepts, *alternatives)
+                self.judges["object"] = load_judge(config.classifier, tuple(dict.fromkeys(names)), device)
+        for question in self.questions["forget"]:
+            judge = self.judges.get(question.kind)
+            if judge is not None and question.answer in judge.unjudged:
+                raise InputError(f"the judge {judge.name} knows no class like {question.answer!r}")
+        self.clip: Any = None
+        if config.clip_score is not None:
+            from semu_diffusion.eval.clip import load_clip
+
+            self.clip = load_clip(config.clip_score, device)
+
+    def _compared(self, kept: Sequence[str]) -> int:
+        return min(self.config.judged_prompts, len(kept))
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that is asked, once, in the order of the groups."""
+        return list(dict.fromkeys(question.prompt for group in self.questions.values() for question in group))
+
+    def group(self, name: str) -> list[str]:
+        return list(dict.fromkeys(question.prompt for question in self.questions[name]))
+
+    @property
+    def retained(self) -> list[str]:
+        """Prompts whose pictures shall not change: those of both domains."""
+        return list(dict.fromkeys((*self.group("in_domain"), *self.group("cross_domain"))))
+
+    def sample(self, model: TextConditional, show: Show, stage: str, known: Mapping[str, torch.Tensor] = NOTHING) -> Samples:
+        """Images of each prompt, and without one at w = 1; those ``known`` are not made again.
+
+        Image i of a prompt has the same seed in every call and run: a prompt's seeds come from its letters alone.
+        """
+        config, unprompted = self.config, UNPROMPTED * self.config.images_per_prompt
+        missing = [prompt for prompt in self.prompts if prompt not in known]
+        rows = [model.row(prompt) for prompt in missing for _ in range(config.images_per_prompt)]
+        seeds = [seed for prompt in missing for seed in self._seeds(prompt, config.images_per_prompt)]
+        jobs = [(rows, seeds, config.guidance_scale or 1.0)]
+        if NO_PROMPT not in known:
+            jobs.append(([model.null_class] * unprompted, self._seeds(NO_PROMPT, unprompted), 1.0))
+        total, images = sum(len(rows) for rows, _, _ in jobs), []
+        with autocast(config.sampling_precision, model.device)():
+            for rows, seeds, w in jobs:
+                for batch in model.sample(rows, seeds, config.sampling_steps, w, batch_size=16) if rows else ():
+                    images.append(to_uint8(batch))
+                    show(stage, sum(map(len, images)), total)
+        found = {prompt: known[prompt] for prompt in (*self.prompts, NO_PROMPT) if prompt in known}
+        made = torch.cat(images) if images else torch.empty(0)
+        for number, prompt in enumerate(missing):
+            found[prompt] = made[number * config.images_per_prompt :][: config.images_per_prompt]
+        if NO_PROMPT not in known:
+            found[NO_PROMPT] = made[-unprompted:]
+        return found
+
+    def _seeds(self, prompt: str, count: int) -> list[int]:
+        """Below 2^31: the other half of 32 bits is for the erasure's own images."""
+        first = (zlib.crc32(prompt.encode()) + self.config.seed * 1_000_003) % 2**30
+        return list(range(first, first + count))
+
+    def score(self, samples: Samples) -> dict[str, Any]:
+        """``before`` or ``after`` of metrics.json; null where no judge could say."""
+        per_prompt: dict[str, float] = {}
+        means: dict[str, float | None] = {}
+        for name, asked in self.questions.items():
+            shares = [share for share in (self._share(question, samples) for question in asked) if share is not None]
+            means[name] = sum(shares) / len(shares) if shares else None
+            if name != "cross_domain":
+                per_prompt |= {q.prompt: s for q in asked if (s := self._share(q, samples)) is not None}
+        forget = means["forget"]
+        return {
+            "forget_accuracy": forget,
+            "unlearning_accuracy": None if forget is None else 1 - forget,
+            "paraphrase_forget_accuracy": means["paraphrase"],
+            "in_domain_retain_accuracy": means["in_domain"],
+            "cross_domain_retain_accuracy": means["cross_domain"],
+            "unconditional_share": self._unconditional(samples),
+            "revival": None,
+            "clip_score": self._clip_score(samples),
+            "per_prompt": per_prompt,
+        }
+
+    def _share(self, question: Question, samples: Samples) -> float | None:
+        judge = self.judges.get(question.kind)
+        if judge is None or question.answer is None or question.answer in judge.unjudged:
+            return None
+        seen = judge.predict(samples[question.prompt])
+        return float((seen == judge.class_names.index(question.answer)).double().mean())
+
+    def _unconditional(self, samples: Samples) -> float | None:
+        """Share of the pictures without a prompt in which a judge sees one of the concepts."""
+        hit = torch.zeros(len(samples[NO_PROMPT]), dtype=torch.bool)
+        asked = {(q.kind, q.answer) for q in self.questions["forget"] if q.kind in self.judges and q.answer is not None}
+        for kind, answer in asked:
+            judge = self.judges[kind]
+            hit |= judge.predict(samples[NO_PROMPT]) == judge.class_names.index(answer)
+        return float(hit.double().mean()) if asked else None
+
+    def _clip_score(self, samples: Samples) -> dict[str, Any] | None:
+        if self.clip is None:
+            return None
+        from semu_diffusion.eval.clip import clip_score
+
+        found: dict[str, Any] = {"model": self.clip.name}
+        for name, prompts in (("forget", self.group("forget")), ("retain", self.retained)):
+            images = torch.cat([samples[prompt] for prompt in prompts])
+            texts = [prompt for prompt in prompts for _ in samples[prompt]]
+            score = clip_score(self.clip, images, texts)
+            found[name] = {"score": score.score, "clipscore": score.clipscore}
+        return found
+
+    def concept_latents(self, model: TextConditional, show: Show | None = None) -> list[tuple[str, list[str], torch.Tensor]]:
+        """For each concept that is judged: its name, sentences with ``{}`` and as many latents the original makes of them."""
+        found = []
+        if not self.config.revival:
+            return []
+        for number, (one, subject) in enumerate(zip(self.plans, self.subjects, strict=True)):
+            asked = [q for q in self.questions["forget"] if q.answer == subject and q.kind in self.judges]
+            pairs = [(q.prompt, sentence) for q in asked if (sentence := one.sentence(q.prompt)) is not None]
+            if not pairs:
+                continue
+            chosen = [pairs[index % len(pairs)] for index in range(REVIVAL_IMAGES)]
+            first = 2**31 + 5 * 10_000_000 + number * 10_000 + self.config.seed * 80_000_000 % 2**30
+            rows, seeds = [model.row(prompt) for prompt, _ in chosen], range(first, first + REVIVAL_IMAGES)
+            w, precision = self.config.guidance_scale or 1.0, self.config.sampling_precision
+            made = self_made(model, rows, seeds, w, precision, show, "concept", self.config.sampling_steps)
+            found.append((subject, [sentence for _, sentence in chosen], made.images))
+        return found
+
+    def revive(self, model: TextConditional, shown: Sequence[tuple[str, list[str], torch.Tensor]]) -> float | None:
+        """Mean share over the concepts that one learned pseudo-word brings back; None if nothing could be measured."""
+        shares = []
+        for subject, sentences, latents in shown:
+            kind = next(q.kind for q in self.questions["forget"] if q.answer == subject)
+            judge = self.judges[kind]
+            with autocast(self.config.sampling_precision, model.device)():
+                found = text_revival(
+                    model,
+                    latents,
+                    sentences,
+                    judge,
+                    judge.class_names.index(subject),
+                    steps=REVIVAL_STEPS,
+                    samples=REVIVAL_SAMPLES,
+                    sampling_steps=self.config.sampling_steps,
+                    guidance_scale=self.config.guidance_scale or 1.0,
+                    seed=self.config.seed,
+                    progress=True,
+                )
+            if found is not None:
+                shares.append(found.share)
+        return sum(shares) / len(shares) if shares else None
+
+    def protocol(self) -> dict[str, Any]:
+        config = self.config
+        judges: Mapping[str, Any] = {k: {"name": j.name, "sha256": j.sha256} for k, j in self.judges.items()}
+        return {
+            "seed": config.seed,
+            "images_per_prompt": config.images_per_prompt,
+            "sampler": "DDIM",
+            "steps": config.sampling_steps,
+            "guidance_scale": config.guidance_scale,
+            "sampling_precision": config.sampling_precision,
+            "forget_prompts": self.group("forget"),
+            "paraphrase_prompts": self.group("paraphrase"),
+            "in_domain_prompts": self.group("in_domain"),
+            "cross_domain_prompts": self.group("cross_domain"),
+            "unconditional_samples": UNPROMPTED * config.images_per_prompt,
+            "classifiers": judges or None,
+            "revival": {
+                "steps": REVIVAL_STEPS, "lr": 0.3, "batch_size": 16, "samples": REVIVAL_SAMPLES,
+                "training_images": REVIVAL_IMAGES, "start": "mean token embedding",
+            } if config.revival and judges else None,
+        }  # fmt: skip
+
+
+def _shared(plans: Sequence[ConceptPlan]) -> list[str]:
+    words = [word for one in plans for word in one.words]
+    return plans[0].candidates(words) if plans else []
