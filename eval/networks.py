@@ -24,8 +24,8 @@ from semu_diffusion.models.classifier import ImageClassifier
 
 __all__ = ["JudgeNetwork", "file_digest", "load_network"]
 
-EMBEDDED = ("embedded", "cifar10")
-_EMBEDDED_FOLDER = "cifar10-classifier"
+# names of the classifiers that come with the package, and their folders
+EMBEDDED = {"embedded": "cifar10-classifier", "cifar10": "cifar10-classifier", "styles": "style-classifier"}
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,7 +79,7 @@ def _state_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _own(name: str, device: torch.device) -> JudgeNetwork:
-    folder = embedded(_EMBEDDED_FOLDER) if name in EMBEDDED else Path(name).expanduser()
+    folder = embedded(EMBEDDED[name]) if name in EMBEDDED else Path(name).expanduser()
     if not folder.is_dir():
         kinds = "embedded, torchvision:NAME, timm:NAME, a folder, or none"
         raise InputError(f"--classifier {name}: no such folder; give {kinds}")

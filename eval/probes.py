@@ -67,7 +67,7 @@ class WithVector(nn.Module):
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         extra = labels == self.embedding.num_embeddings
         rows = self.embedding(labels.masked_fill(extra, 0))
-        return torch.where(extra[:, None], self.vector.to(rows.dtype), rows)
+        return torch.where(extra[..., None], self.vector.to(rows.dtype), rows)
 
 
 @contextmanager

@@ -1,0 +1,217 @@
+"""Promises of the proof of a concept's erasure: what is asked, who answers, what a learned pseudo-word brings back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from text_models import WORDS, tiny_pipeline
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.text_probes import learn_pseudo_word, text_revival
+from semu_diffusion.models.text_conditional import adapt_text_pipeline
+from semu_diffusion.peers.token_remap import remap_prompts
+from semu_diffusion.pipelines import benchmark_concepts
+from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, HELD_OUT_WORDS, STYLE_WORDS
+from semu_diffusion.pipelines.concept_erasure import prepare
+from semu_diffusion.pipelines.concept_plan import plan
+from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer
+from semu_diffusion.pipelines.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.erase_concept import main
+from semu_diffusion.pipelines.questions import questions
+from semu_diffusion.pipelines.vocabulary import Subject, cifar_vocabulary, read_vocabulary
+
+VOCABULARY = cifar_vocabulary(WORDS)
+QUICK = [
+    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--lr", "3e-3",
+    "--images-per-prompt", "2", "--sampling-steps", "2",
+]  # fmt: skip
+
+
+def config(*concepts: str, **changes: Any) -> EraseConceptRun:
+    return EraseConceptRun(
+        **{"concept": concepts, "guidance_scale": 2.0, "images_per_prompt": 2, "sampling_steps": 2, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    VOCABULARY.save(folder)
+    return str(folder)
+
+
+class Seer:
+    """Sees class 1 in bright images, 0 in others."""
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.float().mean((1, 2, 3)) > 0.5).long()
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_an_object_is_erased_in_every_style_and_tested_by_words_that_were_held_back() -> None:
+    (one,), kept = plan(config("cat"), VOCABULARY)
+    assert one.subject == Subject("cat", "object")
+    assert {"a photo of a cat", "a kitten at night", "a poster of a kitty", "a cat"} <= set(one.prompts)
+    held = {"tomcat"} | {template.format(word) for template in HELD_OUT_TEMPLATES["photo"] for word in ("cat", "kitten")}
+    assert not any(word in prompt.split() for prompt in one.prompts for word in HELD_OUT_WORDS)
+    assert not held & set(one.prompts)
+    assert len(kept) == 2 * len(STYLE_WORDS)
+    assert not any(set(prompt.split()) & set(one.words) for prompt in kept)
+    asked = questions(["cat"], one.prompts, kept, vocabulary=VOCABULARY)
+    assert {q.prompt for q in asked["forget"]} == {"a photo of a cat", "a photo of a kitten", "a photo of a kitty"}
+    assert {"a photo of a tomcat", "an image of the cat"} <= {q.prompt for q in asked["paraphrase"]}
+    assert not {q.prompt for q in asked["paraphrase"]} & set(one.prompts)
+    assert {(q.kind, q.answer) for q in asked["in_domain"]} == {("object", "dog"), ("object", "bird")}
+    assert {q.answer for q in asked["cross_domain"]} == set(STYLE_WORDS)
+    assert not any("cat" in q.prompt for group in ("in_domain", "cross_domain") for q in asked[group])
+
+
+def test_a_style_is_erased_with_every_object_and_answered_with_the_photo() -> None:
+    (one,), kept = plan(config("pencil sketch"), VOCABULARY)
+    assert one.subject == Subject("sketch", "style")
+    assert one.candidates() == ["photo"]
+    pairs = dict(zip(one.prompts, one.answers("photo"), strict=True))
+    assert pairs["a pencil sketch of a dog"] == "a photo of a dog"
+    assert dict(zip(one.prompts, one.answers("night"), strict=True))["a sketch of a bird"] == "a bird at night"
+    assert not any("sketch" in prompt for prompt in kept)
+    assert one.sentence("a pencil sketch of a dog") == "a {} of a dog"
+    asked = questions(["sketch"], one.prompts, kept, vocabulary=VOCABULARY)
+    assert {(q.kind, q.answer) for q in asked["cross_domain"]} == {("object", name) for name in WORDS}
+    assert {q.answer for q in asked["in_domain"]} == set(STYLE_WORDS) - {"sketch"}
+    assert not {q.prompt for q in asked["paraphrase"]} & set(one.prompts)
+
+
+def test_objects_are_answered_in_their_style_and_each_concept_by_its_own_anchor() -> None:
+    plans, kept = plan(config("cat", "dog"), VOCABULARY)
+    answers = dict(zip(plans[0].prompts, plans[0].answers("bird"), strict=True))
+    assert answers["a kitten at night"] == "a bird at night"
+    assert answers["an image of a cat"] == "a photo of a bird"
+    assert plans[0].candidates(plans[1].words) == ["bird"]
+    assert not any("dog" in prompt or "cat" in prompt for prompt in kept)
+
+
+def test_words_of_no_vocabulary_still_make_prompts_and_questions() -> None:
+    (one,), kept = plan(config("the moon", synonyms=("full moon",)), None)
+    assert "a photo of the moon" in one.prompts
+    assert one.answers("sun")[0] == "a photo of sun"
+    asked = questions(["the moon"], one.prompts, kept[:3], alternatives=["sun"])
+    assert [q.prompt for q in asked["in_domain"]] == ["a photo of a sun"]
+    assert {q.answer for q in asked["cross_domain"]} == {None}
+    own = questions(["the moon"], one.prompts, kept, ["earth's satellite"])
+    assert [(q.prompt, q.answer) for q in own["paraphrase"]] == [("earth's satellite", "the moon")]
+
+
+def test_a_vocabulary_comes_back_from_its_file_and_a_broken_one_is_one_line(tmp_path: Path) -> None:
+    VOCABULARY.save(tmp_path)
+    assert read_vocabulary(tmp_path) == dataclasses.replace(VOCABULARY)
+    assert read_vocabulary(tmp_path / "nowhere") is None
+    (tmp_path / "vocabulary.json").write_text('{"objects": 3}')
+    with pytest.raises(InputError, match="no readable vocabulary"):
+        read_vocabulary(tmp_path)
+
+
+# ---------------------------------------------------------------- depth
+
+
+def test_a_pseudo_word_learns_what_the_images_show() -> None:
+    pipeline = tiny_pipeline()
+    model = adapt_text_pipeline(pipeline, ["a photo of a cat"])
+    before = {name: value.clone() for name, value in pipeline.text_encoder.state_dict().items()}
+    rows = torch.zeros(8, dtype=torch.long)
+    latents = torch.cat(list(model.clean_samples(rows.tolist(), range(8), 4)))
+    vector, losses = learn_pseudo_word(model, latents, ["a photo of a {}"] * 8, steps=60, lr=1.0, seed=1)
+    assert vector.shape == (pipeline.text_encoder.config.hidden_size,)
+    assert sum(losses[-10:]) < sum(losses[:10])
+    after = pipeline.text_encoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_revival_is_the_share_the_judge_sees_and_the_pseudo_word_stands_where_it_should() -> None:
+    model = adapt_text_pipeline(tiny_pipeline(), ["a photo of a cat"])
+    latents = torch.zeros(3, *model.clean_shape)
+    quick: dict[str, Any] = {"steps": 2, "samples": 6, "sampling_steps": 2}
+    shares = [text_revival(model, latents, ["a {} here"] * 3, Seer(), wanted, **quick) for wanted in (0, 1)]
+    assert shares[0] is not None
+    assert shares[1] is not None
+    assert shares[0].share + shares[1].share == pytest.approx(1)
+    assert shares[0].training_images == 3
+    with pytest.raises(InputError, match="a sentence with one"):
+        text_revival(model, latents, ["a photo"] * 3, Seer(), 0, **quick)
+    assert text_revival(adapt_text_pipeline(tiny_pipeline("sdxl"), ["x"]), latents, ["{}"] * 3, Seer(), 0, **quick) is None
+
+
+def test_the_remap_answers_listed_prompts_like_the_anchor_and_nothing_else() -> None:
+    model = adapt_text_pipeline(tiny_pipeline(), ["a cat", "a dog", "a bird"])
+    remapped = remap_prompts(model, {"a cat": "a dog"})
+    x, t = torch.randn(1, *model.clean_shape), torch.tensor([50])
+    with torch.no_grad():
+        cat, dog, bird = (remapped.predict(x, t, torch.tensor([row])) for row in (0, 1, 2))
+        assert torch.equal(cat, dog)
+        assert torch.equal(bird, model.predict(x, t, torch.tensor([2])))
+        assert not torch.equal(cat, model.predict(x, t, torch.tensor([0])))
+    with pytest.raises(KeyError):
+        remap_prompts(model, {"a zebra": "a dog"})
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def test_a_prompts_pictures_do_not_depend_on_what_else_is_asked() -> None:
+    pipeline = tiny_pipeline()
+    found = []
+    for concept in ("cat", "dog"):
+        settings = config(concept, anchor="bird", classifier="none")
+        scorer = ConceptScorer(settings, *plan(settings, VOCABULARY), VOCABULARY, torch.device("cpu"))
+        task = prepare(pipeline, settings, "", VOCABULARY, scorer.prompts)
+        found.append(scorer.sample(task.task.model, lambda *_: None, ""))
+    shared = found[0].keys() & found[1].keys()
+    assert {"a photo of a bird", NO_PROMPT} <= shared
+    assert all(torch.equal(found[0][prompt], found[1][prompt]) for prompt in shared)
+
+
+def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cat", "--model", model, *QUICK, "--no-revival", "--output", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for when in ("before", "after"):
+        found = metrics[when]
+        shares = (
+            "forget_accuracy", "unlearning_accuracy", "paraphrase_forget_accuracy", "in_domain_retain_accuracy",
+            "cross_domain_retain_accuracy", "unconditional_share",
+        )  # fmt: skip
+        assert all(0 <= found[name] <= 1 for name in shares)
+        assert found["unlearning_accuracy"] == pytest.approx(1 - found["forget_accuracy"])
+        assert found["revival"] is None
+    assert set(metrics["protocol"]["classifiers"]) == {"object", "style"}
+    assert metrics["protocol"]["guidance_scale"] == VOCABULARY.guidance_scale
+    out = capsys.readouterr().out
+    assert "right on others of its kind" in out
+    assert "cat answered with" in out
+
+
+def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(benchmark_concepts.METHODS, "default", ("quick", {"steps": 1, "forget_samples": 2, "kept_samples": 2}))
+    work, page = tmp_path / "work", tmp_path / "page.md"
+    flags = [
+        "--model", model, "--methods", "default,remap", "--images-per-prompt", "1", "--sampling-steps", "1", "--no-revival",
+        "--work", str(work), "--output", str(page),
+    ]  # fmt: skip
+    assert benchmark_concepts.main([*flags, "--concepts", "cat"]) == 0
+    first = (work / "concepts.jsonl").read_text()
+    assert benchmark_concepts.main([*flags, "--concepts", "cat,sepia,cat+dog"]) == 0
+    rows = [json.loads(line) for line in (work / "concepts.jsonl").read_text().splitlines()[1:]]
+    assert (work / "concepts.jsonl").read_text().startswith(first)
+    assert [(row["method"], row["class"]) for row in rows[:2]] == [("default", "cat"), ("remap", "cat")]
+    assert len(rows) == 6
+    remapped = next(row for row in rows if row["method"] == "remap" and row["class"] == "cat")
+    assert remapped["side_effects"]["paired_mse"] == 0
+    assert remapped["trained_fraction"] == 0
+    assert "token remap (trivial), styles (1)" in page.read_text()
+    assert benchmark_concepts.main([*flags, "--concepts", "zebra"]) == 2
