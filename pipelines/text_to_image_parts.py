@@ -82,7 +82,7 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
             raise InputError(f"--init-from {folder} is no Stable Diffusion pipeline ({error})") from error
         return tokenizer, nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
     tokenizer = new_tokenizer(class_names, config.max_tokens)
-    levels = len(config.channels)
+    levels, plain = len(config.channels), config.plain_levels
     size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
     with torch.random.fork_rng(devices=[]):  # layers take their initial weights from the global generator
         torch.manual_seed(config.seed)
@@ -105,11 +105,11 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
             out_channels=autoencoder.config.latent_channels,
             block_out_channels=config.channels,
             layers_per_block=config.layers_per_block,
-            down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * (levels - plain),
+            up_block_types=("CrossAttnUpBlock2D",) * (levels - plain) + ("UpBlock2D",) * plain,
             cross_attention_dim=config.text_width,
             # diffusers' name says head_dim and means the number of heads here
-            attention_head_dim=tuple(width // config.head_dim for width in config.channels),
+            attention_head_dim=tuple(max(width // config.head_dim, 1) for width in config.channels),
             norm_num_groups=config.norm_groups,
         )
     return tokenizer, nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})

@@ -36,9 +36,10 @@ class TextToImageTraining:
     autoencoder: str | None = option(None, "model/ of semu train autoencoder", metavar="DIR")
     init_from: str | None = option(None, "go on from the weights of this pipeline (its architecture counts)", metavar="DIR")
     # architecture
-    channels: tuple[int, ...] = option((128, 256), "channels of each resolution, from the finest", comma=True)
+    channels: tuple[int, ...] = option((64, 128), "channels of each resolution, from the finest", comma=True)
+    plain_levels: int = option(1, "finest resolutions whose blocks do not see the text")
     layers_per_block: int = option(1, "residual blocks for each resolution")
-    head_dim: int = option(32, "channels of one attention head")
+    head_dim: int = option(64, "channels of one attention head")
     norm_groups: int = option(16, "groups of the group normalisation")
     text_width: int = option(128, "width of the text encoder")
     text_layers: int = option(2, "layers of the text encoder")
@@ -78,8 +79,10 @@ class TextToImageTraining:
             raise InputError("--batch-size, --steps and --lr must be positive, --max-tokens at least 4")
         if not 0 <= self.caption_drop < 1 or not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
             raise InputError("--caption-drop, --ema and --warmup must be at least 0 and less than 1")
-        if not self.channels or any(c < 1 or c % self.norm_groups or c % self.head_dim for c in self.channels):
+        if not self.channels or any(c < 1 or c % self.norm_groups or c % min(c, self.head_dim) for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups and --head-dim; got {self.channels}")
+        if not 0 <= self.plain_levels < max(len(self.channels), 1):
+            raise InputError(f"--plain-levels {self.plain_levels}: one of the {len(self.channels)} resolutions must see the text")
 
 
 def train(config: TextToImageTraining) -> Path:
@@ -96,7 +99,7 @@ def train(config: TextToImageTraining) -> Path:
     autoencoder = load_autoencoder(config.autoencoder or str(config.init_from), data, accelerator.device)
     tokenizer, networks = new_denoiser(config, autoencoder, data.class_names)
     scheduler = new_scheduler(config)
-    networks = networks.to(accelerator.device)
+    networks = networks.to(accelerator.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(networks.parameters(), lr=config.lr, weight_decay=0.0)
     ema = EMAModel(networks.parameters(), decay=config.ema, foreach=True)
     networks, optimizer = accelerator.prepare(networks, optimizer)
