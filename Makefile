@@ -7,6 +7,8 @@ BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
 BENCH_FLAGS ?= --output docs/results.md --images-per-class 30 --sampling-steps 20 --others cat --official-steps 60
+CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
+CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 10 --sampling-steps 20 --others cat,sketch
 FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20 --output runs/figures
 
 # Folders that are installed under another name; the rest of the map is in pyproject.toml.
@@ -14,14 +16,17 @@ ROOMS = pipelines eval assets
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench figures clean
+.PHONY: help demo demo-concept test lint format types bench figures clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z][a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
 		printf '%-14s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/installed ## erase the class "cat" from the embedded model and show what became of it
 	@$(BIN)/erase-class $(DEMO_FLAGS)
+
+demo-concept: $(VENV)/installed-lora ## erase the word "cat" from the embedded Stable Diffusion, as a LoRA
+	@$(BIN)/erase-concept $(CONCEPT_FLAGS)
 
 test: $(VENV)/installed-dev ## run the tests
 	@$(BIN)/python -m pytest
@@ -41,8 +46,9 @@ types: $(VENV)/installed-dev ## check the types
 	@python="$$(cd $(BIN) && pwd)/python" && cd build/types && \
 		"$$python" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class in turn, beside the other methods: docs/results.md (an hour or two)
+bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (an hour or two)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
+	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@rm -rf runs/figures
@@ -53,11 +59,15 @@ clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find $(ROOMS) semu_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two stamps, so that the demo does not wait for the tools of development; both fall behind when pyproject.toml changes.
+# Three stamps, so that the demos do not wait for the tools of development; all fall behind when pyproject.toml changes.
 $(VENV)/installed: pyproject.toml $(BIN)/python
 	@echo "installing into $(VENV) (the first time a few minutes and several GB, nearly all of it PyTorch) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@ && echo "installed."
+
+$(VENV)/installed-lora: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lora]'
+	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing the tools of development ..."

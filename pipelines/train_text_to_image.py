@@ -82,7 +82,7 @@ class TextToImageTraining:
         if not self.channels or any(c < 1 or c % self.norm_groups or c % min(c, self.head_dim) for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups and --head-dim; got {self.channels}")
         if not 0 <= self.plain_levels < max(len(self.channels), 1):
-            raise InputError(f"--plain-levels {self.plain_levels}: one of the {len(self.channels)} resolutions must see the text")
+            raise InputError(f"--plain-levels {self.plain_levels}: one of {len(self.channels)} resolutions must see the text")
 
 
 def train(config: TextToImageTraining) -> Path:

@@ -13,22 +13,47 @@ import pytest
 from PIL import Image
 from saved_models import QUICK, saved_judge, saved_model
 from test_readme import README, command_lines, fences
-from text_models import tiny_pipeline
+from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion import assets
 from semu_diffusion.eval import networks
-from semu_diffusion.pipelines import benchmark, erase_class, scoring
+from semu_diffusion.pipelines import benchmark, benchmark_concepts, concept_scoring, erase_class, erase_concept, scoring
 from semu_diffusion.pipelines.cli import main as semu
+from semu_diffusion.pipelines.picture_styles import STYLES
 from semu_diffusion.pipelines.settings import EraseClassConfig
+from semu_diffusion.pipelines.vocabulary import cifar_vocabulary
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SCORED = ("--images-per-class", "2", "--sampling-steps", "2")
+CONCEPT = (
+    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1",
+    "--sampling-steps", "2",
+)  # fmt: skip
 SMALL = {
     "ddpm": ("--channels", "8,16", "--attention-levels", "1", "--head-dim", "8", "--norm-groups", "4", "--batch-size", "4"),
     "classifier": ("--widths", "4,8,8", "--batch-size", "4"),
     "autoencoder": ("--channels", "8,16", "--norm-groups", "4", "--batch-size", "4"),
-    "text-to-image": ("--channels", "16", "--head-dim", "8", "--norm-groups", "4", "--text-width", "32", "--batch-size", "4"),
+    "text-to-image": (
+        "--channels", "16", "--plain-levels", "0", "--head-dim", "8", "--norm-groups", "4", "--text-width", "32",
+        "--batch-size", "4",
+    ),  # fmt: skip
+        "--channels",
+        "16",
+        "--plain-levels",
+        "0",
+        "--head-dim",
+        "8",
+        "--norm-groups",
+        "4",
+        "--text-width",
+        "32",
+        "--batch-size",
+        "4",
+    ),
 }
+
+
+MAINS = {"erase-class": erase_class.main, "erase-concept": erase_concept.main, "semu": semu}
 
 
 def pictures(folder: Path, count: int) -> None:
@@ -51,12 +76,20 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     embedded = tmp_path / "embedded"
     saved_model(embedded / "ddpm-cifar10", names=CIFAR10, num_class_embeds=11)
     saved_judge(embedded / "cifar10-classifier", names=CIFAR10)
+    saved_judge(embedded / "style-classifier", names=tuple(STYLES))
+    for folder in (embedded / "tiny-sd", tmp_path / "my-stable-diffusion"):
+        tiny_pipeline().save_pretrained(folder)
+    cifar_vocabulary(WORDS).save(embedded / "tiny-sd")
     monkeypatch.setattr(assets, "folder", lambda name: embedded / name)
     monkeypatch.setattr(networks, "embedded", lambda name: embedded / name)
     monkeypatch.setattr(scoring, "REVIVAL_STEPS", 2)
     monkeypatch.setattr(scoring, "REVIVAL_SAMPLES", 2)
     short = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
     monkeypatch.setattr(benchmark, "EraseClassConfig", lambda **given: EraseClassConfig(**{**short, **given}))
+    monkeypatch.setattr(concept_scoring, "REVIVAL_STEPS", 2)
+    monkeypatch.setattr(concept_scoring, "REVIVAL_SAMPLES", 2)
+    for name, (words, settings) in benchmark_concepts.METHODS.items():
+        monkeypatch.setitem(benchmark_concepts.METHODS, name, (words, {**short, **settings}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -67,23 +100,34 @@ def shortened(program: str, arguments: Sequence[str]) -> list[str]:
         replayed = "--config" in arguments  # it has them from the run that it replays
         judge = ("--classifier", "none") if "--model" in arguments else ()
         return [*arguments, *(() if replayed else (*QUICK, "--anchor-samples", "4", *judge))]
+    if program == "erase-concept":
+        return [*arguments, *CONCEPT]
     if arguments[0] == "train":
         return [*arguments, "--steps", "2", *SMALL[arguments[1]]]
     if arguments[0] == "grid":
         return [*arguments, *SCORED[2:]]
+    if arguments[0] == "benchmark-concepts":
+        return [*arguments, "--images-per-prompt", "1", "--sampling-steps", "1"]
     return [*arguments, *(SCORED if arguments[0] in ("evaluate", "benchmark") else ())]
 
 
 def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> None:
-    ours = [line for line in command_lines(README.read_text()) if line[0] in ("erase-class", "semu")]
+    ours = [line for line in command_lines(README.read_text()) if line[0] in MAINS]
     assert len(ours) >= 12
     for program, *arguments in ours:
-        main = erase_class.main if program == "erase-class" else semu
-        assert main(shortened(program, arguments)) == 0, shlex.join([program, *arguments])
+        assert MAINS[program](shortened(program, arguments)) == 0, shlex.join([program, *arguments])
     first, again = (checkout / "runs" / name / "patch.safetensors" for name in ("cat", "cat-again"))
     assert first.read_bytes() == again.read_bytes()
-    for made in ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md"):
-        assert (checkout / made).stat().st_size > 0
+    made = ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md")
+    for name in (*made, "runs/few.md", "runs/no-pets/lora"):
+        "runs/no-red/metrics.json",
+        "ddpm-without-cat/model_index.json",
+        "grid.png",
+        "runs/small.md",
+        "runs/few.md",
+        "runs/no-pets/lora",
+    ):
+        assert (checkout / name).stat().st_size > 0
     for kind in ("ddpm", "classifier", "autoencoder", "tiny-sd"):
         assert list((checkout / "train-runs" / kind / "model").rglob("*.safetensors"))
 
@@ -109,7 +153,6 @@ def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.Monke
     exec("\n".join(lines[removal + 1 :]), names)
     assert not all(value.equal(names["pipe"].unet.state_dict()[name]) for name, value in before.items())
     assert (checkout / "no-cat.safetensors").is_file()
-    tiny_pipeline().save_pretrained(checkout / "my-stable-diffusion")
     real_concept = semu_diffusion.erase_concept
     monkeypatch.setattr(semu_diffusion, "erase_concept", lambda *given, **named: real_concept(*given, **{**named, **short}))
     exec(concepts, names)
