@@ -17,16 +17,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("patch_commands", "write a model with the patch in its weights"),
     "grid": ("patch_commands", "draw before and after, same seeds"),
     "evaluate": ("patch_commands", "score a patch again: other counts, steps, judge"),
+    "apply": ("export_commands", "several patches on one model: how much they interfere"),
+    "export": ("export_commands", "write a patch as LoRA files or as a merged pipeline"),
+    "push": ("push", "upload a run's patch, LoRA files and card to the Hub"),
     "benchmark": ("benchmark", "erase classes in turn with several methods: one table"),
     "benchmark-concepts": ("benchmark_concepts", "erase every object and style in turn: one table"),
     "benchmark-subspace": ("benchmark_subspace", "time the subspace against torch.linalg.svd"),
     "train": ("train", "train a model: semu train ddpm, semu train classifier"),
 }
 
+SEVERAL = ("patch_commands", "export_commands")  # modules of several commands: they are told which
 EXAMPLES = (
     "semu info runs/cat/patch.safetensors",
     "semu merge runs/cat/patch.safetensors --output ddpm-without-cat",
     "semu grid runs/cat/patch.safetensors --output grid.png",
+    "semu apply runs/cat runs/ship --output without-both",
+    "semu export runs/no-cat --lora lora --merged without-cat",
     "semu evaluate runs/cat/patch.safetensors --images-per-class 500 --revival --output runs/cat-scored",
     "semu train ddpm --data uoft-cs/cifar10 --output train-runs/ddpm",
 )
@@ -52,7 +58,7 @@ def parse(argv: Sequence[str]) -> Any:
     command, rest = _split(argv)
     module = import_module(f"semu_diffusion.pipelines.{COMMANDS[command][0]}")
     parse_rest: Callable[..., Any] = module.parse
-    return parse_rest([command, *rest]) if COMMANDS[command][0] == "patch_commands" else parse_rest(rest)
+    return parse_rest([command, *rest]) if COMMANDS[command][0] in SEVERAL else parse_rest(rest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, rest = _split(argv)
         module = import_module(f"semu_diffusion.pipelines.{COMMANDS[command][0]}")
         run: Callable[..., int] = module.main
-        return run([command, *rest]) if COMMANDS[command][0] == "patch_commands" else run(rest)
+        return run([command, *rest]) if COMMANDS[command][0] in SEVERAL else run(rest)
 
     return run_guarded("semu", job)
 

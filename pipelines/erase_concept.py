@@ -110,7 +110,9 @@ def _erase_and_prove(
     from semu_diffusion.pipelines.concept_proof import prove
     from semu_diffusion.pipelines.condition_erasure import erase_conditions
     from semu_diffusion.pipelines.lora_check import check_lora
+    from semu_diffusion.pipelines.patch_card import patch_card
     from semu_diffusion.pipelines.run_folder import write_json
+    from semu_diffusion.pipelines.training import write_text
 
     task, config = prepared.task, scorer.config
     steps = erase_conditions(task, prepared.config, bars.show)
@@ -138,6 +140,7 @@ def _erase_and_prove(
         if (folder / "lora").is_dir():
             (folder / "lora").replace(folder / "lora.collapsed")
     status = "complete" if reason is None else f"collapsed: {reason}"
+    write_text(folder / "README.md", patch_card(record, metrics))
     write_json(folder / "run.json", {**record, "status": status, "cost": metrics["cost"], "patch": metrics["patch"]})
     return metrics, reason
 

@@ -45,7 +45,16 @@ def read(run: Path, name: str) -> Any:
 
 def test_a_run_folder_holds_patch_lora_picture_and_numbers(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"patch.safetensors", "lora", "before_after.png", "metrics.json", "metrics.jsonl", "run.json", "images"}
+    assert names == {
+        "patch.safetensors",
+        "lora",
+        "README.md",
+        "before_after.png",
+        "metrics.json",
+        "metrics.jsonl",
+        "run.json",
+        "images",
+    }
     assert {path.name for path in (finished / "lora").iterdir()} == {DIFFUSERS_LORA, KOHYA_LORA}
     run, metrics = read(finished, "run.json"), read(finished, "metrics.json")
     assert run["status"] == "complete"

@@ -36,8 +36,8 @@ SMALL = {
     "text-to-image": (
         "--channels", "16", "--plain-levels", "0", "--head-dim", "8", "--norm-groups", "4", "--text-width", "32",
         "--batch-size", "4",
-    ),  # fmt: skip
-}
+    ),
+}  # fmt: skip
 
 
 MAINS = {"erase-class": erase_class.main, "erase-concept": erase_concept.main, "semu": semu}

@@ -24,7 +24,7 @@ def load_text_pipeline(source: str, device: str | torch.device = "cpu", dtype: t
         if path.is_file():
             pipeline = _single_file(path, dtype)
         elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
-            options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
+            options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
             pipeline = DiffusionPipeline.from_pretrained(path if path.is_dir() else source, **options)
         else:
             raise InputError(f"{source}: no such folder or file, and not a Hub id of the form owner/name")
@@ -48,4 +48,4 @@ def _single_file(path: Path, dtype: torch.dtype) -> Any:
     with safe_open(path, "pt") as content:
         xl = any(key.startswith("conditioner.embedders.1.") for key in content.keys())  # noqa: SIM118
     kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    return kind.from_single_file(str(path), torch_dtype=dtype)
+    return kind.from_single_file(str(path), dtype=dtype)

@@ -1,0 +1,123 @@
+"""The model card beside a patch: what was erased, what was measured and what was not, how to load it, its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["patch_card"]
+
+SHARES = {
+    "unlearning_accuracy": "unlearning accuracy (share in which the judge no longer sees it)",
+    "forget_accuracy": "accuracy on what was erased",
+    "paraphrase_forget_accuracy": "seen by held-out words and sentences",
+    "retain_accuracy": "accuracy on kept classes",
+    "in_domain_retain_accuracy": "right on others of its kind",
+    "cross_domain_retain_accuracy": "right on the other kind",
+    "unconditional_share": "its share when nothing is asked for",
+    "revival": "brought back by one learned vector",
+}
+LIMITS = (
+    "A patch is no guarantee: whoever has the base model can leave it off, what was erased can be learned again from images, "
+    "and unlearning accuracy alone proves nothing. Read what was brought back, and what was not measured."
+)
+
+
+def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """README.md for a run folder, from the content of its run.json and metrics.json; every number is from there."""
+    from huggingface_hub import ModelCardData
+
+    config = record["config"]
+    words = "concept" in config
+    erased = ", ".join(config["concept"] if words else config["forget"])
+    base = str(record["base_model"]["source"])
+    data = ModelCardData(
+        library_name="diffusers",
+        base_model=base if _hub_id(base) else None,
+        tags=["concept-erasure", "machine-unlearning", "semu", *(["lora", "text-to-image"] if words else [])],
+        pipeline_tag="text-to-image" if words else None,
+    )
+    lines = ["---", data.to_yaml(), "---", f"# Without: {erased}", ""]
+    anchors = record.get("anchors") or {}
+    answered = "; ".join(f"{name} is answered with {anchor or 'no prompt'!r}" for name, anchor in anchors.items())
+    patch = metrics["patch"]
+    lines += [
+        f"An erasure patch for `{base}` made by semu-diffusion (SEMU, arXiv 2502.07587). {answered + '. ' if answered else ''}"
+        f"{patch['trained_parameters']:,} numbers were trained, {100 * patch['fraction']:.3f} % of the model's, in "
+        f"{patch['layers']} layers.",
+        "",
+        "## Load it",
+        "",
+        *(_loading_words() if words else _loading_classes()),
+        "",
+        "Its strength is the adapter's weight, or `patch.scale(s)`: 0 is the original, 1 as measured below.",
+        "",
+        "## Measured",
+        "",
+        "| | before | after |",
+        "|---|---:|---:|",
+    ]
+    missing = []
+    before, after = metrics.get("before") or {}, metrics.get("after") or {}
+    for key, what in SHARES.items():
+        if key not in after:
+            continue
+        if after[key] is None:
+            missing.append(what)
+            continue
+        old = before.get(key)
+        lines.append(f"| {what} | {'–' if old is None else f'{100 * old:.1f} %'} | {100 * after[key]:.1f} % |")
+    side = metrics.get("side_effects") or {}
+    if side.get("paired_mse") is not None:
+        lines.append(f"| change of what was kept, same seeds (MSE in [-1, 1]) | 0 | {side['paired_mse']:.4f} |")
+        lines.append(f"| the same (SSIM) | 1 | {side['paired_ssim']:.3f} |")
+    else:
+        missing.append("the change of what was kept")
+    missing += _not_measured(metrics, words)
+    lines += ["", "Protocol: " + _protocol(metrics["protocol"]), ""]
+    if missing:
+        lines += ["Not measured: " + "; ".join(missing) + ".", ""]
+    return "\n".join([*lines, "## Limits", "", LIMITS, ""])
+
+
+def _loading_words() -> list[str]:
+    return [
+        "```python",
+        'pipe.load_lora_weights("lora", weight_name="pytorch_lora_weights.safetensors", adapter_name="erased")',
+        'pipe.set_adapters("erased", 1.0)',
+        "```",
+        "",
+        "In ComfyUI and A1111 load `lora/kohya_lora.safetensors` as a LoRA of weight 1. With semu-diffusion: "
+        '`ErasurePatch.load("patch.safetensors").apply(pipe.unet)`, and `remove` restores every byte.',
+    ]
+
+
+def _loading_classes() -> list[str]:
+    return [
+        "```python",
+        "from semu_diffusion import ErasurePatch",
+        "",
+        'ErasurePatch.load("patch.safetensors").apply(pipe.unet)  # remove(pipe.unet) restores every byte',
+        "```",
+    ]
+
+
+def _not_measured(metrics: Mapping[str, Any], words: bool) -> list[str]:
+    after = metrics.get("after") or {}
+    found = ["the quality of pictures (FID)"] if not (metrics.get("fid") or {}).get("retain_after") else []
+    if words and not after.get("clip_score"):
+        found.append("CLIP scores")
+    if words and not metrics.get("lora"):
+        found.append("whether the LoRA files equal the patch")
+    return found
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in protocol.items() if isinstance(value, str | int | float) and value != ""}
+    judges = protocol.get("classifiers") or ({"judge": protocol["classifier"]} if protocol.get("classifier") else {})
+    named = [f"{kind} judged by {judge['name']}" for kind, judge in judges.items() if isinstance(judge, Mapping)]
+    return "; ".join([*(f"{key.replace('_', ' ')} {value}" for key, value in plain.items()), *named]) + "."
+
+
+def _hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")

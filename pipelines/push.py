@@ -1,0 +1,104 @@
+"""``semu push``: a run folder's patch, LoRA files, card and numbers as a repository of the Hugging Face Hub.
+
+Only tested against a stand-in of the Hub's client: nothing here has been uploaded from a test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
+
+__all__ = ["PushConfig", "main", "parse", "public_record", "push"]
+
+EXAMPLES = ("semu push runs/cat me/without-cat --private",)
+SENT = ("patch.safetensors", "README.md", "before_after.png", "metrics.json")
+UNTOLD = ("command", "platform")  # of run.json: they tell of the machine, not of the patch
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    private: bool = option(False, "make the repository private")
+
+
+def parse(argv: Sequence[str]) -> tuple[Path, str, PushConfig]:
+    parser = Parser(prog="semu push", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
+    parser.add_argument("run", metavar="RUN_FOLDER", help="a finished run of erase-concept or erase-class")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="repository on the Hub; made if it is not there")
+    add_config_flags(parser, PushConfig)
+    flags = vars(parser.parse_args(argv))
+    return Path(flags.pop("run")), str(flags.pop("repo")), build_config(PushConfig, flags)
+
+
+def main(argv: Sequence[str]) -> int:
+    def job() -> int:
+        run, repo, config = parse(argv)
+        print(push(run, repo, config.private))
+        return 0
+
+    return run_guarded("semu push", job)
+
+
+def push(run: Path, repo: str, private: bool = False) -> str:
+    """Upload a finished run and return the repository's address. InputError for an unfinished run, and if the Hub refuses."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    from semu_diffusion.pipelines.patch_card import patch_card
+
+    record, metrics = (_read(run / name) for name in ("run.json", "metrics.json"))
+    if record.get("status") != "complete" or not (run / "patch.safetensors").is_file():
+        raise InputError(f"{run} is not a finished run ({record.get('status', 'no status')}): only those are pushed")
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        for name in SENT:
+            if (run / name).is_file():
+                shutil.copy(run / name, folder / name)
+        if (run / "lora").is_dir():
+            shutil.copytree(run / "lora", folder / "lora")
+        (folder / "run.json").write_text(json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n")
+        if not (folder / "README.md").is_file():
+            (folder / "README.md").write_text(patch_card(record, metrics), encoding="utf-8")
+        try:
+            api = HfApi()
+            address = str(api.create_repo(repo, private=private, exist_ok=True))
+            api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Patch, LoRA files, card and numbers")
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"the Hub did not take {repo} ({reason}); log in with: hf auth login") from error
+    return address
+
+
+def public_record(record: dict[str, Any]) -> dict[str, Any]:
+    """run.json without what tells of the machine: no command line, and of local paths the last part alone."""
+    return {key: _without_paths(value) for key, value in record.items() if key not in UNTOLD}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "./", "../")) and len(value) > 1:
+        return Path(value).name
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.parent} holds no finished run ({path.name} cannot be read)") from error
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

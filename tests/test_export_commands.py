@@ -1,0 +1,221 @@
+"""Promises of `semu apply`, `semu export`, `semu push` and the model card: what leaves the house is what was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from saved_models import saved_model
+from text_models import tiny_pipeline
+
+from semu_diffusion.interference import interference
+from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli import main
+from semu_diffusion.pipelines.concept_erasure import erase_concept
+from semu_diffusion.pipelines.erase_concept import main as erase
+from semu_diffusion.pipelines.patch_card import patch_card
+from semu_diffusion.pipelines.push import public_record
+
+Capture = pytest.CaptureFixture[str]
+QUICK: dict[str, Any] = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "anchor_samples": 2, "retain_prompts": ("a tree",)}
+FLAGS = [
+    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1",
+    "--judged-prompts", "2", "--sampling-steps", "2", "--anchor", "dog",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def patches(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("patches")
+    made = []
+    for concept, anchor in (("cat", "dog"), ("bird", "dog")):
+        patch = erase_concept(load(model), concept, anchor=anchor, **QUICK)
+        made.append(patch.save(folder / f"{concept}.safetensors"))
+    return made[0], made[1]
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "cat"
+    assert erase(["cat", "--model", str(model), *FLAGS, "--output", str(run)]) == 0
+    return run
+
+
+def load(folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load(folder).unet.state_dict()
+    return found
+
+
+def test_applying_two_patches_writes_the_model_that_has_both(
+    model: Path, patches: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["apply", *map(str, patches), "--model", str(model), "--output", str(tmp_path / "both")]) == 0
+    pipeline = load(model)
+    for path in patches:
+        ErasurePatch.load(path).apply(pipeline.unet)
+    wanted, found = pipeline.unet.state_dict(), weights(tmp_path / "both")
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+    out = capsys.readouterr().out
+    assert "layers in common" in out
+    assert "Interference:" in out
+
+
+def test_interference_is_one_for_the_same_update_and_none_for_disjoint_layers(patches: tuple[Path, Path]) -> None:
+    a, b = (ErasurePatch.load(path) for path in patches)
+    same = interference(a, a.scale(0.5))
+    assert (same.cosine, same.share) == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-3))
+    assert interference(a, a.scale(-1)).cosine == pytest.approx(-1, abs=1e-4)
+    found = interference(a, b)
+    dense = [(a.delta(name).double(), b.delta(name).double()) for name in b.layers if name in a.layers]
+    sizes = [sum(float(p.delta(n).double().square().sum()) for n in p.layers) for p in (a, b)]
+    assert found.cosine == pytest.approx(sum(float((x * y).sum()) for x, y in dense) / (sizes[0] * sizes[1]) ** 0.5, abs=1e-6)
+    assert 0 <= found.share <= 1
+    names = list(a.layers)
+    halves = [ErasurePatch({n: a.layers[n] for n in part}, a.fingerprint) for part in (names[::2], names[1::2])]
+    apart = interference(*halves)
+    assert (apart.shared_layers, apart.cosine, apart.share) == (0, 0, 0)
+
+
+def test_export_writes_a_pipeline_that_predicts_as_the_patched_model_and_the_lora(
+    model: Path, patches: tuple[Path, Path], tmp_path: Path
+) -> None:
+    flags = ["--model", str(model), "--merged", str(tmp_path / "merged"), "--lora", str(tmp_path / "lora"), "--strength", "0.5"]
+    assert main(["export", str(patches[0]), *flags]) == 0
+    pipeline = load(model)
+    ErasurePatch.load(patches[0]).scale(0.5).apply(pipeline.unet)
+    wanted, found = pipeline.unet.state_dict(), weights(tmp_path / "merged")
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == {DIFFUSERS_LORA, KOHYA_LORA}
+
+
+def test_the_base_model_is_found_in_the_patch(finished: Path, tmp_path: Path) -> None:
+    assert main(["export", str(finished), "--lora", str(tmp_path / "lora")]) == 0
+    again, first = (load_file(folder / DIFFUSERS_LORA) for folder in (tmp_path / "lora", finished / "lora"))
+    assert again.keys() == first.keys()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "PATCH"], "say what to write"),
+        (["export", "PATCH", "--merged", "HERE"], "exists already"),
+        (["export", "PATCH", "--merged", "NEW", "--model", "OTHER"], "made for|other weights|not the model"),
+        (["export", "nothing.safetensors", "--lora", "NEW"], "no such patch file"),
+        (["apply", "PATCH", "PATCH", "--model", "MODEL", "--output", "NEW"], "already applied"),
+        (["apply", "PATCH", "CLASS", "--model", "MODEL", "--output", "NEW"], "go on different models"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
+    arguments: list[str], said: str, model: Path, patches: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    import re
+
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
+    patch = ErasurePatch.load(patches[0])
+    ErasurePatch(patch.layers, patch.fingerprint, {"forget": ["cat"]}).save(tmp_path / "class.safetensors")
+    places = {
+        "PATCH": patches[0], "HERE": tmp_path, "NEW": tmp_path / "new", "OTHER": tmp_path / "other", "MODEL": model,
+        "CLASS": tmp_path / "class.safetensors",
+    }  # fmt: skip
+    assert main([str(places.get(word, word)) for word in arguments]) == 2
+    assert re.search(said, capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- card, push
+
+
+def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> None:
+    card = (finished / "README.md").read_text()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert card.startswith("---\nlibrary_name: diffusers\n") or "library_name: diffusers" in card.split("---")[1]
+    assert "# Without: cat" in card
+    assert "cat is answered with 'dog'" in card
+    assert f"| {metrics['side_effects']['paired_mse']:.4f} |" in card
+    measured, missing = card.split("Not measured: ")
+    assert "unlearning accuracy" in missing.split("\n")[0]
+    assert "| unlearning accuracy" not in measured
+    judged = {**metrics, "after": {**metrics["after"], "unlearning_accuracy": 0.875}}
+    assert "| unlearning accuracy (share in which the judge no longer sees it) | – | 87.5 % |" in patch_card(
+        json.loads((finished / "run.json").read_text()), judged
+    )
+
+
+def test_a_card_is_made_of_a_run_of_erase_class_too(tmp_path: Path) -> None:
+    from saved_models import QUICK as CLASS_QUICK
+
+    from semu_diffusion.pipelines.erase_class import main as erase_class
+
+    source = saved_model(tmp_path / "ddpm")
+    flags = ["--model", source, "--forget", "red", *CLASS_QUICK, "--classifier", "none", "--output", str(tmp_path / "run")]
+    assert erase_class(flags) == 0
+    card = patch_card(*(json.loads((tmp_path / "run" / name).read_text()) for name in ("run.json", "metrics.json")))
+    assert "# Without: red" in card
+    assert "lora" not in card.split("---")[1]
+
+
+class FakeHub:
+    """Remembers what it was given."""
+
+    sent: dict[str, bytes]
+    asked: tuple[str, bool]
+
+    def create_repo(self, repo: str, private: bool, exist_ok: bool) -> str:
+        FakeHub.asked = (repo, private)
+        return f"https://hub/{repo}"
+
+    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> None:
+        FakeHub.sent = {str(p.relative_to(folder_path)): p.read_bytes() for p in Path(folder_path).rglob("*") if p.is_file()}
+
+
+def test_push_sends_patch_lora_card_and_numbers_and_nothing_of_the_machine(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    assert main(["push", str(finished), "me/no-cat", "--private"]) == 0
+    assert FakeHub.asked == ("me/no-cat", True)
+    assert {"patch.safetensors", "README.md", "metrics.json", "run.json", f"lora/{DIFFUSERS_LORA}"} <= FakeHub.sent.keys()
+    assert FakeHub.sent["patch.safetensors"] == (finished / "patch.safetensors").read_bytes()
+    told = json.loads(FakeHub.sent["run.json"])
+    assert str(finished.parent) not in FakeHub.sent["run.json"].decode()
+    assert "command" not in told
+    assert told["config"]["concept"] == ["cat"]
+    assert capsys.readouterr().out.strip() == "https://hub/me/no-cat"
+
+
+def test_an_unfinished_run_or_a_refusing_hub_is_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    class Refusing(FakeHub):
+        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> str:
+            raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Refusing)
+    assert main(["push", str(finished), "me/no-cat"]) == 2
+    assert "no network" in capsys.readouterr().err
+    assert main(["push", str(tmp_path), "me/no-cat"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_local_paths_of_a_record_keep_their_last_part_alone() -> None:
+    record = {"command": ["x"], "config": {"output": "~/secret/run", "model": "owner/name", "anchor": None}}
+    assert public_record(record) == {"config": {"output": "run", "model": "owner/name", "anchor": None}}
