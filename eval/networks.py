@@ -22,7 +22,7 @@ from semu_diffusion.assets import folder as embedded
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.classifier import ImageClassifier
 
-__all__ = ["JudgeNetwork", "file_digest", "load_network"]
+__all__ = ["JudgeNetwork", "file_digest", "load_network", "state_digest"]
 
 # names of the classifiers that come with the package, and their folders
 EMBEDDED = {"embedded": "cifar10-classifier", "cifar10": "cifar10-classifier", "styles": "style-classifier"}
@@ -69,7 +69,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _state_digest(state: Mapping[str, torch.Tensor]) -> str:
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of a state dict, in the order of the names."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -126,7 +126,7 @@ def _torchvision(name: str, device: torch.device) -> JudgeNetwork:
     transform = weights.transforms()
     return JudgeNetwork(
         name=f"torchvision:{name} ({weights.name})",
-        sha256=_state_digest(model.state_dict()),
+        sha256=state_digest(model.state_dict()),
         classes=len(categories),
         categories=categories,
         dim=heads[-1].in_features,
@@ -162,7 +162,7 @@ def _timm(name: str, device: torch.device) -> JudgeNetwork:
     transform: Any = create_transform(**data, is_training=False)  # works on whole batches of tensors too
     return JudgeNetwork(
         name=f"timm:{name}",
-        sha256=_state_digest(model.state_dict()),
+        sha256=state_digest(model.state_dict()),
         classes=int(model.num_classes),
         categories=_timm_categories(model),
         dim=int(getattr(model, "head_hidden_size", None) or model.num_features),

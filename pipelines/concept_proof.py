@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.eval.images import save_images, to_float
+from semu_diffusion.eval.lpips import Lpips, load_lpips, paired_lpips
 from semu_diffusion.eval.side_effects import side_effects
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.concept_erasure import ConceptTask
@@ -27,7 +28,7 @@ SHOWN_FORGOTTEN, SHOWN_KEPT, GRID_IMAGES = 4, 8, 6
 
 def prove(
     task: ConceptTask, scorer: ConceptScorer, patch: ErasurePatch, patch_bytes: int, folder: RunFolder,
-    bars: Bars, seconds: Mapping[str, float], lora: Mapping[str, Any] | None,
+    bars: Bars, seconds: Mapping[str, float], lora: Mapping[str, Any] | None, protection: Mapping[str, float | None],
 ) -> tuple[dict[str, Any], str | None]:  # fmt: skip
     """metrics.json of the patch, written with the grid, and why the model has collapsed (None if it has not)."""
     start, model, config = time.perf_counter(), task.task.model, scorer.config
@@ -47,7 +48,8 @@ def prove(
             for prompt, images in samples.items():
                 save_images(images, folder / "images" / when / _folder_name(prompt))
     forgotten, kept = scorer.group("forget"), scorer.retained
-    changed, stayed, empty = (paired(before, after, group) for group in (forgotten, kept, [NO_PROMPT]))
+    distance = load_lpips(model.device)
+    changed, stayed, empty = (paired(before, after, group, distance) for group in (forgotten, kept, [NO_PROMPT]))
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     metrics: dict[str, Any] = {
         "protocol": scorer.protocol(),
@@ -61,6 +63,7 @@ def prove(
             "fraction": patch.trained_parameters / total, "bytes": patch_bytes,
         },
         "lora": lora,
+        "protection": dict(protection),
         "cost": {
             "seconds": {**seconds, "evaluate": time.perf_counter() - start},
             "peak_memory_bytes": peak_memory_bytes(model.device),
@@ -87,11 +90,14 @@ def _draw(path: Path, before: Samples, after: Samples, scorer: ConceptScorer, me
     save_png(make_grid(rows[0], rows[1], forgotten, caption), path)
 
 
-def paired(before: Samples, after: Samples, prompts: Sequence[str]) -> dict[str, float]:
-    """Mean over the prompts of paired MSE (images in [-1, 1]) and SSIM."""
+def paired(before: Samples, after: Samples, prompts: Sequence[str], distance: Lpips | None = None) -> dict[str, float | None]:
+    """Mean over the prompts of paired MSE (images in [-1, 1]) and SSIM; LPIPS where there is a network for it."""
     pairs = [{prompt: to_float(samples[prompt]) for prompt in prompts} for samples in (before, after)]
     found = side_effects(*pairs)
-    return {"paired_mse": found.paired_mse, "paired_ssim": found.paired_ssim}
+    lpips = None
+    if distance is not None:
+        lpips = sum(paired_lpips(pairs[0][prompt], pairs[1][prompt], distance) for prompt in prompts) / len(prompts)
+    return {"paired_mse": found.paired_mse, "paired_ssim": found.paired_ssim, "paired_lpips": lpips}
 
 
 def _collapse(before: Samples, after: Samples, kept: Sequence[str]) -> str | None:
@@ -140,6 +146,11 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
         lines.append(f"{f'CLIP score, {kind} prompts':<{width}}  {old:>8.2f}  {new:>8.2f}")
     lines += ["", f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>8}"]
     lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>8.3f}" for name, found in rows]
+    left, felt = metrics["protection"]["gradient_left"], metrics["protection"]["felt_by_kept_inputs"]
+    if felt is not None:
+        lines.append(
+            f"protected: {left:.0%} of the forget gradient left; kept inputs feel {felt:.2%} (rms; by layer in run.json)"
+        )
     patch, seconds, lora = metrics["patch"], metrics["cost"]["seconds"], metrics["lora"]
     erase = sum(seconds[stage] for stage in ("collect", "subspace", "train"))
     lines.append("\n" + "; ".join(f"{concept} answered with {anchor or 'no prompt'!r}" for concept, anchor in anchors.items()))

@@ -49,7 +49,11 @@ class ConceptScorer:
         known = vocabulary is not None and all(one.subject is not None for one in plans)
         judged = config.classifier not in ("auto", "none")
         alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
-        spread = [kept[index * len(kept) // count] for index in range(count)] if (count := self._compared(kept)) else []
+        spread = (
+            [kept[index * len(kept) // count] for index in range(count)]
+            if (count := min(config.judged_prompts, len(kept)))
+            else []
+        )
         self.questions = questions(
             self.concepts, forget, spread, config.paraphrases, vocabulary if known else None, alternatives
         )
@@ -61,10 +65,10 @@ class ConceptScorer:
         elif config.classifier != "none":
             if known and vocabulary is not None and any(q.kind == "style" for q in self.questions["forget"]):
                 names: Sequence[str] = vocabulary.names("style")
-                self.judges["style"] = load_judge(config.classifier, names, device)
+                self.judges["style"] = _judge(config.classifier, names, device)
             else:
                 names = vocabulary.names("object") if known and vocabulary is not None else (*self.concepts, *alternatives)
-                self.judges["object"] = load_judge(config.classifier, tuple(dict.fromkeys(names)), device)
+                self.judges["object"] = _judge(config.classifier, tuple(dict.fromkeys(names)), device)
         for question in self.questions["forget"]:
             judge = self.judges.get(question.kind)
             if judge is not None and question.answer in judge.unjudged:
@@ -74,9 +78,6 @@ class ConceptScorer:
             from semu_diffusion.eval.clip import load_clip
 
             self.clip = load_clip(config.clip_score, device)
-
-    def _compared(self, kept: Sequence[str]) -> int:
-        return min(self.config.judged_prompts, len(kept))
 
     @property
     def prompts(self) -> list[str]:
@@ -236,6 +237,14 @@ class ConceptScorer:
                 "training_images": REVIVAL_IMAGES, "start": "mean token embedding",
             } if config.revival and judges else None,
         }  # fmt: skip
+
+
+def _judge(name: str, class_names: Sequence[str], device: torch.device) -> Any:
+    if name.partition(":")[0] != "clip":
+        return load_judge(name, class_names, device)
+    from semu_diffusion.eval.clip import load_clip, zero_shot_judge
+
+    return zero_shot_judge(load_clip(name, device), class_names)
 
 
 def _shared(plans: Sequence[ConceptPlan]) -> list[str]:

@@ -67,13 +67,14 @@ class Outcome:
 
     ``anchors``: what each erased class is answered with. ``gradient_left``: share of the forget gradient's energy that the
     protection leaves. ``felt``: root mean square of the update's output on kept inputs, relative to the layers' own
-    output there (the bound that protection promises to keep small).
+    output there (the bound that protection promises to keep small). ``by_layer``: both for every layer.
     """
 
     patch: ErasurePatch
     anchors: Mapping[int, int]
     gradient_left: float
     felt: float | None
+    by_layer: Mapping[str, Mapping[str, float | None]]
     seconds: Mapping[str, float]
 
 
@@ -140,7 +141,17 @@ def erase_conditions(
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
     clock.seconds["train"] = time.perf_counter() - start
-    return Outcome(patch, anchors, gradient_left, _felt(patch, layers, moments), clock.seconds)
+    felt = _felt(patch, layers, moments)
+    update, own = (sum(pair[place] for pair in felt.values()) for place in (0, 1))
+    by_layer = {
+        name: {
+            "gradient_left": float(subspace.remaining),
+            "felt": (felt[name][0] / max(felt[name][1], 1e-30)) ** 0.5 if name in felt else None,
+        }
+        for name, subspace in subspaces.items()
+    }
+    total = (update / max(own, 1e-30)) ** 0.5 if felt else None
+    return Outcome(patch, anchors, gradient_left, total, by_layer, clock.seconds)
 
 
 def chosen_anchors(task: Task[Conditional], forget_set: Images, generator: torch.Generator) -> Mapping[int, int]:
@@ -204,14 +215,16 @@ def _guided_loss(model: Conditional, batch: NoisyBatch, guidance_scale: float) -
     return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
 
 
-def _felt(patch: ErasurePatch, layers: Mapping[str, Any], moments: Mapping[str, InputMoments]) -> float | None:
-    if not moments:
-        return None
-    update = own = 0.0
-    for name, layer_patch in patch.layers.items():
-        update += moments[name].felt(to_matrices(patch.delta(name).to(layers[name].weight.device), layer_patch.matricisation))
-        own += moments[name].felt(to_matrices(layers[name].weight.detach().float(), layer_patch.matricisation))
-    return (update / max(own, 1e-30)) ** 0.5
+def _felt(
+    patch: ErasurePatch, layers: Mapping[str, Any], moments: Mapping[str, InputMoments]
+) -> dict[str, tuple[float, float]]:
+    """Mean squared output on kept inputs of each layer's update, and of its weight; {} if nothing was protected."""
+    found = {}
+    for name, layer_patch in patch.layers.items() if moments else ():
+        update = moments[name].felt(to_matrices(patch.delta(name).to(layers[name].weight.device), layer_patch.matricisation))
+        own = moments[name].felt(to_matrices(layers[name].weight.detach().float(), layer_patch.matricisation))
+        found[name] = (update, own)
+    return found
 
 
 class _Clock:

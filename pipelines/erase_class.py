@@ -121,7 +121,11 @@ def _erase_and_prove(
     record |= {
         "status": "unchecked",
         "anchors": {model.class_names[k]: model.class_names[v] for k, v in outcome.anchors.items()},
-        "protection": {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt},
+        "protection": {
+            "gradient_left": outcome.gradient_left,
+            "felt_by_kept_inputs": outcome.felt,
+            "layers": outcome.by_layer,
+        },
     }
     write_json(folder / "run.json", record)
 

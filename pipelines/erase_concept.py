@@ -125,16 +125,17 @@ def _erase_and_prove(
         bars.show("training R", step.index, config.steps, f"loss {step.loss:.2e}")
         folder.log("metrics.jsonl", dataclasses.asdict(step))
     patch, lora = outcome.patch, None
+    protection = {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt}
     size = patch.save(folder / "patch.safetensors").stat().st_size
     if config.matricisation == "full":
         save_lora(patch, folder / "lora", sdxl=task.model.book.pooled is not None)
         lora = check_lora(task.model, patch, folder / "lora")
     record |= {
         "status": "unchecked",
-        "protection": {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt},
+        "protection": {**protection, "layers": outcome.by_layer},
     }
     write_json(folder / "run.json", record)
-    metrics, reason = prove(prepared, scorer, patch, size, folder, bars, outcome.seconds, lora)
+    metrics, reason = prove(prepared, scorer, patch, size, folder, bars, outcome.seconds, lora, protection)
     if reason is not None:
         (folder / "patch.safetensors").replace(folder / "patch.collapsed.safetensors")
         if (folder / "lora").is_dir():
