@@ -49,11 +49,8 @@ class ConceptScorer:
         known = vocabulary is not None and all(one.subject is not None for one in plans)
         judged = config.classifier not in ("auto", "none")
         alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
-        spread = (
-            [kept[index * len(kept) // count] for index in range(count)]
-            if (count := min(config.judged_prompts, len(kept)))
-            else []
-        )
+        count = min(config.judged_prompts, len(kept))
+        spread = [kept[index * len(kept) // count] for index in range(count)]
         self.questions = questions(
             self.concepts, forget, spread, config.paraphrases, vocabulary if known else None, alternatives
         )

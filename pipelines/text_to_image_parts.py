@@ -150,7 +150,9 @@ def export_pipeline(
         text_encoder=networks["text_encoder"].half(),
         tokenizer=tokenizer,
         unet=networks["unet"].half(),
-        scheduler=DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True),
+        scheduler=DDIMScheduler.from_config(
+            scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
