@@ -79,9 +79,11 @@ def run(config: ConceptBenchmark) -> int:
     from semu_diffusion import assets
     from semu_diffusion.models.text_loading import load_text_pipeline
     from semu_diffusion.pipelines import results_page
+    from semu_diffusion.pipelines.quiet import quiet_libraries
     from semu_diffusion.pipelines.scoring import checked_device
     from semu_diffusion.pipelines.vocabulary import read_vocabulary
 
+    quiet_libraries()
     source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
     vocabulary = read_vocabulary(source)
     if vocabulary is None:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("export_commands", "several patches on one model: how much they interfere"),
     "export": ("export_commands", "write a patch as LoRA files or as a merged pipeline"),
     "push": ("push", "upload a run's patch, LoRA files and card to the Hub"),
+    "assess": ("assess", "what a model can do before anything is erased, and whether it copies"),
     "benchmark": ("benchmark", "erase classes in turn with several methods: one table"),
     "benchmark-concepts": ("benchmark_concepts", "erase every object and style in turn: one table"),
     "benchmark-subspace": ("benchmark_subspace", "time the subspace against torch.linalg.svd"),

@@ -24,12 +24,16 @@ class EraseConceptConfig(ErasureConfig):
         metavar="WORDS", group="erase",
     )  # fmt: skip
     forget_prompts: tuple[str, ...] = option(
-        (), "prompts with the concept in them; repeat (default: made from templates)", metavar="PROMPT", group="erase"
+        (),
+        "prompt with the concept in it, or a text file of them; repeat (default: made from templates)",
+        metavar="PROMPT_OR_FILE",
+        group="erase",
     )
     retain_prompts: tuple[str, ...] = option(
         (),
-        "prompts whose pictures shall stay as they are; repeat (default: the model's vocabulary, or a general list)",
-        metavar="PROMPT",
+        "a prompt whose pictures shall stay as they are, or a text file of them, one a line; repeat (default: the model's "
+        "vocabulary, or a general list)",
+        metavar="PROMPT_OR_FILE",
         group="erase",
     )
     forget_images: str | None = option(
@@ -40,7 +44,8 @@ class EraseConceptConfig(ErasureConfig):
     )
     layers: tuple[str, ...] = option(
         ("attention", "conv", "!*.attn2.to_k", "!*.attn2.to_v"),
-        "layers to edit: all, attention, conv, linear, globs; !x leaves x out (keys and values of the text only remap words)",
+        "layers to edit: all, attention, cross-attention, conv, linear, globs; !x leaves x out (keys and values of text only "
+        "remap words)",
         metavar="A,B,…", comma=True, group="subspace",
     )  # fmt: skip
     guidance_scale: float | None = option(  # type: ignore[assignment]

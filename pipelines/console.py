@@ -104,7 +104,8 @@ def add_config_flags(parser: argparse.ArgumentParser, config_class: type) -> Non
             common["metavar"] = field.metadata.get("metavar", kind.__name__.upper())
         if field.metadata.get("positional"):
             del common["dest"]
-            group.add_argument(field.name, nargs="*", action=_Words, **common)
+            how = {"nargs": "*", "action": _Words} if several else {"nargs": "?", "type": kind}
+            group.add_argument(field.name, **how, **common)
         elif several:
             group.add_argument(flag, action=_Append, comma=field.metadata.get("comma", False), **common)
         else:

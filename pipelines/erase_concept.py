@@ -12,6 +12,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, run_guarded
 from semu_diffusion.pipelines.erasure_settings import EMBEDDED
+from semu_diffusion.pipelines.prompts import listed
 
 if TYPE_CHECKING:
     from semu_diffusion.pipelines.concept_erasure import ConceptTask
@@ -26,6 +27,7 @@ EXAMPLES = (
     'erase-concept "pencil sketch" --anchor sepia --output runs/no-sketch',
     'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
     'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
+    "erase-concept cat --retain-prompts must-stay.txt --layers cross-attention",
     "erase-concept --config runs/cat/run.json --output runs/cat-again",
 )
 
@@ -36,6 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> EraseConceptRun:
     parser.add_argument("--config", metavar="RUN_JSON", help="settings of an earlier run; flags given here override them")
     add_config_flags(parser, EraseConceptRun)
     flags = vars(parser.parse_intermixed_args(argv))  # words may stand after flags
+    flags |= {name: listed(flags[name]) for name in ("retain_prompts", "forget_prompts", "paraphrases") if name in flags}
     return build_config(EraseConceptRun, flags, None, flags.pop("config"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.captions import article
@@ -14,6 +15,7 @@ __all__ = [
     "RETAIN_PROMPTS",
     "TEMPLATES",
     "contains",
+    "listed",
     "retained",
     "with_anchor",
     "with_article",
@@ -53,6 +55,26 @@ def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
     if not kept:
         raise InputError("every retain prompt names what shall be erased: give others with --retain-prompts")
     return kept
+
+
+def listed(given: Sequence[str]) -> tuple[str, ...]:
+    """The prompts of a command line: each is itself, or the lines of a file whose name ends in ``.txt``.
+
+    Raises InputError for such a file that cannot be read or holds nothing.
+    """
+    found: list[str] = []
+    for one in given:
+        if not one.endswith(".txt"):
+            found.append(one)
+            continue
+        try:
+            lines = [line.strip() for line in Path(one).expanduser().read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{one} cannot be read as a list of prompts ({error})") from error
+        if not any(lines):
+            raise InputError(f"{one} holds no prompt: one a line is needed")
+        found += [line for line in lines if line]
+    return tuple(found)
 
 
 def contains(prompt: str, word: str) -> bool:

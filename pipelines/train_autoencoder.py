@@ -6,13 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.autoencoder_card import CHUNK, autoencoder_card, reconstruction, signed
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import load_images
 from semu_diffusion.pipelines.optimisation import averaged, cosine_rate
-from semu_diffusion.pipelines.picture_styles import STYLES, drawn_styles, in_styles
+from semu_diffusion.pipelines.perceptual import load_critic, perceptual_distance
+from semu_diffusion.pipelines.picture_styles import drawn_styles, in_styles
 from semu_diffusion.pipelines.training import (
     TrainingRun,
     batch_indices,
@@ -25,7 +27,6 @@ from semu_diffusion.pipelines.training import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import AutoencoderKL
 
     from semu_diffusion.pipelines.datasets import ImageSet
@@ -35,21 +36,26 @@ __all__ = ["AutoencoderTraining", "main", "parse", "train"]
 EXAMPLES = (
     "semu train autoencoder --data uoft-cs/cifar10 --output train-runs/autoencoder",
     "semu train autoencoder --data my-images/ --output train-runs/mine --max-minutes 30 --latent-channels 4",
+    "semu train autoencoder --data uoft-cs/cifar10 --perceptual train-runs/classifier/model --output train-runs/sharp",
 )
-CHUNK = 250
 
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
-    """Settings of ``semu train autoencoder``: squared error plus a faint KL term, AdamW, averaged weights."""
+    """Settings of ``semu train autoencoder``: squared error, a faint KL term, and the distance in a classifier's features."""
 
     data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
     output: str = option("", "folder for the checkpoint, the log and model/", budget=True, metavar="DIR")
+    init_from: str | None = option(None, "start from this autoencoder (its architecture counts)", metavar="DIR")
     channels: tuple[int, ...] = option((32, 64, 128), "channels of each resolution, from the finest", comma=True)
     latent_channels: int = option(8, "channels of the latent")
     layers_per_block: int = option(1, "residual blocks for each resolution")
     norm_groups: int = option(16, "groups of the group normalisation")
     kl_weight: float = option(1e-6, "weight of the KL term, which keeps the latents near a standard normal")
+    perceptual: str | None = option(
+        None, "classifier in whose features the pictures shall agree too: what matters for what is seen", metavar="DIR"
+    )
+    perceptual_weight: float = option(0.05, "weight of the distance in those features")
     steps: int = option(20_000, "optimiser steps in all", budget=True)
     max_minutes: float = option(0.0, "minutes of training in all; 0 for no limit", budget=True)
     batch_size: int = option(64, "images a step")
@@ -60,9 +66,13 @@ class AutoencoderTraining:
     ema: float = option(0.999, "largest decay of the averaged weights")
     flip: bool = option(True, "mirror at random")
     precision: Literal["auto", "bf16", "no"] = option("auto", "bf16 where the hardware has it, or no (float32)")
+    compile: bool = option(False, "torch.compile the network", budget=True)
     seed: int = option(0, "seed of the weights, the order and the noise")
     save_every: float = option(5.0, "minutes between checkpoints", budget=True)
     resume: bool = option(True, "go on from the checkpoint in --output", budget=True)
+    classifier: str | None = option(
+        None, "judge for the card, of decoded photos: a classifier's folder, or embedded", budget=True, metavar="DIR"
+    )
 
     def __post_init__(self) -> None:
         if not self.data or not self.output:
@@ -86,6 +96,8 @@ def train(config: AutoencoderTraining) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     ema = EMAModel(model.parameters(), decay=config.ema, foreach=True)
     model, optimizer = accelerator.prepare(model, optimizer)
+    critic = None if config.perceptual is None else load_critic(config.perceptual, data, accelerator.device)
+    encode, decode = (torch.compile(f) if config.compile else f for f in (model.encode, model.decode))
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -102,13 +114,14 @@ def train(config: AutoencoderTraining) -> Path:
         if config.flip:
             images = mirrored(images, generator)
         x = in_styles(images, drawn_styles(len(images), generator)).float().div(127.5).sub(1)
-        noise = torch.randn(len(x), config.latent_channels, *_latent_size(config, data), generator=generator)
-        x, noise = x.to(accelerator.device), noise.to(accelerator.device)
+        x = x.to(accelerator.device)
         with accelerator.autocast():
-            posterior = model.encode(x).latent_dist
-            decoded = model.decode(posterior.mean + posterior.std * noise).sample
+            posterior = encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(accelerator.device)
+            decoded = decode(posterior.mean + posterior.std * noise).sample
+            seen = 0.0 if critic is None else perceptual_distance(critic, (decoded + 1) / 2, (x + 1) / 2)
         kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = (decoded.float() - x).square().mean() + config.kl_weight * kl
+        loss = (decoded.float() - x).square().mean() + config.kl_weight * kl + config.perceptual_weight * seen
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -124,16 +137,14 @@ def train(config: AutoencoderTraining) -> Path:
     return run.folder / "model"
 
 
-def _latent_size(config: AutoencoderTraining, data: ImageSet) -> tuple[int, int]:
-    _, height, width = data.image_shape
-    factor = 2 ** (len(config.channels) - 1)
-    return height // factor, width // factor
-
-
 def _new_model(config: AutoencoderTraining, data: ImageSet) -> AutoencoderKL:
     import torch
     from diffusers import AutoencoderKL
 
+    from semu_diffusion.pipelines.text_to_image_parts import load_autoencoder
+
+    if config.init_from is not None:
+        return load_autoencoder(config.init_from, data, torch.device("cpu")).requires_grad_(True)
     channels, height, width = data.image_shape
     halvings = 2 ** (len(config.channels) - 1)
     if channels != 3 or height != width or height % halvings:
@@ -158,57 +169,14 @@ def _export(run: TrainingRun, model: AutoencoderKL, data: ImageSet, config: Auto
     judge = model.float().eval()
     with torch.no_grad():
         some = data.images[:: max(len(data) // 1000, 1)][:1000]
-        latents = torch.cat([judge.encode(_signed(part)).latent_dist.mean for part in some.split(CHUNK)])
+        latents = torch.cat([judge.encode(signed(part)).latent_dist.mean for part in some.split(CHUNK)])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
-    found = _reconstruction(judge, config.data)
+    found = reconstruction(judge, config.data, config.classifier)
     run.log(**found)
     beside = run.folder / "model.part"
     model.half().save_pretrained(beside)
-    write_text(beside / "README.md", _card(run, model, data, config, found))
+    write_text(beside / "README.md", autoencoder_card(run, model, data, config, found))
     replace_folder(beside, run.folder / "model")
-
-
-def _signed(images: torch.Tensor) -> torch.Tensor:
-    return images.float().div(127.5).sub(1)
-
-
-def _reconstruction(model: AutoencoderKL, source: str) -> dict[str, Any]:
-    """Mean PSNR in dB (of 8-bit pictures) over 500 test images in each style; nothing if there is no test split."""
-    import torch
-
-    try:
-        images = load_images(source, "test").images[:500]
-    except InputError:
-        return {}
-    psnr = {}
-    for style in STYLES:
-        styled = in_styles(images, [style] * len(images))
-        with torch.no_grad():
-            decoded = torch.cat(
-                [model.decode(model.encode(_signed(part)).latent_dist.mean).sample for part in styled.split(CHUNK)]
-            )
-        errors = (decoded.add(1).mul(127.5).round().clamp(0, 255) - styled.float()).square().flatten(1).mean(1)
-        psnr[style] = round(float((10 * (255**2 / errors.clamp(min=1e-3)).log10()).mean()), 2)
-    return {"test_psnr": psnr, "test_images": len(images)}
-
-
-def _card(run: TrainingRun, model: AutoencoderKL, data: ImageSet, config: AutoencoderTraining, found: dict[str, Any]) -> str:
-    channels, height, width = data.image_shape
-    lines = [
-        "---",
-        "library_name: diffusers",
-        "---",
-        f"# Autoencoder, {width}x{height} to {config.latent_channels} x {' x '.join(map(str, _latent_size(config, data)))}",
-        "",
-        f"* Network: `AutoencoderKL`, {sum(p.numel() for p in model.parameters()):,} parameters",
-        f"* Data: {len(data):,} images, {channels} x {height} x {width}, as photos and in the styles "
-        f"{', '.join(list(STYLES)[1:])}; fingerprint `{data.fingerprint}`",
-        f"* Training: {run.step:,} steps, {run.step * config.batch_size:,} images seen, {run.elapsed() / 60:.0f} minutes",
-    ]
-    if found:
-        each = ", ".join(f"{style} {value:.1f}" for style, value in found["test_psnr"].items())
-        lines.append(f"* Mean PSNR over {found['test_images']} test images (dB): {each}")
-    return "\n".join([*lines, ""])
 
 
 def parse(argv: Sequence[str] | None = None) -> AutoencoderTraining:

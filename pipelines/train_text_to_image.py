@@ -13,7 +13,13 @@ from semu_diffusion.pipelines.captioned_latents import CaptionedLatents, encoded
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import load_images
 from semu_diffusion.pipelines.optimisation import averaged, cosine_rate, min_snr_weights
-from semu_diffusion.pipelines.text_to_image_parts import export_pipeline, load_autoencoder, new_denoiser, new_scheduler
+from semu_diffusion.pipelines.text_to_image_parts import (
+    export_pipeline,
+    load_autoencoder,
+    new_denoiser,
+    new_scheduler,
+    plain_attention,
+)
 from semu_diffusion.pipelines.training import TrainingRun, batch_indices, new_accelerator, step_generator, whole_numbers
 
 if TYPE_CHECKING:
@@ -33,7 +39,7 @@ class TextToImageTraining:
 
     data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
     output: str = option("", "folder for the checkpoint, the log and model/", budget=True, metavar="DIR")
-    autoencoder: str | None = option(None, "model/ of semu train autoencoder", metavar="DIR")
+    autoencoder: str | None = option(None, "model/ of semu train autoencoder (default: that of --init-from)", metavar="DIR")
     init_from: str | None = option(None, "go on from the weights of this pipeline (its architecture counts)", metavar="DIR")
     # architecture
     channels: tuple[int, ...] = option((64, 128), "channels of each resolution, from the finest", comma=True)
@@ -73,7 +79,7 @@ class TextToImageTraining:
     def __post_init__(self) -> None:
         if not self.data or not self.output:
             raise InputError("--data and --output are needed")
-        if (self.autoencoder is None) == (self.init_from is None):
+        if self.autoencoder is None and self.init_from is None:
             raise InputError("give --autoencoder for a new model, or --init-from to go on from one")
         if self.batch_size < 1 or self.steps < 1 or self.lr <= 0 or self.final_lr < 0 or self.max_tokens < 4:
             raise InputError("--batch-size, --steps and --lr must be positive, --max-tokens at least 4")
@@ -99,7 +105,10 @@ def train(config: TextToImageTraining) -> Path:
     autoencoder = load_autoencoder(config.autoencoder or str(config.init_from), data, accelerator.device)
     tokenizer, networks = new_denoiser(config, autoencoder, data.class_names)
     scheduler = new_scheduler(config)
-    networks = networks.to(accelerator.device).to(memory_format=torch.channels_last)
+    layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
+    networks = networks.to(accelerator.device).to(memory_format=layout)
+    if accelerator.device.type == "cpu":
+        plain_attention(networks)
     optimizer = torch.optim.AdamW(networks.parameters(), lr=config.lr, weight_decay=0.0)
     ema = EMAModel(networks.parameters(), decay=config.ema, foreach=True)
     networks, optimizer = accelerator.prepare(networks, optimizer)
@@ -135,7 +144,9 @@ def train(config: TextToImageTraining) -> Path:
         export()
 
     if not config.export_only:
-        examples = CaptionedLatents(encoded(data, autoencoder, run.folder), data, tokenizer)
+        with accelerator.autocast():
+            latents = encoded(data, autoencoder, run.folder)
+        examples = CaptionedLatents(latents, data, tokenizer)
         run.loop(update, keep)
     if config.export_only or config.classifier or config.style_classifier:
         export(judged=True)

@@ -12,14 +12,15 @@ from semu_diffusion.errors import InputError
 
 __all__ = ["KINDS", "select_layers"]
 
-KINDS = ("all", "linear", "conv", "attention")
+KINDS = ("all", "linear", "conv", "attention", "cross-attention")
 
 
 def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[str, nn.Linear | nn.Conv2d]:
     """Name -> module of every Linear and Conv2d that some pattern takes and no ``!pattern`` leaves out.
 
-    A pattern is a kind (``all``, ``linear``, ``conv``, ``attention``: part of an attention block) or a shell-style glob
-    over the module path (``mid_block.*``, ``*.to_k``). A weight that two modules share is taken once. Layers whose weight
+    A pattern is a kind (``all``, ``linear``, ``conv``, ``attention``: part of an attention block, ``cross-attention``: of one
+    that looks at the text, ``attn2`` as diffusers names it) or a shell-style glob over the module path (``mid_block.*``,
+    ``*.to_k``). A weight that two modules share is taken once. Layers whose weight
     is not simply multiplied with their input are left alone, an edit would not mean the same there: subclasses with a
     forward of their own, parametrised weights, and the output projection inside nn.MultiheadAttention.
 
@@ -64,4 +65,6 @@ def _matches(name: str, module: nn.Module, pattern: str) -> bool:
         return isinstance(module, nn.Conv2d)
     if pattern == "attention":
         return any("attn" in part or "attention" in part for part in name.split("."))
+    if pattern == "cross-attention":
+        return "attn2" in name.split(".")
     return fnmatchcase(name, pattern)

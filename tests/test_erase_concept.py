@@ -207,3 +207,21 @@ def test_the_examples_of_the_help_parse(tmp_path: Path, monkeypatch: pytest.Monk
             give_config_file(arguments)
             Path(arguments[1]).write_text(json.dumps({"config": {"concept": ["cat"], "model": "there"}}))
         assert erase_concept.parse(arguments).concept
+
+
+def test_prompts_come_from_the_command_line_or_a_file_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "stay.txt").write_text("a tree\n\n  a photo of a house \n")
+    config = erase_concept.parse(["cat", "--retain-prompts", "a bird", "--retain-prompts", str(tmp_path / "stay.txt")])
+    assert config.retain_prompts == ("a bird", "a tree", "a photo of a house")
+
+
+@pytest.mark.parametrize("content", [None, " \n", b"\xff\xfe"])
+def test_a_file_of_prompts_that_holds_none_is_one_line(content: Any, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "stay.txt"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert main(["cat", "--retain-prompts", str(path), "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "stay.txt" in said
+    assert not (tmp_path / "run").exists()

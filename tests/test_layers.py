@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from text_models import tiny_pipeline
 from tiny_models import tiny_unet
 from torch import nn
 
@@ -19,7 +20,7 @@ def test_all_takes_every_linear_and_conv_of_the_model_and_nothing_else() -> None
 
 def test_kinds_part_the_layers() -> None:
     unet = tiny_unet()
-    chosen = {kind: select_layers(unet, [kind]) for kind in KINDS}
+    chosen = {kind: select_layers(unet, [kind]) for kind in KINDS if kind != "cross-attention"}
     assert all(isinstance(layer, nn.Linear) for layer in chosen["linear"].values())
     assert all(isinstance(layer, nn.Conv2d) for layer in chosen["conv"].values())
     assert {**chosen["linear"], **chosen["conv"]} == chosen["all"]
@@ -39,6 +40,15 @@ def test_globs_add_and_exclamation_marks_take_away() -> None:
         name for name in select_layers(unet) if "attentions" not in name and not name.startswith("time_embedding.")
     }
     assert set(select_layers(unet, ["!conv"])) == set(select_layers(unet, ["linear"]))
+
+
+def test_cross_attention_is_what_looks_at_the_text() -> None:
+    unet = tiny_pipeline().unet
+    chosen = select_layers(unet, ["cross-attention"])
+    assert {name.split(".attn2.")[1] for name in chosen} == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert set(chosen) == {name for name in select_layers(unet, ["attention"]) if ".attn2." in name}
+    with pytest.raises(InputError, match="no Linear or Conv2d layer matches cross-attention"):
+        select_layers(tiny_unet(), ["cross-attention"])
 
 
 def test_a_shared_weight_is_taken_once() -> None:

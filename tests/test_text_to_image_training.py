@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from test_training import stop_at
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.classifier import ClassifierConfig, ImageClassifier
 from semu_diffusion.pipelines import train_autoencoder, train_text_to_image
 from semu_diffusion.pipelines.captioned_latents import CaptionedLatents
 from semu_diffusion.pipelines.captions import HELD_OUT_WORDS, WORDS, article, captions, every_caption
 from semu_diffusion.pipelines.datasets import load_images
+from semu_diffusion.pipelines.perceptual import perceptual_distance
 from semu_diffusion.pipelines.picture_styles import PHOTO, STYLES, drawn_styles, in_style, in_styles
 from semu_diffusion.pipelines.text_to_image_parts import new_tokenizer
 from semu_diffusion.pipelines.train_autoencoder import AutoencoderTraining
@@ -87,6 +89,51 @@ def test_an_autoencoder_learns(data: Path, autoencoder: Path, tmp_path: Path) ->
         for folder in (autoencoder, longer)
     )
     assert last > first + 3
+
+
+def test_an_autoencoder_goes_on_from_another_and_keeps_what_a_classifier_sees(
+    data: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    judge = ImageClassifier(ClassifierConfig(2, image_size=(16, 16), widths=(4, 8, 8), class_names=("airplane", "cat")))
+    judge.save(tmp_path / "critic")
+    more = {"init_from": str(autoencoder), "steps": 60, "lr": 2e-3, "ema": 0.9, "classifier": str(tmp_path / "critic")}
+    folders = [
+        train_autoencoder.train(autoencoder_config(data, tmp_path / name, **more, **changes))
+        for name, changes in (("plain", {}), ("seen", {"perceptual": str(tmp_path / "critic"), "perceptual_weight": 1.0}))
+    ]
+    plain, seen = (distance_in_features(folder, data, tmp_path / "critic") for folder in folders)
+    start = distance_in_features(autoencoder, data, tmp_path / "critic")
+    assert plain < start
+    assert seen < 0.9 * plain
+    card = (folders[1] / "README.md").read_text()
+    assert "on top of an earlier training" in card
+    assert "that the judge" in card
+
+
+def test_a_pipeline_moves_to_another_latent_space(data: Path, tiny_sd: Path, autoencoder: Path, tmp_path: Path) -> None:
+    other = train_autoencoder.train(autoencoder_config(data, tmp_path / "other", seed=1))
+    moved = train_text_to_image.train(sd_config(data, tmp_path / "sd", init_from=str(tiny_sd), autoencoder=str(other), steps=1))
+    assert same(moved / "vae", other)
+    assert not same(moved / "vae", autoencoder)
+
+
+def distance_in_features(folder: Path, data: Path, critic: Path) -> float:
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(folder)
+    x = load_images(data, "train").images.float() / 255
+    with torch.no_grad():
+        decoded = model.decode(model.encode(2 * x - 1).latent_dist.mean).sample
+    return float(perceptual_distance(ImageClassifier.load(critic), (decoded + 1) / 2, x))
+
+
+def test_the_perceptual_distance_is_that_of_unit_features() -> None:
+    critic = ImageClassifier(ClassifierConfig(2, image_size=(8, 8), widths=(4, 8))).eval()
+    x, y = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = [(critic.stage_maps(x)[level], critic.stage_maps(y)[level]) for level in range(2)]
+    by_cosine = [2 - 2 * torch.cosine_similarity(a, b, dim=1).mean() for a, b in maps]  # |a - b|^2 of unit vectors
+    assert float(perceptual_distance(critic, x, y)) == pytest.approx(float(sum(by_cosine)) / 2, rel=1e-5)
+    assert float(perceptual_distance(critic, x, x)) == 0
 
 
 def test_a_stopped_and_resumed_training_equals_one_that_was_not(

@@ -88,6 +88,13 @@ class ImageClassifier(nn.Module):
         self.stages = nn.Sequential(*(_Stage(inputs, width) for inputs, width in zip(config.widths, widths, strict=False)))
         self.head = nn.Linear(widths[-1], config.num_classes)
 
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The stem's and each stage's output, (N, ``widths[l]``, H / 2^l, W / 2^l), of the images as they are."""
+        maps = [self.stem(((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last))]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Penultimate features (N, ``widths[-1]``): the last stage, averaged over the image (and its mirror image)."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

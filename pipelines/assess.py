@@ -1,0 +1,167 @@
+"""``semu assess``: what a model can do before anything is erased from it, by the judges, and whether it copies.
+
+Of every object and style that the model knows, samples from fixed seeds: the share that the judge calls right; with a data
+set also FID against its test images, and the training images that are nearest to some samples, as a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
+from semu_diffusion.pipelines.erasure_settings import GuidedConfig, at_least
+
+if TYPE_CHECKING:
+    from semu_diffusion.eval.classifiers import Judge
+    from semu_diffusion.models.conditional import Conditional
+    from semu_diffusion.pipelines.run_folder import RunFolder
+
+__all__ = ["AssessConfig", "main", "parse", "run"]
+
+EXAMPLES = (
+    "semu assess ddpm-cifar10",
+    "semu assess tiny-sd --samples-per-class 100 --data uoft-cs/cifar10 --output runs/tiny-sd-assessed",
+)
+SHOWN = 8  # samples of each in the picture
+
+
+@dataclass(frozen=True)
+class AssessConfig(GuidedConfig):
+    """Which model, by how many samples, and against which data set."""
+
+    model: str = option(
+        "ddpm-cifar10", "embedded model by name (ddpm-cifar10, tiny-sd), diffusers folder or Hub id", metavar="MODEL",
+        positional=True,
+    )  # fmt: skip
+    data: str | None = option(None, "data set for FID (test) and the nearest images (train)", metavar="DATASET")
+    samples_per_class: int = option(100, "samples of every object and style", metavar="N")
+    sampling_steps: int = option(50, "DDIM steps", metavar="N")
+    sampling_precision: Literal["fp32", "bf16", "auto"] = option(
+        "auto", "arithmetic of the samples; auto: bf16 where the hardware has it"
+    )
+    classifier: str = option("embedded", "judge of the objects, as in erase-class", metavar="JUDGE")
+    style_classifier: str = option("styles", "judge of the styles, for a model with a vocabulary", metavar="JUDGE")
+    inception_weights: str | None = option(None, "Inception weights for FID (default: the judge's features)", metavar="FILE")
+    device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE")
+    output: str | None = option(None, "folder for the numbers and pictures (default: a new one under runs/)", metavar="DIR")
+    overwrite: bool = option(False, "replace an existing folder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "samples_per_class", 2)
+        at_least(self, "sampling_steps", 1)
+
+
+def parse(argv: Sequence[str] | None = None) -> AssessConfig:
+    parser = Parser(prog="semu assess", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
+    add_config_flags(parser, AssessConfig)
+    return build_config(AssessConfig, vars(parser.parse_intermixed_args(argv)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_guarded("semu assess", lambda: run(parse(argv)))
+
+
+def run(config: AssessConfig) -> int:
+    import torch
+
+    from semu_diffusion.eval.classifiers import load_judge
+    from semu_diffusion.pipelines.assessment import copies, fid, groups_of, sampled, share
+    from semu_diffusion.pipelines.datasets import load_images
+    from semu_diffusion.pipelines.grids import contact_sheet, save_png
+    from semu_diffusion.pipelines.quiet import quiet_libraries
+    from semu_diffusion.pipelines.run_folder import RunFolder, environment, write_json
+
+    quiet_libraries()
+    folder = RunFolder(config.output, f"assess-{Path(config.model).name}", config.overwrite)
+    model, names, groups = groups_of(config.model, config.device)
+    judges: dict[str, Judge] = {}
+    for kind, source in (("object", config.classifier), ("style", config.style_classifier)):
+        if names.get(kind):
+            judges[kind] = load_judge(source, names[kind], model.device)
+    train, test = (load_images(config.data, split) if config.data else None for split in ("train", "test"))
+    if test is not None and test.image_shape != model.image_shape:
+        raise InputError(f"{config.data} has images of {test.image_shape}, the model makes {model.image_shape}")
+    folder.create()
+    record = {"config": dataclasses.asdict(config), **environment(model.device)}
+    bars = Bars(sys.stderr)
+    with folder.recorded(record), contextlib.closing(bars):
+        start = time.perf_counter()
+        samples = sampled(
+            model, groups, config.samples_per_class, config.sampling_steps, config.guidance_scale,
+            config.sampling_precision, config.seed, bars,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        metrics: dict[str, Any] = {"protocol": _protocol(config, judges), "model": _size(model)}
+        metrics["samples_per_second"] = sum(map(len, samples.values())) / seconds
+        for kind, judge in judges.items():
+            found = {g.name: share(judge, samples[g], g.name) for g in groups if g.kind == kind}
+            worst = min(found, key=lambda name: found[name])
+            metrics[kind] = {
+                "mean": sum(found.values()) / len(found),
+                "worst": found[worst],
+                "worst_name": worst,
+                "each": found,
+            }
+        if train is not None and test is not None:
+            objects = torch.cat([samples[group] for group in groups if group.kind == "object"])
+            metrics["fid"] = fid(objects, test, judges["object"], config.inception_weights)
+            metrics["nearest"] = copies(objects, train, test, judges["object"], folder, bars)
+        rows = {group.name: samples[group][:SHOWN] for group in groups}
+        caption = f"{config.model} · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
+        save_png(contact_sheet(rows, caption), folder / "samples.png")
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "run.json", {**record, "status": "complete"})
+    print(_table(metrics, folder))
+    return 0
+
+
+def _protocol(config: AssessConfig, judges: dict[str, Judge]) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "samples_per_class": config.samples_per_class,
+        "sampler": "DDIM",
+        "sampling_steps": config.sampling_steps,
+        "sampling_precision": config.sampling_precision,
+        "guidance_scale": config.guidance_scale,
+        "seed": config.seed,
+        "judges": {kind: {"name": judge.name, "sha256": judge.sha256} for kind, judge in judges.items()},
+    }
+
+
+def _size(model: Conditional) -> dict[str, int]:
+    return {"denoiser_parameters": sum(parameter.numel() for parameter in model.denoiser.parameters())}
+
+
+def _table(metrics: dict[str, Any], folder: RunFolder) -> str:
+    lines = []
+    for kind in ("object", "style"):
+        if kind in metrics:
+            found = metrics[kind]
+            lines += [f"{kind:<14} judged right"]
+            lines += [f"  {name:<12} {100 * share:>6.1f} %" for name, share in found["each"].items()]
+            lines += [f"  {'mean':<12} {100 * found['mean']:>6.1f} %   worst {found['worst_name']}", ""]
+    if "fid" in metrics:
+        fid, near = metrics["fid"], metrics["nearest"]
+        lines.append(
+            f"FID {fid['value']:.2f} ({fid['features']}; {fid['samples']} samples, {fid['reference_images']} test images)"
+        )
+        lines.append(
+            f"nearest training image, median cosine: {near['median_cosine']:.3f} of samples, "
+            f"{near['median_cosine_of_test_images']:.3f} of test images"
+        )
+    lines.append(f"{metrics['samples_per_second']:.1f} samples a second")
+    lines.append(f"{folder.path}/  (look at {folder.path / 'samples.png'})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
