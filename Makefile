@@ -9,7 +9,8 @@ DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
 BENCH_FLAGS ?= --output docs/results.md --images-per-class 30 --sampling-steps 20 --others cat --official-steps 60
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 10 --sampling-steps 20 --others cat,sketch
-FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20 --output runs/figures
+FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
+CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 8 --sampling-steps 25
 
 # Folders that are installed under another name; the rest of the map is in pyproject.toml.
 ROOMS = pipelines eval assets
@@ -51,9 +52,11 @@ bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the
 	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
-	@rm -rf runs/figures
-	@$(BIN)/erase-class $(FIGURES_FLAGS)
+	@rm -rf runs/figures runs/figures-concept
+	@$(BIN)/erase-class $(FIGURES_FLAGS) --output runs/figures
 	@cp runs/figures/before_after.png assets/before_after.png
+	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
+	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
 
 clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

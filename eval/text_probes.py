@@ -127,7 +127,8 @@ def learn_pseudo_word(
     optimizer = torch.optim.Adam([vector], lr=lr * float(rows.square().mean().sqrt()))
     losses: list[float] = []
     bar = tqdm(range(steps), desc="learning a pseudo-word", leave=False, disable=not _shown(progress))
-    with on_device(encoder, model.device), _injected(model, vector) as encode, torch.enable_grad():
+    frozen = _frozen(encoder, model.denoiser)
+    with on_device(encoder, model.device), frozen, _injected(model, vector) as encode, torch.enable_grad():
         for _ in bar:
             chosen = torch.randint(len(latents), (batch_size,), generator=generator).tolist()
             t = torch.randint(model.num_timesteps, (batch_size,), generator=generator).to(model.device)
@@ -140,6 +141,19 @@ def learn_pseudo_word(
             optimizer.step()
             losses.append(float(loss.detach()))
     return vector.detach(), losses
+
+
+@contextmanager
+def _frozen(*networks: torch.nn.Module) -> Iterator[None]:
+    """Inside, no weight asks for a gradient: only what leads to the pseudo-word is kept for the backward pass."""
+    asked = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

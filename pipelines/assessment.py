@@ -113,7 +113,8 @@ def copies(
         features.append(judge.features(chunk))
         bars.show("training images", sum(map(len, features)), len(train))
     among = torch.cat(features)
-    shown = objects[[index * len(objects) // PAIRS for index in range(min(PAIRS, len(objects)))]]
+    count = min(PAIRS, len(objects))
+    shown = objects[[index * len(objects) // count for index in range(count)]]
     similarity, index = nearest(judge.features(shown), among)
     real, _ = nearest(judge.features(test.images[:PAIRS]), among)
     rows = {}

@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: ConceptBenchmark) -> int:
     from semu_diffusion import assets
+    from semu_diffusion.eval.networks import state_digest
     from semu_diffusion.models.text_loading import load_text_pipeline
     from semu_diffusion.pipelines import results_page
     from semu_diffusion.pipelines.quiet import quiet_libraries
@@ -101,6 +102,7 @@ def run(config: ConceptBenchmark) -> int:
         name: getattr(config, name)
         for name in ("model", "images_per_prompt", "sampling_steps", "sampling_precision", "revival", "seed")
     }
+    protocol["weights"] = state_digest(pipeline.unet.state_dict())[:16]  # another model's rows are not continued
     rows = Rows(work / results_page.CONCEPTS, {"protocol": protocol | {"guidance_scale": vocabulary.guidance_scale}})
     bars = Bars(sys.stderr)
     cache: dict[str, torch.Tensor] = {}

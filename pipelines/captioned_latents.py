@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CaptionedLatents", "encoded"]
 
+Precision = Callable[[], AbstractContextManager[Any]]
 CACHE = "latents.safetensors"
 CHUNK = 250
 
 
-def encoded(data: ImageSet, autoencoder: AutoencoderKL, folder: Path) -> dict[str, torch.Tensor]:
+def encoded(
+    data: ImageSet, autoencoder: AutoencoderKL, folder: Path, precision: Precision = nullcontext
+) -> dict[str, torch.Tensor]:
     """Latents (N, C, h, w) in half precision of every style, of variance about 1; kept in ``folder`` for a resumption."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -34,7 +39,7 @@ def encoded(data: ImageSet, autoencoder: AutoencoderKL, folder: Path) -> dict[st
             same = (content.metadata() or {}).get("identity") == identity
         if same:
             return load_file(cache)
-    found = {style: _encode(data.images, style, autoencoder) for style in STYLES}
+    found = {style: _encode(data.images, style, autoencoder, precision) for style in STYLES}
     folder.mkdir(parents=True, exist_ok=True)
     beside = cache.with_name(CACHE + ".part")
     save_file(found, beside, metadata={"identity": identity})
@@ -42,7 +47,7 @@ def encoded(data: ImageSet, autoencoder: AutoencoderKL, folder: Path) -> dict[st
     return found
 
 
-def _encode(images: torch.Tensor, style: str, autoencoder: AutoencoderKL) -> torch.Tensor:
+def _encode(images: torch.Tensor, style: str, autoencoder: AutoencoderKL, precision: Precision) -> torch.Tensor:
     import torch
     from tqdm import tqdm
 
@@ -51,8 +56,9 @@ def _encode(images: torch.Tensor, style: str, autoencoder: AutoencoderKL) -> tor
     with torch.no_grad():
         for chunk in chunks:
             x = in_style(chunk, style).float().div(127.5).sub(1).to(autoencoder.device)
-            mean = autoencoder.encode(x).latent_dist.mean * autoencoder.config.scaling_factor
-            parts.append(mean.half().cpu())
+            with precision():
+                mean = autoencoder.encode(x).latent_dist.mean
+            parts.append((mean.float() * autoencoder.config.scaling_factor).half().cpu())
     return torch.cat(parts).contiguous()
 
 

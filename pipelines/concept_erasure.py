@@ -81,7 +81,7 @@ def prepare(
         [model.row(prompt) for prompt in kept],
         config.target,
         {model.row(prompt): model.row(answer) for prompt, answer in pairs.items()},
-        _given_images(model, config, forget),
+        _given_images(model, config, plans),
         None,
         metadata,
     )
@@ -115,8 +115,9 @@ def erase_concept(pipeline: Any, *concepts: str, **settings: Any) -> ErasurePatc
 
 
 def _by_prompt(config: EraseConceptConfig, prompts: int) -> EraseConceptConfig:
-    """The settings with sample counts for each prompt: the user's are for the concept as a whole."""
-    share = {name: math.ceil(getattr(config, name) / prompts) for name in ("forget_samples", "anchor_samples")}
+    """The settings with sample counts for each prompt: the user's are for each concept."""
+    concepts = len(config.concept)
+    share = {name: math.ceil(getattr(config, name) * concepts / prompts) for name in ("forget_samples", "anchor_samples")}
     return dataclasses.replace(config, **share)
 
 
@@ -139,12 +140,23 @@ def _chosen_anchor(
     return next(noun for noun, answer in answers.items() if model.row(answer) == chosen)
 
 
-def _given_images(model: TextConditional, config: EraseConceptConfig, forget: Sequence[int]) -> Images | None:
-    """The images of --forget-images as latents, under the concept's prompts in turn; None if the model shall make them."""
+def _given_images(model: TextConditional, config: EraseConceptConfig, plans: Sequence[ConceptPlan]) -> Images | None:
+    """The images of --forget-images as latents, under the concept's prompts in turn; None if the model shall make them.
+
+    Photos are not shown as sketches: of an object's prompts only those in the plain style.
+    """
     if config.forget_images is None:
         return None
+    if len(plans) > 1:
+        raise InputError("--forget-images shows one concept: erase several in runs of their own, then semu apply")
+    one = plans[0]
+    prompts = list(one.prompts)
+    if one.vocabulary is not None and one.subject is not None and one.subject.kind == "object" and one.scenes:
+        prompts = [p for p, (style, _) in zip(prompts, one.scenes, strict=True) if style == one.vocabulary.plain_style]
+    rows = [model.row(prompt) for prompt in prompts]
     from semu_diffusion.pipelines.datasets import load_plain_images
 
     latents = model.encode(load_plain_images(config.forget_images, model.image_shape))
-    labels = torch.tensor([forget[index % len(forget)] for index in range(len(latents))], device=model.device)
-    return Images(latents, labels)
+    pairs = range(max(len(latents), len(rows)))  # every image and every prompt at least once
+    labels = torch.tensor([rows[index % len(rows)] for index in pairs], device=model.device)
+    return Images(latents[[index % len(latents) for index in pairs]], labels)

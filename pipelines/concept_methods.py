@@ -37,12 +37,11 @@ class Erased:
 @contextmanager
 def erased_by(method: str, task: ConceptTask, progress: Progress | None = None) -> Iterator[Erased]:
     """Inside, the model of the task is erased by the method; afterwards its weights are as before."""
-    from semu_diffusion.peers.token_remap import remap_prompts
     from semu_diffusion.pipelines.condition_erasure import erase_conditions
 
     model = task.task.model
     if method == "remap":
-        yield Erased(remap_prompts(model, task.answers), 0, 0, 0.0)
+        yield Erased(_remapped(task), 0, 0, 0.0)
         return
     steps = erase_conditions(task.task, task.config, progress)
     while True:
@@ -59,3 +58,19 @@ def erased_by(method: str, task: ConceptTask, progress: Progress | None = None) 
         yield Erased(model, outcome.patch.trained_parameters, outcome.patch.nbytes, seconds)
     finally:
         outcome.patch.remove(model.denoiser)
+
+
+def _remapped(task: ConceptTask) -> TextConditional:
+    """The model whose every prompt with one of the concept's words says the anchor's instead, also in other sentences."""
+    from semu_diffusion.models.text_conditional import adapt_text_pipeline
+    from semu_diffusion.peers.token_remap import remap_prompts
+    from semu_diffusion.pipelines.prompts import contains, with_anchor
+
+    model, answers = task.task.model, dict[str, str]()
+    for one in task.plans:
+        for prompt in model.class_names:
+            if any(contains(prompt, word) for word in one.told):
+                answers[prompt] = with_anchor(prompt, one.told, task.anchors[one.concept])
+    answers |= task.answers  # where the erasure has a better sentence, so has the remap
+    book = adapt_text_pipeline(model.pipeline, [*model.class_names, *answers.values()], model.source)
+    return remap_prompts(book, answers)

@@ -50,6 +50,14 @@ class ConceptPlan:
             found.append(with_anchor(prompt, self.words, anchor) if answer is None else answer)
         return found
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The words that an edit may know of: all but those that a vocabulary holds back for its test."""
+        if self.vocabulary is None or self.subject is None or self.subject.kind == "style":
+            return self.words
+        held = set(self.vocabulary.words(self.subject)) - set(self.vocabulary.shown_words(self.subject.name))
+        return tuple(word for word in self.words if word not in held or word == self.concept)
+
     def sentence(self, prompt: str) -> str | None:
         """A prompt with ``{}`` in the concept's place, None if it does not name it exactly once."""
         found = with_anchor(prompt, self.words, "{}")
@@ -67,11 +75,11 @@ def plan(config: EraseConceptConfig, vocabulary: Vocabulary | None) -> tuple[lis
         given = tuple(word.strip() for word in config.synonyms if word.strip()) if number == 0 else ()
         subject = vocabulary.subject(concept) if vocabulary is not None else None
         if vocabulary is None or subject is None or config.forget_prompts:
-            words = (concept, *given)
-            made = [with_article(template, word) for word in words for template in TEMPLATES]
-            prompts = [p for p in config.forget_prompts if any(contains(p, w) for w in words)] or made
             known = vocabulary.words(subject) if vocabulary is not None and subject is not None else ()
-            plans.append(ConceptPlan(concept, tuple(dict.fromkeys((*words, *known))), _once(prompts), (), subject, vocabulary))
+            made = [with_article(template, word) for word in (concept, *given) for template in TEMPLATES]
+            words = tuple(dict.fromkeys((concept, *given, *known)))
+            prompts = [p for p in config.forget_prompts if any(contains(p, w) for w in words)] or made
+            plans.append(ConceptPlan(concept, words, _once(prompts), (), subject, vocabulary))
             continue
         scenes = {prompt: (style, word) for prompt, style, word in vocabulary.forget_prompts(subject)}
         for word in given:
@@ -82,9 +90,23 @@ def plan(config: EraseConceptConfig, vocabulary: Vocabulary | None) -> tuple[lis
     for prompt in config.forget_prompts:
         if not any(contains(prompt, word) for word in every):
             raise InputError(f"the forget prompt {prompt!r} names none of {', '.join(every)}")
+    for one in plans:
+        _check_anchor(one, config.anchor)
     subjects = [one.subject for one in plans if one.subject is not None]
     general = vocabulary.retain_prompts(subjects) if vocabulary is not None else list(RETAIN_PROMPTS)
     return plans, retained(config.retain_prompts or general, every)
+
+
+def _check_anchor(one: ConceptPlan, anchor: str | None) -> None:
+    """InputError for an anchor that names the concept itself, or something of another kind."""
+    if anchor is None or not anchor.strip():
+        return
+    known = one.vocabulary.subject(anchor) if one.vocabulary is not None else None
+    if any(contains(anchor, word) for word in one.words) or (known is not None and known == one.subject):
+        raise InputError(f"--anchor {anchor!r} means {one.concept!r}, which shall be erased: name something else")
+    if known is not None and one.subject is not None and known.kind != one.subject.kind:
+        kinds = f"{one.concept!r} is of the {one.subject.kind}s, --anchor {anchor!r} of the {known.kind}s"
+        raise InputError(f"{kinds}: name something of its own kind")
 
 
 def _once(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def prove(
     }  # fmt: skip
     _draw(folder / "before_after.png", before, after, scorer, metrics)
     write_json(folder / "metrics.json", metrics)
-    return metrics, _collapse(before, after, kept)
+    return metrics, _collapse(before, after, kept, scores)
 
 
 def _draw(path: Path, before: Samples, after: Samples, scorer: ConceptScorer, metrics: Mapping[str, Any]) -> None:
@@ -100,8 +100,12 @@ def paired(before: Samples, after: Samples, prompts: Sequence[str], distance: Lp
     return {"paired_mse": found.paired_mse, "paired_ssim": found.paired_ssim, "paired_lpips": lpips}
 
 
-def _collapse(before: Samples, after: Samples, kept: Sequence[str]) -> str | None:
-    """Lost contrast or variety of the retained prompts' pictures: below a quarter of the original's."""
+def _collapse(before: Samples, after: Samples, kept: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> str | None:
+    """Contrast or variety of the retained prompts' pictures below a quarter of the original's, or half as many right."""
+    for domain in ("in_domain", "cross_domain"):
+        first, last = (score[f"{domain}_retain_accuracy"] for score in scores)
+        if first is not None and last < 0.5 * first:
+            return f"the judge sees {last:.0%} of the retained prompts' subjects where it saw {first:.0%}"
     old, new = (torch.cat([samples[prompt] for prompt in kept]).float() for samples in (before, after))
     if new.flatten(1).std(1).mean() < 0.25 * old.flatten(1).std(1).mean():
         return "the retained prompts' samples have lost their contrast"
@@ -126,7 +130,7 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
     shares = [
         (f"sees {named} (erased)", "forget_accuracy"),
         ("unlearning accuracy", "unlearning_accuracy"),
-        ("sees it by held-out words and sentences", "paraphrase_forget_accuracy"),
+        ("sees it by other words or sentences", "paraphrase_forget_accuracy"),
         ("sees it without a prompt", "unconditional_share"),
         ("revived by a learned pseudo-word", "revival"),
         ("right on others of its kind", "in_domain_retain_accuracy"),
@@ -142,8 +146,11 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
     lines = [f"{'judged' if judged else 'not judged (--classifier names a judge)':<{width}}  {'before':>8}  {'after':>8}"]
     lines += [f"{words:<{width}}  {100 * old:>6.1f} %  {100 * new:>6.1f} %" for words, old, new in judged]
     for kind in ("forget", "retain") if before["clip_score"] else ():
-        old, new = (found["clip_score"][kind]["score"] for found in (before, after))
-        lines.append(f"{f'CLIP score, {kind} prompts':<{width}}  {old:>8.2f}  {new:>8.2f}")
+        for scale, words in (("score", "CLIP score"), ("clipscore", "CLIPScore")):
+            old, new = (found["clip_score"][kind][scale] for found in (before, after))
+            lines.append(f"{f'{words}, {kind} prompts':<{width}}  {old:>8.3f}  {new:>8.3f}")
+    if before["clip_score"]:
+        lines.append(f"CLIP: {before['clip_score']['model']}")
     lines += ["", f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>8}"]
     lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>8.3f}" for name, found in rows]
     left, felt = metrics["protection"]["gradient_left"], metrics["protection"]["felt_by_kept_inputs"]
@@ -159,10 +166,17 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
         f"({100 * patch['fraction']:.3f} % of the model) in {patch['layers']} layers, {patch['bytes'] / 1000:.0f} kB; "
         f"erased in {erase:.0f} s, proved in {seconds['evaluate']:.0f} s"
     )
-    if lora is None:
-        lines.append("lora/ was not checked: that needs PEFT (pip install 'semu-diffusion[lora]')")
-    else:
-        unloaded = "restores every weight" if lora["unloaded_equal"] else "DOES NOT RESTORE the weights"
-        lines.append(f"lora/, loaded by diffusers: {lora['relative_difference']:.1e} from the patch; unloading {unloaded}")
+    lines.append(_said_of_lora(lora, (folder / "lora").is_dir()))
     lines.append(f"{folder.path}/  (look at {folder.path / 'before_after.png'})")
     return "\n".join(lines)
+
+
+def _said_of_lora(lora: Mapping[str, Any] | None, written: bool) -> str:
+    if not written:
+        return "no lora/: convolutions split by channel are no LoRA (--matricisation full writes one)"
+    if lora is None:
+        return "lora/ was not checked: that needs PEFT (pip install 'semu-diffusion[lora]')"
+    unloaded = "restores every weight" if lora["unloaded_equal"] else "DOES NOT RESTORE the weights"
+    difference = lora["relative_difference"]
+    beyond = "" if difference <= lora["rounding"] else ", MORE THAN ROUNDING: the LoRA is not the patch"
+    return f"lora/, loaded by diffusers: {difference:.1e} from the patch{beyond}; unloading {unloaded}"

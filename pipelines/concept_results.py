@@ -10,14 +10,15 @@ from semu_diffusion.pipelines.concept_methods import METHODS
 __all__ = ["concept_section"]
 
 COLUMNS = (
-    "UA", "sees before", "paraphrase", "in-domain before", "in-domain", "cross before", "cross", "drift", "SSIM",
-    "revival before", "revival", "unprompted before", "unprompted", "trained", "patch kB", "erase s",
+    "UA", "sees before", "paraphrase before", "paraphrase", "in-domain before", "in-domain", "cross before", "cross", "drift",
+    "SSIM", "revival before", "revival", "unprompted before", "unprompted", "trained", "patch kB", "erase s",
 )  # fmt: skip
 WORDS = (
     "UA: share of the erased concept's samples in which the judge no longer sees it; sees before: share in which it did. "
-    "paraphrase: share seen after the erasure by held-out words and sentences. in-domain: judged right on the other objects "
+    "paraphrase: share seen by held-out words and sentences. in-domain: judged right on the other objects "
     "(or, for a style, the other styles); cross: on the styles (or, for a style, the objects of photos). drift and SSIM: "
-    "paired with the original's images of both domains, same seeds. revival: share that one learned pseudo-word brings back. "
+    "paired with the original's images of both domains, same seeds. revival: share that one learned pseudo-word brings back "
+    "(the remap leaves the network as it was: there it is the original's). "
     "unprompted: share of the concept among samples without a prompt (w = 1). A dash is what was not measured."
 )
 
@@ -75,6 +76,7 @@ def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         shown(".3f", "after", "unlearning_accuracy"),
         shown(".3f", "before", "forget_accuracy"),
+        shown(".3f", "before", "paraphrase_forget_accuracy"),
         shown(".3f", "after", "paraphrase_forget_accuracy"),
         shown(".3f", "before", "in_domain_retain_accuracy"),
         shown(".3f", "after", "in_domain_retain_accuracy"),

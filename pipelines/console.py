@@ -138,6 +138,9 @@ def build_config(
     preset = merged.get("preset")
     if presets and preset is not None and preset in presets:
         merged = {**presets[preset], **merged}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if isinstance(field.default, tuple) and isinstance(merged.get(field.name), str):
+            merged[field.name] = (merged[field.name],)  # one word is no list of letters
     return config_class(**merged)
 
 

@@ -27,7 +27,7 @@ EXAMPLES = (
     'erase-concept "pencil sketch" --anchor sepia --output runs/no-sketch',
     'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
     'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
-    "erase-concept cat --retain-prompts must-stay.txt --layers cross-attention",
+    "erase-concept cat --retain-prompts 'a photo of a dog' --layers cross-attention",
     "erase-concept --config runs/cat/run.json --output runs/cat-again",
 )
 
@@ -52,7 +52,7 @@ def run(config: EraseConceptRun) -> int:
 
     from semu_diffusion import assets
     from semu_diffusion.erasure import Diverged
-    from semu_diffusion.models.text_loading import load_text_pipeline
+    from semu_diffusion.models.text_loading import hub_revision, load_text_pipeline
     from semu_diffusion.pipelines.concept_erasure import guided, prepare
     from semu_diffusion.pipelines.concept_plan import plan
     from semu_diffusion.pipelines.concept_proof import table
@@ -85,7 +85,7 @@ def run(config: EraseConceptRun) -> int:
         record: dict[str, Any] = {
             "status": "running",
             "config": {f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
-            "base_model": {"source": config.model, "revision": None},
+            "base_model": {"source": config.model, "revision": hub_revision(source)},
             "anchors": dict(prepared.anchors),
             **environment(device),
         }
@@ -131,7 +131,7 @@ def _erase_and_prove(
     protection = {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt}
     size = patch.save(folder / "patch.safetensors").stat().st_size
     if config.matricisation == "full":
-        save_lora(patch, folder / "lora", sdxl=task.model.book.pooled is not None)
+        save_lora(patch, folder / "lora", family=task.model.family)
         lora = check_lora(task.model, patch, folder / "lora")
     record |= {
         "status": "unchecked",

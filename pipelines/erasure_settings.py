@@ -126,6 +126,7 @@ class ErasureConfig(GuidedConfig):
         for name in ("forget_samples", "kept_samples", "steps", "batch_size"):
             at_least(self, name, 1)
         at_least(self, "min_rank", 0)
+        at_least(self, "anchor_samples", 0)
         require(0 < self.lr < 1e30, f"--lr {self.lr}: must be a positive number that float32 can hold")
         require(self.gradient_clip is None or self.gradient_clip > 0, f"--gradient-clip {self.gradient_clip}: must be positive")
         require(self.retain_weight >= 0, f"--retain-weight {self.retain_weight}: must not be negative")

@@ -97,6 +97,7 @@ def _apply(paths: Sequence[Path], config: ApplyConfig) -> int:
 
 def _export(paths: Sequence[Path], config: ExportConfig) -> int:
     from semu_diffusion.lora import save_lora
+    from semu_diffusion.models.text_conditional import adapt_text_pipeline
     from semu_diffusion.patch import ErasurePatch
 
     if config.merged is None and config.lora is None:
@@ -113,7 +114,7 @@ def _export(paths: Sequence[Path], config: ExportConfig) -> int:
     if folder is not None:
         beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
-            save_lora(patch, beside, sdxl=hasattr(pipeline, "text_encoder_2"))
+            save_lora(patch, beside, family=adapt_text_pipeline(pipeline, []).family)
             os.replace(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -140,7 +141,7 @@ def _base_model(patches: Sequence[ErasurePatch], given: str | None) -> tuple[obj
     if not words[0]:
         model = load_model(ModelConfig(model=source))
         return model.pipeline, model.denoiser
-    pipeline = load_text_pipeline(str(assets.folder("tiny-sd")) if source == EMBEDDED else source)
+    pipeline = load_text_pipeline(str(assets.folder("tiny-sd")) if source == EMBEDDED else source, checked=True)
     return pipeline, pipeline.unet
 
 

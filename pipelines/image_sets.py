@@ -135,19 +135,26 @@ def forget_batches(
     model: Conditional, forget_set: Images, generator: torch.Generator, progress: Progress | None
 ) -> Iterator[NoisyBatch]:
     """The forget set once, in batches, each image with a timestep of its own."""
-    total = len(forget_set.images)
-    for start in range(0, total, BATCH):
-        part = slice(start, start + BATCH)
+    total, size = len(forget_set.images), _batch(model)
+    for start in range(0, total, size):
+        part = slice(start, start + size)
         yield noisy(model, forget_set.images[part], forget_set.labels[part], generator)
         if progress is not None:
-            progress("gradient", min(start + BATCH, total), total)
+            progress("gradient", min(start + size, total), total)
 
 
 def kept_batches(model: Conditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
     """Kept samples under the conditions that are to be protected, in batches."""
-    for start in range(0, len(kept.images), BATCH):
-        part = slice(start, start + BATCH)
+    size = _batch(model)
+    for start in range(0, len(kept.images), size):
+        part = slice(start, start + size)
         yield noisy(model, kept.images[part], protected_conditions(model, kept.labels[part]), generator)
+
+
+def _batch(model: Conditional) -> int:
+    """Images in a batch of the collecting passes: `BATCH` up to 32x32, fewer of larger ones, so that memory suffices."""
+    _, height, width = model.clean_shape
+    return max(4, min(BATCH, BATCH * 32 * 32 // (height * width)))
 
 
 def protected_conditions(model: Conditional, labels: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 __all__ = ["patch_card"]
@@ -10,7 +11,7 @@ __all__ = ["patch_card"]
 SHARES = {
     "unlearning_accuracy": "unlearning accuracy (share in which the judge no longer sees it)",
     "forget_accuracy": "accuracy on what was erased",
-    "paraphrase_forget_accuracy": "seen by held-out words and sentences",
+    "paraphrase_forget_accuracy": "seen by other words or sentences than it was erased with",
     "retain_accuracy": "accuracy on kept classes",
     "in_domain_retain_accuracy": "right on others of its kind",
     "cross_domain_retain_accuracy": "right on the other kind",
@@ -31,6 +32,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     words = "concept" in config
     erased = ", ".join(config["concept"] if words else config["forget"])
     base = str(record["base_model"]["source"])
+    base = base if _hub_id(base) else Path(base).name  # a path tells of a machine, not of a model
     data = ModelCardData(
         library_name="diffusers",
         base_model=base if _hub_id(base) else None,
@@ -48,7 +50,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "",
         "## Load it",
         "",
-        *(_loading_words() if words else _loading_classes()),
+        *(_loading_words(record["config"]["matricisation"] == "full") if words else _loading_classes()),
         "",
         "Its strength is the adapter's weight, or `patch.scale(s)`: 0 is the original, 1 as measured below.",
         "",
@@ -75,20 +77,43 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         missing.append("the change of what was kept")
     missing += _not_measured(metrics, words)
     lines += ["", "Protocol: " + _protocol(metrics["protocol"]), ""]
+    lines += _more_measured(metrics)
     if missing:
         lines += ["Not measured: " + "; ".join(missing) + ".", ""]
     return "\n".join([*lines, "## Limits", "", LIMITS, ""])
 
 
-def _loading_words() -> list[str]:
+def _more_measured(metrics: Mapping[str, Any]) -> list[str]:
+    """CLIP scores, LPIPS and the LoRA's distance, where they were measured."""
+    found = []
+    clips = [(metrics.get(when) or {}).get("clip_score") for when in ("before", "after")]
+    if all(clips):
+        for kind in ("forget", "retain"):
+            scores, scaled = ([clip[kind][scale] for clip in clips] for scale in ("score", "clipscore"))  # type: ignore[index]
+            found.append(
+                f"CLIP score of the {kind} prompts ({clips[0]['model']}): {scores[0]:.2f} to {scores[1]:.2f} "  # type: ignore[index]
+                f"(CLIPScore {scaled[0]:.3f} to {scaled[1]:.3f})"
+            )
+    if (metrics.get("side_effects") or {}).get("paired_lpips") is not None:
+        found.append(f"LPIPS of what was kept, same seeds: {metrics['side_effects']['paired_lpips']:.3f}")
+    if metrics.get("lora"):
+        found.append(
+            f"the LoRA, loaded by diffusers, is {metrics['lora']['relative_difference']:.1e} from the patch (relative)"
+        )
+    return ["Also: " + "; ".join(found) + ".", ""] if found else []
+
+
+def _loading_words(lora: bool) -> list[str]:
+    own = '`ErasurePatch.load("patch.safetensors").apply(pipe.unet)`, and `remove` restores every byte.'
+    if not lora:
+        return [f"There is no LoRA of it (its convolutions are split by channel). With semu-diffusion: {own}"]
     return [
         "```python",
         'pipe.load_lora_weights("lora", weight_name="pytorch_lora_weights.safetensors", adapter_name="erased")',
         'pipe.set_adapters("erased", 1.0)',
         "```",
         "",
-        "In ComfyUI and A1111 load `lora/kohya_lora.safetensors` as a LoRA of weight 1. With semu-diffusion: "
-        '`ErasurePatch.load("patch.safetensors").apply(pipe.unet)`, and `remove` restores every byte.',
+        f"In ComfyUI and A1111 load `lora/kohya_lora.safetensors` as a LoRA of weight 1. With semu-diffusion: {own}",
     ]
 
 

@@ -106,6 +106,8 @@ def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasureP
     from semu_diffusion.pipelines.scoring import load_model
 
     patch = ErasurePatch.load(path).scale(strength)
+    if "concept" in patch.metadata:
+        raise InputError(f"{path} is a patch of erase-concept: semu export writes its model or LoRA, --config replays its run")
     if config.model == "embedded":
         base = str(patch.metadata.get("base_model") or "embedded")
         config = dataclasses.replace(config, model=base)

@@ -14,6 +14,7 @@ __all__ = [
     "HELD_OUT_TEMPLATES",
     "RETAIN_PROMPTS",
     "TEMPLATES",
+    "bare",
     "contains",
     "listed",
     "retained",
@@ -40,13 +41,26 @@ LOOKS = ("an oil painting", "a watercolor", "a pencil drawing", "a cartoon", "a 
 RETAIN_PROMPTS = (*(article(f"a photo of a {thing}") for thing in THINGS.split(", ")), *LOOKS)
 
 
+_ARTICLE = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
+
+
+def bare(noun: str) -> str:
+    """A noun without its article and in lower case, for looking it up."""
+    return _ARTICLE.sub("", noun.strip(), count=1).lower()
+
+
 def with_anchor(prompt: str, words: Sequence[str], anchor: str) -> str:
-    """The prompt with every one of the words replaced by the anchor; the empty prompt for an empty anchor."""
-    if not anchor.strip():
+    """The prompt with every one of the words replaced by the anchor; the empty prompt for an empty anchor.
+
+    An anchor with an article of its own takes the place of the word's article too.
+    """
+    noun = anchor.strip()
+    if not noun:
         return ""
-    for word in sorted(words, key=len, reverse=True):
-        prompt = _whole(word).sub(lambda _: anchor.strip(), prompt)
-    return article(re.sub(rf"\ban {re.escape(anchor.strip())}", f"a {anchor.strip()}", prompt))
+    spoken = "|".join(re.escape(word.strip()) for word in sorted(words, key=len, reverse=True))
+    before = r"(?:\b(?:a|an|the)\s+)?" if _ARTICLE.match(noun) else ""
+    found = re.sub(rf"{before}(?<!\w)(?:{spoken})s?(?!\w)", lambda _: noun, prompt, flags=re.IGNORECASE)
+    return article(re.sub(rf"\ban {re.escape(noun)}", f"a {noun}", found))
 
 
 def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
@@ -88,6 +102,6 @@ def _whole(word: str) -> re.Pattern[str]:
 
 def with_article(template: str, word: str) -> str:
     """The template with the word, an article that fits, and no second one (``a photo of the moon``)."""
-    if re.match(r"(a|an|the)\s", word, re.IGNORECASE):
+    if _ARTICLE.match(word):
         template = template.replace(" a {}", " {}").replace("the {}", "{}")
     return article(template.format(word))

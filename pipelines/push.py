@@ -50,7 +50,6 @@ def main(argv: Sequence[str]) -> int:
 def push(run: Path, repo: str, private: bool = False) -> str:
     """Upload a finished run and return the repository's address. InputError for an unfinished run, and if the Hub refuses."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     from semu_diffusion.pipelines.patch_card import patch_card
 
@@ -60,10 +59,13 @@ def push(run: Path, repo: str, private: bool = False) -> str:
     with TemporaryDirectory() as made:
         folder = Path(made)
         for name in SENT:
-            if (run / name).is_file():
+            if (run / name).is_file() and name.endswith(".safetensors"):
+                _copy_without_paths(run / name, folder / name)
+            elif (run / name).is_file():
                 shutil.copy(run / name, folder / name)
-        if (run / "lora").is_dir():
-            shutil.copytree(run / "lora", folder / "lora")
+        for path in sorted((run / "lora").glob("*.safetensors")):
+            (folder / "lora").mkdir(exist_ok=True)
+            _copy_without_paths(path, folder / "lora" / path.name)
         (folder / "run.json").write_text(json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n")
         if not (folder / "README.md").is_file():
             (folder / "README.md").write_text(patch_card(record, metrics), encoding="utf-8")
@@ -71,10 +73,21 @@ def push(run: Path, repo: str, private: bool = False) -> str:
             api = HfApi()
             address = str(api.create_repo(repo, private=private, exist_ok=True))
             api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Patch, LoRA files, card and numbers")
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        except Exception as error:  # the Hub's client raises a dozen unrelated classes; each means that it was not taken
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"the Hub did not take {repo} ({reason}); log in with: hf auth login") from error
     return address
+
+
+def _copy_without_paths(source: Path, target: Path) -> None:
+    """Copy a safetensors file whose header names no folder of this machine."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(source, "pt") as content:
+        header = dict(content.metadata() or {})
+    told = {key: json.dumps(_without_paths(json.loads(text))) if text[:1] == "{" else text for key, text in header.items()}
+    save_file(load_file(source), target, metadata=told)
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def questions(
     else:
         found = _of_words(concepts, forget, kept, alternatives)
     if paraphrases:
-        found["paraphrase"] = [Question(p, "object", _named(p, concepts)) for p in paraphrases]
+        answers = [(subject.kind, subject.name) for subject in known] if len(known) == len(concepts) else []
+        meant = dict(zip(concepts, answers or [("object", concept) for concept in concepts], strict=True))
+        found["paraphrase"] = [Question(p, *meant[_named(p, concepts)]) for p in paraphrases]
     asked = {question.prompt for question in found["forget"]}
     found["paraphrase"] = [question for question in found["paraphrase"] if question.prompt not in asked]
     return {group: tuple(dict.fromkeys(found[group])) for group in GROUPS}

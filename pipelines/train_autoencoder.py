@@ -79,7 +79,7 @@ class AutoencoderTraining:
             raise InputError("--data and --output are needed")
         if self.batch_size < 1 or self.steps < 1 or self.lr <= 0 or self.final_lr < 0 or self.latent_channels < 1:
             raise InputError("--batch-size, --steps, --lr and --latent-channels must be positive, --final-lr not negative")
-        if not self.channels or any(c < 1 or c % self.norm_groups for c in self.channels):
+        if self.norm_groups < 1 or not self.channels or any(c < 1 or c % self.norm_groups for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups {self.norm_groups}; got {self.channels}")
 
 
@@ -88,9 +88,13 @@ def train(config: AutoencoderTraining) -> Path:
     import torch
     from diffusers.training_utils import EMAModel
 
+    from semu_diffusion.eval.classifiers import load_judge
+
     data = load_images(config.data, "train")
     run = TrainingRun(config, data.fingerprint)
     state = run.restored()
+    if config.classifier:
+        load_judge(config.classifier, data.class_names)  # a name that is wrong is said now, not after the training
     accelerator = new_accelerator(config.precision)
     model = _new_model(config, data).to(accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)

@@ -88,8 +88,10 @@ class DDPMTraining:
             raise InputError("--batch-size, --steps and --lr must be positive, --final-lr and --max-minutes not negative")
         if not 0 <= self.label_drop < 1 or not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
             raise InputError("--label-drop, --ema and --warmup must be at least 0 and less than 1")
-        if not self.channels or any(c < 1 or c % self.norm_groups for c in self.channels):
+        if self.norm_groups < 1 or not self.channels or any(c < 1 or c % self.norm_groups for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups {self.norm_groups}; got {self.channels}")
+        if self.head_dim < 1:
+            raise InputError(f"--head-dim {self.head_dim}: must be at least 1")
         if any(not 0 <= level < len(self.channels) for level in self.attention_levels):
             raise InputError(f"--attention-levels must lie in 0 to {len(self.channels) - 1}; got {self.attention_levels}")
 

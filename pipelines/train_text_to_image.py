@@ -13,6 +13,7 @@ from semu_diffusion.pipelines.captioned_latents import CaptionedLatents, encoded
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import load_images
 from semu_diffusion.pipelines.optimisation import averaged, cosine_rate, min_snr_weights
+from semu_diffusion.pipelines.picture_styles import STYLES
 from semu_diffusion.pipelines.text_to_image_parts import (
     export_pipeline,
     load_autoencoder,
@@ -85,6 +86,8 @@ class TextToImageTraining:
             raise InputError("--batch-size, --steps and --lr must be positive, --max-tokens at least 4")
         if not 0 <= self.caption_drop < 1 or not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
             raise InputError("--caption-drop, --ema and --warmup must be at least 0 and less than 1")
+        if min(self.norm_groups, self.head_dim, self.text_width, self.text_layers) < 1:
+            raise InputError("--norm-groups, --head-dim, --text-width and --text-layers must be at least 1")
         if not self.channels or any(c < 1 or c % self.norm_groups or c % min(c, self.head_dim) for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups and --head-dim; got {self.channels}")
         if not 0 <= self.plain_levels < max(len(self.channels), 1):
@@ -96,11 +99,16 @@ def train(config: TextToImageTraining) -> Path:
     import torch
     from diffusers.training_utils import EMAModel
 
+    from semu_diffusion.eval.classifiers import load_judge
+
     data = load_images(config.data, "train")
     run = TrainingRun(config, data.fingerprint)
     state = run.restored()
     if config.export_only and state is None:
         raise InputError(f"--export-only: {run.folder} holds no checkpoint")
+    for judge, seen in ((config.classifier, data.class_names), (config.style_classifier, tuple(STYLES))):
+        if judge:
+            load_judge(judge, seen)  # a name that is wrong is said now, not after the training
     accelerator = new_accelerator(config.precision)
     autoencoder = load_autoencoder(config.autoencoder or str(config.init_from), data, accelerator.device)
     tokenizer, networks = new_denoiser(config, autoencoder, data.class_names)
@@ -144,8 +152,7 @@ def train(config: TextToImageTraining) -> Path:
         export()
 
     if not config.export_only:
-        with accelerator.autocast():
-            latents = encoded(data, autoencoder, run.folder)
+        latents = encoded(data, autoencoder, run.folder, accelerator.autocast)
         examples = CaptionedLatents(latents, data, tokenizer)
         run.loop(update, keep)
     if config.export_only or config.classifier or config.style_classifier:

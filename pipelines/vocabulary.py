@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, PROMPTS, STYLE_WORDS, TEMPLATES, article, words_of
+from semu_diffusion.pipelines.prompts import bare
 
 __all__ = ["Subject", "Vocabulary", "cifar_vocabulary", "read_vocabulary"]
 
@@ -48,7 +49,7 @@ class Vocabulary:
 
     def subject(self, words: str) -> Subject | None:
         """The object or style that the words name, None if they are of no list."""
-        wanted = words.strip().lower()
+        wanted = bare(words)
         for kind, table in (("object", self.objects), ("style", self.styles)):
             for name, known in table.items():
                 if wanted in (name, *known):
@@ -134,9 +135,12 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
         for name in tables:
             content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}
         found = Vocabulary(**content)
-        complete = all(style in found.prompts for style in found.styles) and found.plain_style in found.templates
+        tables_of_styles = (found.prompts, found.templates, found.held_out_templates)
+        complete = all(style in table for style in found.styles for table in tables_of_styles)
         if not complete or not all(found.objects.values()):
             raise ValueError("a style without a sentence, or an object without a word")
+        if not {"object", "style"} <= set(found.judges):
+            raise ValueError("no judge of objects, or none of styles")
         return found
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"{path} is no readable vocabulary ({error!r})") from error

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +23,12 @@ __all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_pe
 
 DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for in a folder
 KOHYA_LORA = "kohya_lora.safetensors"
+Family = Literal["sd1", "sd2", "sdxl"]
+FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 sorts LoRA files
+    "sd1": {"ss_base_model_version": "sd_v1"},
+    "sd2": {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
+    "sdxl": {"ss_base_model_version": "sdxl_base_v1-0"},
+}
 
 
 def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +48,7 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor
     return up.float(), down.float()
 
 
-def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", sdxl: bool = False) -> Path:
+def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", family: Family = "sd1") -> Path:
     """Write the patch as LoRA files that other tools load, and return the folder.
 
     ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
@@ -51,8 +57,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", sdx
     diffusers reads a per-layer alpha of this format wrongly on attention layers. (Of SDXL's ``add_embedding`` it reads
     nothing in this format; the default layers of an erasure are not among them.)
 
-    ``prefix`` is the pipeline's name of the network (unet, transformer); ``sdxl`` is written for A1111, which would else
-    file the patch under SD 1. Raises InputError for a patch with per-channel convolutions.
+    ``prefix`` is the pipeline's name of the network (unet, transformer); ``family`` is written for A1111, which would else
+    file every patch under SD 1. Raises InputError for a patch with per-channel convolutions.
     """
     diffusers: dict[str, torch.Tensor] = {}
     kohya: dict[str, torch.Tensor] = {}
@@ -71,8 +77,7 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", sdx
     folder = Path(folder)
     _save_beside(diffusers, folder / DIFFUSERS_LORA, header)
     if prefix == "unet":
-        base = "sdxl_base_v1-0" if sdxl else "sd_v1"
-        _save_beside(kohya, folder / KOHYA_LORA, {"format": "pt", "ss_base_model_version": base, "semu": about})
+        _save_beside(kohya, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
     return folder
 
 

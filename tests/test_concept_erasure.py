@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from PIL import Image
 from text_models import FAMILIES, tiny_pipeline
 
 import semu_diffusion
+from semu_diffusion import erase_concept
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.text_conditional import adapt_text_pipeline
 from semu_diffusion.pipelines.concept_erasure import prepare
 from semu_diffusion.pipelines.concept_plan import plan
 from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
 from semu_diffusion.pipelines.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
+from semu_diffusion.pipelines.vocabulary import cifar_vocabulary
 
 QUICK: dict[str, Any] = {
     "forget_samples": 4,
@@ -130,8 +133,18 @@ def test_given_images_are_encoded_under_the_concepts_prompts(tmp_path: Path) -> 
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     task = prepare(pipeline, EraseConceptConfig(concept=("cat",), anchor="dog", forget_images=str(tmp_path))).task
     assert task.forget_set is not None
-    assert task.forget_set.images.shape == (3, *task.model.clean_shape)
-    assert set(task.forget_set.labels.tolist()) <= set(task.forget)
+    assert task.forget_set.images.shape == (4, *task.model.clean_shape)  # three images for four prompts
+    assert sorted(task.forget_set.labels.tolist()) == sorted(task.forget)
+    with pytest.raises(InputError, match="--forget-images shows one concept"):
+        prepare(pipeline, EraseConceptConfig(concept=("cat", "bird"), anchor="dog", forget_images=str(tmp_path)))
+
+
+def test_sample_counts_are_for_each_concept_not_for_all() -> None:
+    one, three = (
+        prepare(tiny_pipeline(), EraseConceptConfig(concept=concepts, anchor="tree", forget_samples=40)).config
+        for concepts in (("cat",), ("cat", "dog", "bird"))
+    )
+    assert one.forget_samples == three.forget_samples == 10  # of each of the four prompts of a concept
 
 
 def test_several_concepts_make_one_patch() -> None:
@@ -149,6 +162,9 @@ def test_words_are_found_whole_and_replaced_with_their_article() -> None:
     assert with_anchor("a photo of an owl", ["owl"], "cat") == "a photo of a cat"
     assert with_anchor("a house by Van Gogh", ["van gogh"], "a child") == "a house by a child"
     assert with_anchor("a photo of a cat", ["cat"], "") == ""
+    assert with_anchor("a photo of a cassette player", ["cassette player"], "a radio") == "a photo of a radio"
+    players = ["cassette player", "player"]
+    assert with_anchor("a cassette player, a player", players, "record player") == "a record player, a record player"
     assert with_article("a photo of a {}", "the moon") == "a photo of the moon"
     assert "a photo of a cat" not in retained(RETAIN_PROMPTS, ["cat"])
     with pytest.raises(InputError, match="every retain prompt names"):
@@ -175,3 +191,31 @@ def test_settings_that_make_no_sense_are_one_line(changes: dict[str, Any], said:
 def test_unknown_settings_are_named() -> None:
     with pytest.raises(InputError, match="unknown settings: stepz"):
         semu_diffusion.erase_concept(tiny_pipeline(), "cat", stepz=3)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "anchor", "said"),
+    [
+        (("cat",), "cats", "'cats' means 'cat'"),
+        (("cat",), "a kitten", "'a kitten' means 'cat'"),
+        (("Cat",), "kitty", "'kitty' means 'Cat'"),
+        (("cat",), "sketch", "'cat' is of the objects, --anchor 'sketch' of the styles"),
+        (("cat", "sketch"), "dog", "'sketch' is of the styles, --anchor 'dog' of the objects"),
+    ],
+)
+def test_an_anchor_that_means_the_concept_or_is_of_another_kind_is_refused(
+    concepts: tuple[str, ...], anchor: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        plan(EraseConceptConfig(concept=concepts, anchor=anchor), cifar_vocabulary(("cat", "dog", "bird")))
+
+
+def test_forget_prompts_in_any_word_of_the_concept_are_taken() -> None:
+    config = EraseConceptConfig(concept=("cat",), forget_prompts=("a photo of a kitten",))
+    plans, _ = plan(config, cifar_vocabulary(("cat", "dog", "bird")))
+    assert plans[0].prompts == ("a photo of a kitten",)
+
+
+def test_one_synonym_may_be_given_as_a_string() -> None:
+    patch = erase_concept(tiny_pipeline(), "cat", synonyms="kitten", anchor="dog", steps=1, **BIRD, **QUICK)
+    assert {prompt.split()[-1] for prompt in patch.metadata["prompts"]} == {"cat", "kitten"}

@@ -13,14 +13,15 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.text_probes import learn_pseudo_word, text_revival
-from semu_diffusion.models.text_conditional import adapt_text_pipeline
+from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts
 from semu_diffusion.peers.token_remap import remap_prompts
 from semu_diffusion.pipelines import benchmark_concepts
 from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, HELD_OUT_WORDS, STYLE_WORDS
 from semu_diffusion.pipelines.concept_erasure import prepare
+from semu_diffusion.pipelines.concept_methods import erased_by
 from semu_diffusion.pipelines.concept_plan import plan
 from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer
-from semu_diffusion.pipelines.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.concept_settings import EraseConceptConfig, EraseConceptRun
 from semu_diffusion.pipelines.erase_concept import main
 from semu_diffusion.pipelines.questions import questions
 from semu_diffusion.pipelines.vocabulary import Subject, cifar_vocabulary, read_vocabulary
@@ -215,3 +216,23 @@ def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: 
     assert remapped["trained_fraction"] == 0
     assert "token remap (trivial), styles (1)" in page.read_text()
     assert benchmark_concepts.main([*flags, "--concepts", "zebra"]) == 2
+
+
+def test_given_paraphrases_are_judged_as_what_the_vocabulary_calls_them() -> None:
+    vocabulary = cifar_vocabulary(WORDS)
+    for concept, kind, name in (("kitten", "object", "cat"), ("pencil sketch", "style", "sketch")):
+        asked = questions([concept], [], ["a photo of a dog"], ["something else"], vocabulary)
+        assert [(q.kind, q.answer) for q in asked["paraphrase"]] == [(kind, name)]
+
+
+def test_the_remap_answers_every_sentence_with_a_known_word_and_not_the_word_held_back() -> None:
+    vocabulary, pipeline = cifar_vocabulary(WORDS), tiny_pipeline()
+    asked = ["the cat", "a tomcat here", "the bird"]
+    task = prepare(pipeline, EraseConceptConfig(concept=("cat",), anchor="dog", guidance_scale=3.0), "", vocabulary, asked)
+    with erased_by("remap", task) as made:
+        book, own = made.model, task.task.model
+        for prompt, answer in (("the cat", "the dog"), ("a tomcat here", "a tomcat here"), ("the bird", "the bird")):
+            expected = encode_prompts(pipeline, [answer]).embeddings[0]
+            assert torch.allclose(book.book.embeddings[book.row(prompt)], expected, atol=1e-5)
+        assert book.book.prompts[-1] == own.book.prompts[-1] == ""
+        assert made.trained_parameters == 0

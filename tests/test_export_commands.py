@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load as tensors_of
 from safetensors.torch import load_file
 from saved_models import saved_model
 from text_models import tiny_pipeline
@@ -194,7 +195,12 @@ def test_push_sends_patch_lora_card_and_numbers_and_nothing_of_the_machine(
     assert main(["push", str(finished), "me/no-cat", "--private"]) == 0
     assert FakeHub.asked == ("me/no-cat", True)
     assert {"patch.safetensors", "README.md", "metrics.json", "run.json", f"lora/{DIFFUSERS_LORA}"} <= FakeHub.sent.keys()
-    assert FakeHub.sent["patch.safetensors"] == (finished / "patch.safetensors").read_bytes()
+    for name in ("patch.safetensors", f"lora/{DIFFUSERS_LORA}", f"lora/{KOHYA_LORA}"):
+        own, sent = tensors_of((finished / name).read_bytes()), tensors_of(FakeHub.sent[name])
+        assert own.keys() == sent.keys()
+        assert all(torch.equal(tensor, sent[key]) for key, tensor in own.items())
+        assert str(finished.parent.parent).encode() in (finished / name).read_bytes()  # where its model lies
+    assert not any(str(finished.parent.parent).encode() in content for content in FakeHub.sent.values())
     told = json.loads(FakeHub.sent["run.json"])
     assert str(finished.parent) not in FakeHub.sent["run.json"].decode()
     assert "command" not in told

@@ -38,7 +38,7 @@ def test_diffusers_loads_the_lora_as_the_patch_and_unloads_it(family: str, tmp_p
     patch = erased(pipeline)
     ranks = {int(layer.ranks.max()) for layer in patch.layers.values()}
     assert len(ranks) > 1  # mixed ranks are what loaders get wrong
-    save_lora(patch, tmp_path, sdxl=family == "sdxl")
+    save_lora(patch, tmp_path, family=family.replace("sd15", "sd1").replace("sd21", "sd2"))
     weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     original = answer(pipeline)
     patch.apply(pipeline.unet)
@@ -60,7 +60,10 @@ def test_diffusers_loads_the_lora_as_the_patch_and_unloads_it(family: str, tmp_p
 def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     patch = erased(pipeline).scale(0.5)
-    save_lora(patch, tmp_path, sdxl=True)
+    save_lora(patch, tmp_path, family="sd2")
+    with safe_open(tmp_path / KOHYA_LORA, "pt") as file:
+        assert file.metadata()["ss_v2"] == "True"  # A1111 files it under SD 1 without
+    save_lora(patch, tmp_path, family="sdxl")
     weights = load_file(tmp_path / KOHYA_LORA)
     with safe_open(tmp_path / KOHYA_LORA, "pt") as file:
         assert file.metadata()["ss_base_model_version"].startswith("sdxl")

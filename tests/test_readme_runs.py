@@ -91,6 +91,8 @@ def shortened(program: str, arguments: Sequence[str]) -> list[str]:
         return [*arguments, *CONCEPT]
     if arguments[0] == "train":
         return [*arguments, "--steps", "2", *SMALL[arguments[1]]]
+    if arguments[0] == "assess":
+        return [*arguments, "--samples-per-class", "2", "--sampling-steps", "2"]
     if arguments[0] == "grid":
         return [*arguments, *SCORED[2:]]
     if arguments[0] == "benchmark-concepts":
@@ -106,7 +108,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> N
     first, again = (checkout / "runs" / name / "patch.safetensors" for name in ("cat", "cat-again"))
     assert first.read_bytes() == again.read_bytes()
     made = ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md")
-    for name in (*made, "runs/few.md", "runs/no-pets/lora"):
+    for name in (*made, "runs/few.md", "runs/no-pets/lora", "runs/tiny-sd-assessed/nearest.png"):
         assert (checkout / name).stat().st_size > 0
     for kind in ("ddpm", "classifier", "autoencoder", "tiny-sd"):
         assert list((checkout / "train-runs" / kind / "model").rglob("*.safetensors"))

@@ -10,7 +10,7 @@ import torch
 from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.text_conditional import adapt_text_pipeline
+from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts
 
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")
 
@@ -94,3 +94,44 @@ def test_other_families_are_refused_by_one_line() -> None:
 def test_a_replaced_model_keeps_its_book() -> None:
     model = adapt_text_pipeline(tiny_pipeline(), PROMPTS, "there")
     assert dataclasses.replace(model, source="here").book is model.book
+
+
+def test_pictures_latents_and_embeddings_do_not_depend_on_their_neighbours() -> None:
+    pipeline = tiny_pipeline()
+    model = adapt_text_pipeline(pipeline, PROMPTS)
+    latents = torch.randn(11, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.decode(latents)[9:], model.decode(latents[9:]))
+    images = torch.rand(11, *model.image_shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.encode(images)[:3], model.encode(images[:3]))
+    alone = encode_prompts(pipeline, [PROMPTS[1]]).embeddings
+    assert torch.equal(alone, model.book.embeddings[1:])
+
+
+def test_an_autoencoder_in_half_precision_works_in_float32_and_stays_as_it_was() -> None:
+    pipeline = tiny_pipeline()
+    model = adapt_text_pipeline(pipeline, PROMPTS)
+    latents = torch.randn(2, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    pipeline.vae.half().float()  # what half precision can hold
+    wanted = model.decode(latents)
+    pipeline.vae.half()
+    assert torch.equal(model.decode(latents), wanted)
+    assert pipeline.vae.dtype == torch.float16
+    pipeline.vae.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="--weights fp32"):
+        model.decode(latents)
+
+
+def test_a_family_is_told_by_its_text_encoders() -> None:
+    assert [adapt_text_pipeline(tiny_pipeline(family), []).family for family in FAMILIES] == ["sd1", "sd1", "sdxl"]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_an_error_is_weighed_by_how_far_it_moves_the_image(kind: str) -> None:
+    model = adapt_text_pipeline(tiny_pipeline(), [])
+    model.schedule.register_to_config(prediction_type=kind)
+    t = torch.tensor([5, 30])
+    abar = model.schedule.alphas_cumprod[t]
+    moved = {"epsilon": ((1 - abar) / abar).sqrt(), "v_prediction": (1 - abar).sqrt(), "sample": torch.ones(2)}[kind]
+    weight = model.image_weight(t)
+    assert float(weight[1] / weight[0]) == pytest.approx(float(moved[1] / moved[0]), rel=1e-4)
+    assert float(model.image_weight(torch.arange(model.num_timesteps)).mean()) == pytest.approx(1, rel=1e-4)

@@ -7,10 +7,10 @@ autoencoder, while nothing is decoded) may leave the device. A row of the book i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -69,6 +69,13 @@ class TextConditional(Conditional):
         return True
 
     @property
+    def family(self) -> Literal["sd1", "sd2", "sdxl"]:
+        """What other tools call this kind: by its second text encoder, or by the width of the text (1024 is SD 2's)."""
+        if self.book.pooled is not None:
+            return "sdxl"
+        return "sd2" if self.denoiser.config.cross_attention_dim == 1024 else "sd1"
+
+    @property
     def clean_shape(self) -> tuple[int, int, int]:
         size = self.denoiser.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -119,20 +126,41 @@ class TextConditional(Conditional):
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
-        vae = self.pipeline.vae
-        with on_device(vae, self.device):
-            parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean.float() for part in images.split(8)]
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return ((torch.cat(parts) - shift) * vae.config.scaling_factor).to(self.device)
+        config = self.pipeline.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        means = self._by_autoencoder(images, lambda vae, part: vae.encode(part).latent_dist.mean)
+        return ((means - shift) * config.scaling_factor).to(self.device)
 
     @torch.no_grad()
     def decode(self, clean: torch.Tensor) -> torch.Tensor:
-        vae = self.pipeline.vae
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        latents = clean / vae.config.scaling_factor + shift
-        with on_device(vae, self.device):
-            parts = [vae.decode(part.to(vae.device, vae.dtype)).sample.float().cpu() for part in latents.split(8)]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        config = self.pipeline.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        images = self._by_autoencoder(clean / config.scaling_factor + shift, lambda vae, part: vae.decode(part).sample)
+        if not torch.isfinite(images).all():
+            raise FloatingPointError("the autoencoder's pictures are not finite numbers: take --weights fp32 or bf16")
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def _by_autoencoder(self, batch: torch.Tensor, step: Callable[[Any, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """``step`` over chunks of one fixed size, the last one filled up, so that an image does not depend on its neighbours.
+
+        Half precision overflows in most autoencoders (``force_upcast``): they work in float32 then, whatever is around.
+        """
+        vae, dtype = self.pipeline.vae, self.pipeline.vae.dtype
+        upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", True)
+        _, height, width = self.image_shape
+        size = max(1, min(8, 8 * 512 * 512 // (height * width)))
+        parts = []
+        with on_device(vae, self.device), torch.autocast(self.device.type, enabled=False) if upcast else nullcontext():
+            try:
+                if upcast:
+                    vae.float()
+                for part in batch.split(size):
+                    filled = torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
+                    parts.append(step(vae, filled.to(vae.device, vae.dtype))[: len(part)].float().cpu())
+            finally:
+                if upcast:
+                    vae.to(dtype)
+        return torch.cat(parts)
 
     def clean_samples(
         self,
@@ -180,7 +208,8 @@ def adapt_text_pipeline(
     Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
     """
     unet: Any = getattr(pipeline, "unet", None)
-    if type(unet).__name__ != "UNet2DConditionModel" or not hasattr(pipeline, "tokenizer"):
+    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
+    if type(unet).__name__ != "UNet2DConditionModel" or not parts:
         raise InputError(
             f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
         )
@@ -197,6 +226,8 @@ def adapt_text_pipeline(
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptBook:
     """The book of the prompts, in order and once each, and the empty prompt as its last row.
+
+    Prompts are encoded ``batch_size`` at a time, the last batch filled up, so that no embedding depends on the others.
 
     Raises InputError, naming the prompt, if one is longer than a text encoder takes: it would be cut silently.
     """
@@ -218,10 +249,11 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) 
             if getattr(pipeline, name, None) is not None:
                 stack.enter_context(on_device(getattr(pipeline, name), device))
         for start in range(0, len(wanted), batch_size):
-            found = pipeline.encode_prompt(list(wanted[start : start + batch_size]), **options)
-            embeddings.append(found[0].float())
+            part = list(wanted[start : start + batch_size])
+            found = pipeline.encode_prompt(part + [""] * (batch_size - len(part)), **options)  # always as many, see above
+            embeddings.append(found[0][: len(part)].float())
             if len(found) == 4:
-                pooled.append(found[2].float())
+                pooled.append(found[2][: len(part)].float())
     book = torch.cat(embeddings)
     if not pooled:
         return PromptBook(wanted, book)

@@ -11,11 +11,13 @@ from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["load_text_pipeline"]
+__all__ = ["hub_revision", "load_text_pipeline"]
 
 
-def load_text_pipeline(source: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline of ``source``, without a progress bar or a safety checker; weights are read from safetensors only.
+def load_text_pipeline(
+    source: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, checked: bool = False
+) -> Any:
+    """The pipeline of ``source``, without a progress bar and (unless ``checked``) a safety checker; safetensors only.
 
     Raises InputError, one line, for anything that is no text-to-image pipeline with a UNet.
     """
@@ -33,13 +35,24 @@ def load_text_pipeline(source: str, device: str | torch.device = "cpu", dtype: t
     except Exception as error:  # diffusers, transformers and the Hub client raise a dozen classes; each means the same here
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason})") from error
-    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not hasattr(pipeline, "tokenizer"):
+    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
+    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not parts:
         raise InputError(f"{source} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL")
-    if getattr(pipeline, "safety_checker", None) is not None:
+    if getattr(pipeline, "safety_checker", None) is not None and not checked:
         pipeline.safety_checker = None  # black pictures would count as erased ones
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(device)  # text encoders and autoencoder come to the device when they are needed, and leave it again
     return pipeline
+
+
+def hub_revision(source: str) -> str | None:
+    """The commit of a Hub id that was loaded, from the folder of its snapshot; None for anything else."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).expanduser().exists() or source.count("/") != 1:
+        return None
+    found = try_to_load_from_cache(source, "model_index.json")
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _single_file(path: Path, dtype: torch.dtype) -> Any:

@@ -1,7 +1,8 @@
 """The trivial edit of a text-to-image model: the concept's prompts get the embeddings of its anchor's. Nothing is unlearned.
 
 It scores as well as the anchor on every prompt that was listed, changes nothing else, and a word that was not listed, or one
-learned pseudo-word, brings the concept back. It belongs in every comparison as the floor of depth.
+learned pseudo-word, brings the concept back: the network is the original's, so what it revives is what that one revives. It
+belongs in every comparison as the floor of depth.
 """
 
 from __future__ import annotations
