@@ -80,6 +80,7 @@ def run(config: ConceptBenchmark) -> int:
     from semu_diffusion.eval.networks import state_digest
     from semu_diffusion.models.text_loading import load_text_pipeline
     from semu_diffusion.pipelines import results_page
+    from semu_diffusion.pipelines.concept_scoring import REVIVAL_IMAGES, REVIVAL_SAMPLES, REVIVAL_STEPS
     from semu_diffusion.pipelines.quiet import quiet_libraries
     from semu_diffusion.pipelines.scoring import checked_device
     from semu_diffusion.pipelines.vocabulary import read_vocabulary
@@ -102,6 +103,7 @@ def run(config: ConceptBenchmark) -> int:
         name: getattr(config, name)
         for name in ("model", "images_per_prompt", "sampling_steps", "sampling_precision", "revival", "seed")
     }
+    protocol["revived"] = {"images": REVIVAL_IMAGES, "steps": REVIVAL_STEPS, "batch": 16, "samples": REVIVAL_SAMPLES}
     protocol["weights"] = state_digest(pipeline.unet.state_dict())[:16]  # another model's rows are not continued
     rows = Rows(work / results_page.CONCEPTS, {"protocol": protocol | {"guidance_scale": vocabulary.guidance_scale}})
     bars = Bars(sys.stderr)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["Rows", "read_rows"]
+__all__ = ["Rows", "cell", "read_rows"]
 
 
 class Rows:
@@ -48,3 +49,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return found
     except ValueError as error:
         raise InputError(f"{path} is not a benchmark's rows.jsonl ({error}): choose another --work") from error
+
+
+def cell(rows: Sequence[dict[str, Any]], form: str, *path: str, scale: float = 1.0) -> str:
+    """The mean over ``rows`` of the number at ``path``, formatted; a dash if one of them was not measured."""
+    values = []
+    for row in rows:
+        value: Any = row
+        for key in path:
+            value = value[key]
+        if value is None:
+            return "–"
+        values.append(value * scale)
+    return format(sum(values) / len(values), form)

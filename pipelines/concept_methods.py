@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from semu_diffusion.erasure import Step
     from semu_diffusion.models.text_conditional import TextConditional
     from semu_diffusion.pipelines.concept_erasure import ConceptTask
     from semu_diffusion.pipelines.image_sets import Progress
@@ -37,21 +38,18 @@ class Erased:
 @contextmanager
 def erased_by(method: str, task: ConceptTask, progress: Progress | None = None) -> Iterator[Erased]:
     """Inside, the model of the task is erased by the method; afterwards its weights are as before."""
-    from semu_diffusion.pipelines.condition_erasure import erase_conditions
+    from semu_diffusion.pipelines.condition_erasure import erase_conditions, finished
 
     model = task.task.model
     if method == "remap":
         yield Erased(_remapped(task), 0, 0, 0.0)
         return
-    steps = erase_conditions(task.task, task.config, progress)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as done:
-            outcome = done.value
-            break
+
+    def watch(step: Step) -> None:
         if progress is not None:
             progress("training R", step.index, task.config.steps)
+
+    outcome = finished(erase_conditions(task.task, task.config, progress), watch)
     outcome.patch.apply(model.denoiser)
     try:
         seconds = sum(outcome.seconds.values())

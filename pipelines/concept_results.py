@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from semu_diffusion.pipelines.benchmark_rows import cell
 from semu_diffusion.pipelines.concept_methods import METHODS
 
 __all__ = ["concept_section"]
@@ -28,9 +29,15 @@ def concept_section(found: Sequence[dict[str, Any]]) -> list[str]:
     protocol, rows = found[0]["protocol"], found[1:]
     named = rows[0]["judges"].items()
     judges = "; ".join(f"{kind}s by {judge['name']} (weights {judge['sha256'][:12]})" for kind, judge in named)
+    revived = protocol["revived"]
+    how = (
+        f" Revival: one pseudo-word learned on {revived['images']} images that the original made of the concept, the erased "
+        f"model frozen, Adam, {revived['steps']} steps of {revived['batch']}, then {revived['samples']} samples."
+    )
     text = [
         f"Protocol: {protocol['images_per_prompt']} images of every prompt, before and after, DDIM "
-        f"{protocol['sampling_steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judges: {judges}.",
+        f"{protocol['sampling_steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judges: {judges}."
+        + (how if protocol["revival"] else ""),
         "",
         WORDS,
         "",
@@ -58,38 +65,23 @@ def _header(first: str) -> str:
 
 
 def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
-    def mean(*path: str) -> float | None:
-        values = []
-        for row in rows:
-            value: Any = row
-            for key in path:
-                value = value[key]
-            if value is None:
-                return None
-            values.append(value)
-        return sum(values) / len(values)
-
-    def shown(form: str, *path: str, scale: float = 1.0) -> str:
-        value = mean(*path)
-        return "–" if value is None else format(value * scale, form)
-
     cells = [
-        shown(".3f", "after", "unlearning_accuracy"),
-        shown(".3f", "before", "forget_accuracy"),
-        shown(".3f", "before", "paraphrase_forget_accuracy"),
-        shown(".3f", "after", "paraphrase_forget_accuracy"),
-        shown(".3f", "before", "in_domain_retain_accuracy"),
-        shown(".3f", "after", "in_domain_retain_accuracy"),
-        shown(".3f", "before", "cross_domain_retain_accuracy"),
-        shown(".3f", "after", "cross_domain_retain_accuracy"),
-        shown(".4f", "side_effects", "paired_mse"),
-        shown(".3f", "side_effects", "paired_ssim"),
-        shown(".2f", "before", "revival"),
-        shown(".2f", "after", "revival"),
-        shown(".3f", "before", "unconditional_share"),
-        shown(".3f", "after", "unconditional_share"),
-        shown(".2%", "trained_fraction"),
-        shown(".0f", "bytes", scale=1e-3),
-        shown(".0f", "erase_seconds"),
+        cell(rows, ".3f", "after", "unlearning_accuracy"),
+        cell(rows, ".3f", "before", "forget_accuracy"),
+        cell(rows, ".3f", "before", "paraphrase_forget_accuracy"),
+        cell(rows, ".3f", "after", "paraphrase_forget_accuracy"),
+        cell(rows, ".3f", "before", "in_domain_retain_accuracy"),
+        cell(rows, ".3f", "after", "in_domain_retain_accuracy"),
+        cell(rows, ".3f", "before", "cross_domain_retain_accuracy"),
+        cell(rows, ".3f", "after", "cross_domain_retain_accuracy"),
+        cell(rows, ".4f", "side_effects", "paired_mse"),
+        cell(rows, ".3f", "side_effects", "paired_ssim"),
+        cell(rows, ".2f", "before", "revival"),
+        cell(rows, ".2f", "after", "revival"),
+        cell(rows, ".3f", "before", "unconditional_share"),
+        cell(rows, ".3f", "after", "unconditional_share"),
+        cell(rows, ".2%", "trained_fraction"),
+        cell(rows, ".0f", "bytes", scale=1e-3),
+        cell(rows, ".0f", "erase_seconds"),
     ]
     return f"| {first} | " + " | ".join(cells) + " |"

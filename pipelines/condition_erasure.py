@@ -6,7 +6,7 @@ forget set -> gradient -> (moments of kept inputs) -> subspaces -> training of R
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -163,14 +163,16 @@ def chosen_anchors(task: Task[Conditional], forget_set: Images, generator: torch
     return {row: second_nearest(task.model, row, task.kept, forget_set, generator) for row in task.forget}
 
 
-def finished(steps: Generator[Step, None, Outcome]) -> Outcome:
-    """Run the generator of an erasure to its end."""
+def finished(steps: Generator[Step, None, Outcome], watch: Callable[[Step], None] | None = None) -> Outcome:
+    """Run the generator of an erasure to its end; ``watch`` sees every step."""
     while True:
         try:
-            next(steps)
+            step = next(steps)
         except StopIteration as done:
             outcome: Outcome = done.value
             return outcome
+        if watch is not None:
+            watch(step)
 
 
 def _forget_gradient(

@@ -12,8 +12,9 @@ from semu_diffusion.pipelines.console import Parser, add_config_flags, build_con
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
 
 if TYPE_CHECKING:
+    from semu_diffusion.erasure import Step
     from semu_diffusion.models.class_conditional import ClassConditional
-    from semu_diffusion.pipelines.condition_erasure import Outcome, Task
+    from semu_diffusion.pipelines.condition_erasure import Task
     from semu_diffusion.pipelines.console import Bars
     from semu_diffusion.pipelines.run_folder import RunFolder
     from semu_diffusion.pipelines.scoring import Scorer
@@ -99,21 +100,18 @@ def _erase_and_prove(
     record: dict[str, Any],
 ) -> tuple[dict[str, Any], str | None]:
     from semu_diffusion.lora import save_peft_folder
-    from semu_diffusion.pipelines.condition_erasure import erase_conditions
+    from semu_diffusion.pipelines.condition_erasure import erase_conditions, finished
     from semu_diffusion.pipelines.image_sets import training_images
     from semu_diffusion.pipelines.proof import prove
     from semu_diffusion.pipelines.run_folder import write_json
 
     model, forget = task.model, task.forget
-    steps = erase_conditions(task, config, bars.show)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as done:
-            outcome: Outcome = done.value
-            break
+
+    def watch(step: Step) -> None:
         bars.show("training R", step.index, config.steps, f"loss {step.loss:.2e}")
         folder.log("metrics.jsonl", dataclasses.asdict(step))
+
+    outcome = finished(erase_conditions(task, config, bars.show), watch)
     patch = outcome.patch
     patch_file = patch.save(folder / "patch.safetensors")
     if config.matricisation == "full":

@@ -15,6 +15,7 @@ from semu_diffusion.pipelines.erasure_settings import EMBEDDED
 from semu_diffusion.pipelines.prompts import listed
 
 if TYPE_CHECKING:
+    from semu_diffusion.erasure import Step
     from semu_diffusion.pipelines.concept_erasure import ConceptTask
     from semu_diffusion.pipelines.concept_scoring import ConceptScorer
     from semu_diffusion.pipelines.console import Bars
@@ -111,22 +112,19 @@ def _erase_and_prove(
 ) -> tuple[dict[str, Any], str | None]:
     from semu_diffusion.lora import save_lora
     from semu_diffusion.pipelines.concept_proof import prove
-    from semu_diffusion.pipelines.condition_erasure import erase_conditions
+    from semu_diffusion.pipelines.condition_erasure import erase_conditions, finished
     from semu_diffusion.pipelines.lora_check import check_lora
     from semu_diffusion.pipelines.patch_card import patch_card
     from semu_diffusion.pipelines.run_folder import write_json
     from semu_diffusion.pipelines.training import write_text
 
     task, config = prepared.task, scorer.config
-    steps = erase_conditions(task, prepared.config, bars.show)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as done:
-            outcome = done.value
-            break
+
+    def watch(step: Step) -> None:
         bars.show("training R", step.index, config.steps, f"loss {step.loss:.2e}")
         folder.log("metrics.jsonl", dataclasses.asdict(step))
+
+    outcome = finished(erase_conditions(task, prepared.config, bars.show), watch)
     patch, lora = outcome.patch, None
     protection = {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt}
     size = patch.save(folder / "patch.safetensors").stat().st_size

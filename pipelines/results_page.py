@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.pipelines.benchmark_rows import read_rows
+from semu_diffusion.pipelines.benchmark_rows import cell, read_rows
 from semu_diffusion.pipelines.concept_results import concept_section
 from semu_diffusion.pipelines.methods import METHODS
 
@@ -87,33 +87,19 @@ def _revival(found: dict[str, Any]) -> str:
 
 
 def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
-    def mean(*path: str) -> float | None:
-        values = []
-        for row in rows:
-            value: Any = row
-            for key in path:
-                value = value[key]
-            if value is None:
-                return None
-            values.append(value)
-        return sum(values) / len(values)
-
-    def shown(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
     cells = [
-        shown(mean("after", "unlearning_accuracy"), ".3f"),
-        shown(mean("before", "retain_accuracy"), ".3f"),
-        shown(mean("after", "retain_accuracy"), ".3f"),
-        shown(mean("side_effects", "paired_mse"), ".4f"),
-        shown(mean("side_effects", "paired_ssim"), ".3f"),
-        shown(mean("before", "revival"), ".2f"),
-        shown(mean("after", "revival"), ".2f"),
-        shown(mean("before", "unconditional_share"), ".3f"),
-        shown(mean("after", "unconditional_share"), ".3f"),
-        shown(mean("fid", "retain_after"), ".2f"),
-        shown(mean("trained_fraction"), ".3%"),
-        shown((mean("bytes") or 0) / 1000, ".0f"),
-        shown(mean("erase_seconds"), ".0f"),
+        cell(rows, ".3f", "after", "unlearning_accuracy"),
+        cell(rows, ".3f", "before", "retain_accuracy"),
+        cell(rows, ".3f", "after", "retain_accuracy"),
+        cell(rows, ".4f", "side_effects", "paired_mse"),
+        cell(rows, ".3f", "side_effects", "paired_ssim"),
+        cell(rows, ".2f", "before", "revival"),
+        cell(rows, ".2f", "after", "revival"),
+        cell(rows, ".3f", "before", "unconditional_share"),
+        cell(rows, ".3f", "after", "unconditional_share"),
+        cell(rows, ".2f", "fid", "retain_after"),
+        cell(rows, ".3%", "trained_fraction"),
+        cell(rows, ".0f", "bytes", scale=1e-3),
+        cell(rows, ".0f", "erase_seconds"),
     ]
     return f"| {first} | " + " | ".join(cells) + " |"
