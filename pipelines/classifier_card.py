@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["class_accuracies", "examples", "export_classifier"]
 
+SETTINGS = (
+    "batch_size", "lr", "warmup", "momentum", "weight_decay", "label_smoothing", "shift", "cutout", "flip", "soften"
+)  # fmt: skip
+
 
 def examples(config: Any, split: str) -> ImageSet:
     """What a classifier of this config learns from (``train``) or is measured on (``test``)."""
@@ -61,10 +65,7 @@ def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, 
 
 def _card(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: Any, results: dict[str, Any]) -> str:
     channels, height, width = data.image_shape
-    settings = {
-        name: getattr(config, name)
-        for name in ("batch_size", "lr", "warmup", "momentum", "weight_decay", "label_smoothing", "shift", "cutout", "flip")
-    }
+    settings = {name: getattr(config, name) for name in SETTINGS}
     parameters = sum(p.numel() for p in model.parameters())
     judged = "; an image is judged together with its mirror image" if model.config.mirrored else ""
     seen = run.step * config.batch_size

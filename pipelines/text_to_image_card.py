@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["judgements", "model_card", "sampled"]
 
-GUIDANCE, SAMPLING_STEPS, BATCH = 3.0, 25, 50
+GUIDANCE, SAMPLING_STEPS, BATCH = 5.0, 25, 50
 SETTINGS = ("batch_size", "lr", "final_lr", "warmup", "clip", "ema", "caption_drop", "min_snr", "prediction", "seed")
 
 
 def sampled(pipeline: Any, prompts: Sequence[str], first_seed: int = 0) -> torch.Tensor:
-    """uint8 images (N, 3, H, W) of the prompts at guidance 3 in 25 DDIM steps, image i from seed ``first_seed + i``."""
+    """uint8 images (N, 3, H, W) of the prompts at guidance 5 in 25 DDIM steps, image i from seed ``first_seed + i``."""
     import torch
     from tqdm import tqdm
 

@@ -52,6 +52,7 @@ class ClassifierTraining:
     shift: float = option(0.125, "random translation, up to this share of the image's side")
     cutout: float = option(0.25, "side of the square that is blanked, as a share of the image's; 0 for none")
     flip: bool = option(True, "mirror at random")
+    soften: float = option(0.0, "share of the images that are smoothed and made noisy, as a decoder leaves them")
     max_minutes: float = option(0.0, "stop after this much training; 0 for no limit", budget=True)
     save_every: float = option(2.0, "minutes between checkpoints", budget=True)
     resume: bool = option(True, "go on from the checkpoint in --output", budget=True)
@@ -64,16 +65,23 @@ class ClassifierTraining:
             raise InputError("--data and --output are needed")
         if self.batch_size < 2 or self.epochs <= 0 or self.lr <= 0 or self.steps < 0:
             raise InputError("--batch-size must be at least 2; --epochs and --lr must be positive")
-        if not 0 <= self.shift <= 0.5 or not 0 <= self.cutout < 1:
-            raise InputError("--shift must lie in 0 to 0.5, --cutout be at least 0 and less than 1")
+        if not 0 <= self.shift <= 0.5 or not 0 <= self.cutout < 1 or not 0 <= self.soften <= 1:
+            raise InputError("--shift must lie in 0 to 0.5, --soften in 0 to 1, --cutout be at least 0 and less than 1")
 
 
 def augmented(
-    images: torch.Tensor, generator: torch.Generator, shift: float = 0.125, cutout: float = 0.25, flip: bool = True
+    images: torch.Tensor,
+    generator: torch.Generator,
+    shift: float = 0.125,
+    cutout: float = 0.25,
+    flip: bool = True,
+    soften: float = 0.0,
 ) -> torch.Tensor:
-    """Translate (reflecting at the border), mirror and blank a square: uint8 (N, C, H, W) -> the same shape.
+    """Translate (reflecting at the border), mirror, soften and blank a square: uint8 (N, C, H, W) -> the same shape.
 
-    ``shift`` and ``cutout`` are shares of the shorter side. Every image has its own draw; a blanked square is mid grey (128).
+    A share ``soften`` of the images is mixed with its 3x3 mean, by a weight drawn from [0, 1], and gets noise of up to 8
+    grey levels, about as a decoder leaves a picture. ``shift`` and ``cutout`` are shares of the shorter side. Every image
+    has its own draw; a blanked square is mid grey (128).
     """
     import torch
 
@@ -87,6 +95,13 @@ def augmented(
         images = padded[torch.arange(count)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
     if flip:
         images = mirrored(images, generator)
+    if soften:
+        chosen = (torch.rand(count, generator=generator) < soften)[:, None, None, None]
+        amount = torch.rand(count, 1, 1, 1, generator=generator) * chosen
+        noise = 8 * torch.rand(count, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator) * chosen
+        sharp = images.float()
+        smooth = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)
+        images = (sharp + amount * (smooth - sharp) + noise).round().clamp(0, 255).to(images.dtype)
     if cutout:
         top = torch.randint(0, height, (count, 1), generator=generator) - cutout // 2
         left = torch.randint(0, width, (count, 1), generator=generator) - cutout // 2
@@ -118,7 +133,7 @@ def train(config: ClassifierTraining) -> Path:
     def update() -> float:
         chosen = batch_indices(len(data), config.batch_size, config.seed, run.step)
         generator = step_generator(config.seed, run.step)
-        images = augmented(data.images[chosen], generator, config.shift, config.cutout, config.flip)
+        images = augmented(data.images[chosen], generator, config.shift, config.cutout, config.flip, config.soften)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _triangle(run.progress(), config.warmup)
         logits = prepared(images.to(accelerator.device).float() / 255)

@@ -75,7 +75,7 @@ class TextToImageTraining:
         None, "judge of the objects for the card: a classifier's folder, or embedded", budget=True, metavar="DIR"
     )
     style_classifier: str | None = option(None, "judge of the styles for the card: its folder", budget=True, metavar="DIR")
-    judged_samples: int = option(20, "samples of each object and style for the judges (guidance 3, 25 steps)", budget=True)
+    judged_samples: int = option(20, "samples of each object and style for the judges (guidance 5, 25 steps)", budget=True)
 
     def __post_init__(self) -> None:
         if not self.data or not self.output:

@@ -225,6 +225,13 @@ def test_augmentation_moves_mirrors_and_blanks() -> None:
     assert len({tuple(image.flatten().tolist()) for image in moved}) > 4
     again = augmented(images, step_generator(0, 0), cutout=0, flip=False)
     assert torch.equal(moved, again)
+    edges = torch.zeros(200, 3, 8, 8, dtype=torch.uint8)
+    edges[..., 4:] = 200
+    softened = augmented(edges, step_generator(0, 0), shift=0, cutout=0, flip=False, soften=0.5)
+    changed = (softened != edges).flatten(1).any(1)
+    assert 70 < changed.sum() < 130
+    step = [one[changed][..., 4].float().mean() - one[changed][..., 3].float().mean() for one in (edges, softened)]
+    assert 0.3 < float(step[1] / step[0]) < 0.9  # the edge is less steep
 
 
 def test_impossible_settings_are_refused(data: Path) -> None:
