@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
 BENCH_FLAGS ?= --output docs/results.md --images-per-class 30 --sampling-steps 20 --others cat --official-steps 60
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
-CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 10 --sampling-steps 20 --others cat,sketch
+CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 8 --sampling-steps 20
 FIGURES_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
 CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 8 --sampling-steps 25
 
@@ -49,7 +49,9 @@ types: $(VENV)/installed-dev ## check the types
 
 bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (an hour or two)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS)
+	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default,remap
+	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space --concepts cat,sketch
+	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default --concepts cat+ship+frog
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@rm -rf runs/figures runs/figures-concept
