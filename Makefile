@@ -47,7 +47,7 @@ types: $(VENV)/installed-dev ## check the types
 	@python="$$(cd $(BIN) && pwd)/python" && cd build/types && \
 		"$$python" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (an hour or two)
+bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some three hours)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
 	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default,remap
 	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space --concepts cat,sketch

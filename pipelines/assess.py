@@ -35,7 +35,11 @@ SHOWN = 8  # samples of each in the picture
 
 @dataclass(frozen=True)
 class AssessConfig(GuidedConfig):
-    """Which model, by how many samples, and against which data set."""
+    """Which model, by how many samples, and against which data set; what is None the model's vocabulary says."""
+
+    guidance_scale: float | None = option(  # type: ignore[assignment]
+        None, "classifier-free guidance w; 1 is none (default: the model's own, else 3)", metavar="W", group="proof"
+    )
 
     model: str = option(
         "ddpm-cifar10", "embedded model by name (ddpm-cifar10, tiny-sd), diffusers folder or Hub id", metavar="MODEL",
@@ -47,8 +51,13 @@ class AssessConfig(GuidedConfig):
     sampling_precision: Literal["fp32", "bf16", "auto"] = option(
         "auto", "arithmetic of the samples; auto: bf16 where the hardware has it"
     )
-    classifier: str = option("embedded", "judge of the objects, as in erase-class", metavar="JUDGE")
-    style_classifier: str = option("styles", "judge of the styles, for a model with a vocabulary", metavar="JUDGE")
+    classifier: str | None = option(
+        None, "judge of the objects: embedded, a folder, torchvision:NAME, timm:NAME (default: the model's own, else embedded)",
+        metavar="JUDGE",
+    )  # fmt: skip
+    style_classifier: str | None = option(
+        None, "judge of the styles, for a model with a vocabulary (default: the model's own)", metavar="JUDGE"
+    )
     inception_weights: str | None = option(None, "Inception weights for FID (default: the judge's features)", metavar="FILE")
     device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE")
     output: str | None = option(None, "folder for the numbers and pictures (default: a new one under runs/)", metavar="DIR")
@@ -82,11 +91,15 @@ def run(config: AssessConfig) -> int:
 
     quiet_libraries()
     folder = RunFolder(config.output, f"assess-{Path(config.model).name}", config.overwrite)
-    model, names, groups = groups_of(config.model, config.device)
+    model, groups, vocabulary = groups_of(config.model, config.device)
+    own = {"object": "embedded"} if vocabulary is None else vocabulary.judges
+    if config.guidance_scale is None:
+        config = dataclasses.replace(config, guidance_scale=3.0 if vocabulary is None else vocabulary.guidance_scale)
     judges: dict[str, Judge] = {}
-    for kind, source in (("object", config.classifier), ("style", config.style_classifier)):
-        if names.get(kind):
-            judges[kind] = load_judge(source, names[kind], model.device)
+    for kind, given in (("object", config.classifier), ("style", config.style_classifier)):
+        names = [group.name for group in groups if group.kind == kind]
+        if names:
+            judges[kind] = load_judge(given or own[kind], names, model.device)
     train, test = (load_images(config.data, split) if config.data else None for split in ("train", "test"))
     if test is not None and test.image_shape != model.image_shape:
         raise InputError(f"{config.data} has images of {test.image_shape}, the model makes {model.image_shape}")
@@ -96,14 +109,15 @@ def run(config: AssessConfig) -> int:
     with folder.recorded(record), contextlib.closing(bars):
         start = time.perf_counter()
         samples = sampled(
-            model, groups, config.samples_per_class, config.sampling_steps, config.guidance_scale,
+            model, groups, config.samples_per_class, config.sampling_steps, config.guidance_scale or 3.0,
             config.sampling_precision, config.seed, bars,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         metrics: dict[str, Any] = {"protocol": _protocol(config, judges), "model": _size(model)}
         metrics["samples_per_second"] = sum(map(len, samples.values())) / seconds
         for kind, judge in judges.items():
-            found = {g.name: share(judge, samples[g], g.name) for g in groups if g.kind == kind}
+            known = [group for group in groups if group.kind == kind and group.name not in judge.unjudged]
+            found = {group.name: share(judge, samples[group], group.name) for group in known}
             worst = min(found, key=lambda name: found[name])
             metrics[kind] = {
                 "mean": sum(found.values()) / len(found),

@@ -26,7 +26,7 @@ from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.run_folder import RunFolder
 from semu_diffusion.pipelines.scoring import checked_device, load_model
 from semu_diffusion.pipelines.settings import ModelConfig
-from semu_diffusion.pipelines.vocabulary import read_vocabulary
+from semu_diffusion.pipelines.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Group", "copies", "fid", "groups_of", "sampled", "share"]
 
@@ -43,8 +43,8 @@ class Group:
     rows: tuple[int, ...]
 
 
-def groups_of(source: str, device: str | None) -> tuple[Conditional, dict[str, tuple[str, ...]], list[Group]]:
-    """The model (an embedded one by name, a folder, a Hub id), the names of its objects and styles, what to sample of it.
+def groups_of(source: str, device: str | None) -> tuple[Conditional, list[Group], Vocabulary | None]:
+    """The model (an embedded one by name, a folder, a Hub id), what to sample of it, and its vocabulary if it has one.
 
     Raises InputError for a model that cannot be loaded, or that knows neither classes nor a vocabulary.
     """
@@ -55,8 +55,7 @@ def groups_of(source: str, device: str | None) -> tuple[Conditional, dict[str, t
         model = load_model(ModelConfig(model=source, device=device))
         if not model.conditional or not model.class_names:
             raise InputError(f"{source} knows no classes: there is nothing that a judge could look for")
-        classes = model.class_names
-        return model, {"object": classes}, [Group(name, "object", (row,)) for row, name in enumerate(classes)]
+        return model, [Group(name, "object", (row,)) for row, name in enumerate(model.class_names)], None
     names = {kind: vocabulary.names(kind) for kind in ("object", "style")}
     prompts = {(style, name): vocabulary.prompt(style, name) for style in names["style"] for name in names["object"]}
     text = adapt_text_pipeline(load_text_pipeline(source, checked_device(device)), list(prompts.values()), source)
@@ -64,7 +63,7 @@ def groups_of(source: str, device: str | None) -> tuple[Conditional, dict[str, t
     plain = vocabulary.plain_style
     groups = [Group(name, "object", (row[plain, name],)) for name in names["object"]]
     groups += [Group(style, "style", tuple(row[style, name] for name in names["object"])) for style in names["style"]]
-    return text, names, groups
+    return text, groups, vocabulary
 
 
 def sampled(
@@ -116,7 +115,7 @@ def copies(
     count = min(PAIRS, len(objects))
     shown = objects[[index * len(objects) // count for index in range(count)]]
     similarity, index = nearest(judge.features(shown), among)
-    real, _ = nearest(judge.features(test.images[:PAIRS]), among)
+    real, _ = nearest(judge.features(test.images[:: max(len(test) // PAIRS, 1)][:PAIRS]), among)
     rows = {}
     for start in range(0, len(shown), PER_ROW):
         part = slice(start, start + PER_ROW)

@@ -37,7 +37,8 @@ def reconstruction(model: AutoencoderKL, source: str, classifier: str | None = N
         test = load_images(source, "test")
     except InputError:
         return {}
-    images = test.images[:TEST_IMAGES]
+    chosen = slice(None, None, max(len(test) // TEST_IMAGES, 1))  # folders come sorted by class
+    images, labels = test.images[chosen][:TEST_IMAGES], test.labels[chosen][:TEST_IMAGES]
     psnr, photos = {}, images
     for style in STYLES:
         styled = in_styles(images, [style] * len(images))
@@ -53,7 +54,7 @@ def reconstruction(model: AutoencoderKL, source: str, classifier: str | None = N
     if classifier is not None:
         from semu_diffusion.eval.classifiers import load_judge
 
-        judge, labels = load_judge(classifier, test.class_names, torch.device("cpu")), test.labels[:TEST_IMAGES]
+        judge = load_judge(classifier, test.class_names, torch.device("cpu"))
         right = [float((judge.predict(one.float() / 255) == labels).float().mean()) for one in (images, photos)]
         found |= {"recognised": dict(zip(("as they are", "decoded"), right, strict=True)), "judge": judge.name}
     return found

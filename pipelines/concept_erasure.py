@@ -67,6 +67,8 @@ def prepare(
             anchors[one.concept] = _chosen_anchor(pipeline, one, others, config, progress)
     pairs = {p: a for one in plans for p, a in zip(one.prompts, one.answers(anchors[one.concept]), strict=True)}
     model = adapt_text_pipeline(pipeline, [*pairs, *pairs.values(), *kept, *asked], source)
+    if config.adversarial and model.book.pooled is not None:
+        raise InputError("--adversarial is not made for SDXL, which has a pooled condition beside the text")
     select_layers(model.denoiser, config.layers)
     forget = [model.row(prompt) for prompt in pairs]
     metadata = {
@@ -85,7 +87,7 @@ def prepare(
         None,
         metadata,
     )
-    return ConceptTask(task, _by_prompt(config, len(forget)), plans, anchors)
+    return ConceptTask(task, _by_prompt(config, len(plans), len(forget)), plans, anchors)
 
 
 def guided(config: Any, vocabulary: Vocabulary | None) -> Any:
@@ -114,9 +116,8 @@ def erase_concept(pipeline: Any, *concepts: str, **settings: Any) -> ErasurePatc
     return finished(erase_conditions(prepared.task, prepared.config)).patch
 
 
-def _by_prompt(config: EraseConceptConfig, prompts: int) -> EraseConceptConfig:
+def _by_prompt(config: EraseConceptConfig, concepts: int, prompts: int) -> EraseConceptConfig:
     """The settings with sample counts for each prompt: the user's are for each concept."""
-    concepts = len(config.concept)
     share = {name: math.ceil(getattr(config, name) * concepts / prompts) for name in ("forget_samples", "anchor_samples")}
     return dataclasses.replace(config, **share)
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
-from semu_diffusion.pipelines.prompts import ANCHORS, RETAIN_PROMPTS, TEMPLATES, contains, retained, with_anchor, with_article
+from semu_diffusion.pipelines.prompts import (
+    ANCHORS,
+    RETAIN_PROMPTS,
+    TEMPLATES,
+    bare,
+    contains,
+    retained,
+    with_anchor,
+    with_article,
+)
 from semu_diffusion.pipelines.vocabulary import Subject, Vocabulary
 
 __all__ = ["ConceptPlan", "plan"]
@@ -56,7 +65,7 @@ class ConceptPlan:
         if self.vocabulary is None or self.subject is None or self.subject.kind == "style":
             return self.words
         held = set(self.vocabulary.words(self.subject)) - set(self.vocabulary.shown_words(self.subject.name))
-        return tuple(word for word in self.words if word not in held or word == self.concept)
+        return tuple(word for word in self.words if word not in held or word == bare(self.concept))
 
     def sentence(self, prompt: str) -> str | None:
         """A prompt with ``{}`` in the concept's place, None if it does not name it exactly once."""
@@ -84,7 +93,7 @@ def plan(config: EraseConceptConfig, vocabulary: Vocabulary | None) -> tuple[lis
         scenes = {prompt: (style, word) for prompt, style, word in vocabulary.forget_prompts(subject)}
         for word in given:
             scenes |= {vocabulary.prompt(style, word): (style, word) for style in vocabulary.styles}
-        words = tuple(dict.fromkeys((concept, *vocabulary.words(subject), *given)))
+        words = tuple(dict.fromkeys((bare(concept), *vocabulary.words(subject), *given)))
         plans.append(ConceptPlan(concept, words, tuple(scenes), tuple(scenes.values()), subject, vocabulary))
     every = [word for one in plans for word in one.words]
     for prompt in config.forget_prompts:

@@ -101,10 +101,14 @@ def paired(before: Samples, after: Samples, prompts: Sequence[str], distance: Lp
 
 
 def _collapse(before: Samples, after: Samples, kept: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> str | None:
-    """Contrast or variety of the retained prompts' pictures below a quarter of the original's, or half as many right."""
+    """Fewer than half as many retained pictures judged right, or their contrast or variety below a quarter of before.
+
+    Of few pictures, or ones that the judge hardly recognised before, a fall says nothing: it must be beyond chance.
+    """
+    count = sum(len(before[prompt]) for prompt in kept) / 2  # pictures of a domain, about
     for domain in ("in_domain", "cross_domain"):
         first, last = (score[f"{domain}_retain_accuracy"] for score in scores)
-        if first is not None and last < 0.5 * first:
+        if first is not None and last < 0.5 * first and first - last > 3 * (first * (1 - first) / count + 0.01 / count) ** 0.5:
             return f"the judge sees {last:.0%} of the retained prompts' subjects where it saw {first:.0%}"
     old, new = (torch.cat([samples[prompt] for prompt in kept]).float() for samples in (before, after))
     if new.flatten(1).std(1).mean() < 0.25 * old.flatten(1).std(1).mean():
@@ -166,7 +170,7 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
         f"({100 * patch['fraction']:.3f} % of the model) in {patch['layers']} layers, {patch['bytes'] / 1000:.0f} kB; "
         f"erased in {erase:.0f} s, proved in {seconds['evaluate']:.0f} s"
     )
-    lines.append(_said_of_lora(lora, (folder / "lora").is_dir()))
+    lines.append(_said_of_lora(lora, any((folder / name).is_dir() for name in ("lora", "lora.collapsed"))))
     lines.append(f"{folder.path}/  (look at {folder.path / 'before_after.png'})")
     return "\n".join(lines)
 

@@ -101,7 +101,10 @@ class EraseConceptRun(EraseConceptConfig):
         group="proof",
     )  # fmt: skip
     paraphrases: tuple[str, ...] = option(
-        (), "prompts for the concept in words it is not erased with; repeat (default: made)", metavar="PROMPT", group="proof"
+        (),
+        "prompt for the concept in words it is not erased with, or a text file of them; repeat (default: made)",
+        metavar="PROMPT_OR_FILE",
+        group="proof",
     )
     clip_score: str | None = option(
         None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="proof"

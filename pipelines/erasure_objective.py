@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from semu_diffusion.errors import InputError
 from semu_diffusion.models.conditional import Conditional
 from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
 from semu_diffusion.pipelines.erasure_settings import ErasureConfig
@@ -122,8 +121,6 @@ class _Attack:
     count = 8
 
     def __init__(self, model: Conditional, config: ErasureConfig, generator: torch.Generator) -> None:
-        if getattr(getattr(model, "book", None), "pooled", None) is not None:
-            raise InputError("--adversarial is not made for SDXL, which has a pooled condition beside the text")
         self.model, self.config, self.generator = model, config, generator
         every = len(model.class_names) + (model.null_class is not None)
         rows = model.class_vectors(torch.arange(every, device=model.device))

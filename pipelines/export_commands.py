@@ -97,7 +97,7 @@ def _apply(paths: Sequence[Path], config: ApplyConfig) -> int:
 
 def _export(paths: Sequence[Path], config: ExportConfig) -> int:
     from semu_diffusion.lora import save_lora
-    from semu_diffusion.models.text_conditional import adapt_text_pipeline
+    from semu_diffusion.models.text_conditional import family_of
     from semu_diffusion.patch import ErasurePatch
 
     if config.merged is None and config.lora is None:
@@ -114,7 +114,7 @@ def _export(paths: Sequence[Path], config: ExportConfig) -> int:
     if folder is not None:
         beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
-            save_lora(patch, beside, family=adapt_text_pipeline(pipeline, []).family)
+            save_lora(patch, beside, family=family_of(pipeline))
             os.replace(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -80,6 +80,12 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True).float()
         except (OSError, ValueError) as error:
             raise InputError(f"--init-from {folder} is no Stable Diffusion pipeline ({error})") from error
+        size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        if (unet.config.in_channels, unet.config.sample_size) != (autoencoder.config.latent_channels, size):
+            raise InputError(
+                f"--init-from {folder} works on latents of {unet.config.in_channels} channels, side "
+                f"{unet.config.sample_size}; the autoencoder makes {autoencoder.config.latent_channels}, side {size}"
+            )
         return tokenizer, nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
     tokenizer = new_tokenizer(class_names, config.max_tokens)
     levels, plain = len(config.channels), config.plain_levels
@@ -168,12 +174,21 @@ def export_pipeline(
     pipeline.save_pretrained(beside)
     cifar_vocabulary(data.class_names, GUIDANCE).save(beside)
     _as_float32(beside / "text_encoder" / "config.json")
+    for part in beside.glob("*/*config.json"):
+        _without_places(part)
     measured = judgements(beside, data.class_names, config) if judged else {}
     if measured:
         run.log(**measured)
     write_text(beside / "README.md", model_card(run, config, pipeline, data, measured))
     replace_folder(beside, target)
     return target
+
+
+def _without_places(config: Path) -> None:
+    """Where a part was loaded from tells of a machine, not of the model."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    told = {key: value for key, value in content.items() if key not in ("_name_or_path", "local_files_only", "is_local")}
+    write_text(config, json.dumps(told, indent=2) + "\n")
 
 
 def _as_float32(config: Path) -> None:

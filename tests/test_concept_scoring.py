@@ -15,7 +15,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.text_probes import learn_pseudo_word, text_revival
 from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts
 from semu_diffusion.peers.token_remap import remap_prompts
-from semu_diffusion.pipelines import benchmark_concepts
+from semu_diffusion.pipelines import benchmark_concepts, concept_proof
 from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, HELD_OUT_WORDS, STYLE_WORDS
 from semu_diffusion.pipelines.concept_erasure import prepare
 from semu_diffusion.pipelines.concept_methods import erased_by
@@ -236,3 +236,19 @@ def test_the_remap_answers_every_sentence_with_a_known_word_and_not_the_word_hel
             assert torch.allclose(book.book.embeddings[book.row(prompt)], expected, atol=1e-5)
         assert book.book.prompts[-1] == own.book.prompts[-1] == ""
         assert made.trained_parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pictures", "collapsed"),
+    [(0.9, 0.1, 40, True), (0.9, 0.5, 40, False), (0.125, 0.0, 8, False), (None, None, 40, False)],
+)
+def test_a_model_that_no_longer_draws_what_stays_has_collapsed(
+    before: float | None, after: float | None, pictures: int, collapsed: bool
+) -> None:
+    scores = [{"in_domain_retain_accuracy": share, "cross_domain_retain_accuracy": None} for share in (before, after)]
+    noise = torch.randint(0, 256, (pictures, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    samples = {"a bird": noise, "a dog": noise}
+    reason = concept_proof._collapse(samples, samples, list(samples), scores)
+    assert (reason is not None) == collapsed
+    flat = {prompt: torch.full_like(images, 90) for prompt, images in samples.items()}
+    assert concept_proof._collapse(samples, flat, list(samples), scores) is not None

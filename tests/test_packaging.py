@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("semu_diffusion", "pipelines", "eval", "assets")
 SHORT_NAMES = ROOMS[1:]
-COMMANDS = ("cli", "erase_class", "train_ddpm", "train_classifier")
+COMMANDS = (
+    "cli", "erase_class", "erase_concept", "assess", "benchmark_concepts", "train_ddpm", "train_classifier",
+    "train_autoencoder", "train_text_to_image",
+)  # fmt: skip
 HEAVY = {
     "accelerate", "datasets", "diffusers", "open_clip", "peft", "pyarrow", "scipy", "timm", "torch",
     "torch_fidelity", "torchmetrics", "torchvision", "transformers",

@@ -27,9 +27,9 @@ Parse = Callable[[Sequence[str]], Any]
 
 def parsers() -> dict[str, Parse]:
     """Console command -> the function that reads its arguments and runs nothing."""
-    from semu_diffusion.pipelines import cli, erase_class
+    from semu_diffusion.pipelines import cli, erase_class, erase_concept
 
-    return {"erase-class": erase_class.parse, "semu": cli.parse}
+    return {"erase-class": erase_class.parse, "erase-concept": erase_concept.parse, "semu": cli.parse}
 
 
 def fences(text: str, *languages: str) -> list[str]:
@@ -159,7 +159,7 @@ def test_the_links_and_pictures_of_the_readme_are_there() -> None:
     assert not broken_links(README.read_text())
 
 
-@pytest.mark.parametrize("target", ["demo", "bench", "figures"])
+@pytest.mark.parametrize("target", ["demo", "demo-concept", "bench", "figures"])
 def test_make_runs_commands_that_parse(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     dry = ["make", "--dry-run", "--always-make", "VENV=.venv", target]
@@ -167,7 +167,7 @@ def test_make_runs_commands_that_parse(target: str, tmp_path: Path, monkeypatch:
     lines = (line for line in printed.splitlines() if line.startswith(".venv/bin/"))
     commands = [command for line in lines for command in simple_commands(line)]
     read = parsers()
-    ours = ("erase-class ", "semu ", "python -m semu_diffusion.")
+    ours = ("erase-class ", "erase-concept ", "semu ", "python -m semu_diffusion.")
     assert any(shlex.join(command).removeprefix(".venv/bin/").startswith(ours) for command in commands)
     monkeypatch.chdir(tmp_path)
     assert not broken_commands(iter(commands), set(), read)

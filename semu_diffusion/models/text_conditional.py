@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.conditional import Conditional
 
-__all__ = ["PromptBook", "TextConditional", "adapt_text_pipeline", "encode_prompts", "on_device"]
+__all__ = ["PromptBook", "TextConditional", "adapt_text_pipeline", "encode_prompts", "family_of", "on_device"]
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,7 @@ class TextConditional(Conditional):
 
     @property
     def family(self) -> Literal["sd1", "sd2", "sdxl"]:
-        """What other tools call this kind: by its second text encoder, or by the width of the text (1024 is SD 2's)."""
-        if self.book.pooled is not None:
-            return "sdxl"
-        return "sd2" if self.denoiser.config.cross_attention_dim == 1024 else "sd1"
+        return family_of(self.pipeline)
 
     @property
     def clean_shape(self) -> tuple[int, int, int]:
@@ -136,8 +133,8 @@ class TextConditional(Conditional):
         config = self.pipeline.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
         images = self._by_autoencoder(clean / config.scaling_factor + shift, lambda vae, part: vae.decode(part).sample)
-        if not torch.isfinite(images).all():
-            raise FloatingPointError("the autoencoder's pictures are not finite numbers: take --weights fp32 or bf16")
+        if torch.isfinite(clean).all() and not torch.isfinite(images).all():
+            raise FloatingPointError("the autoencoder's pictures are not finite numbers: load it in float32 or bfloat16")
         return (images / 2 + 0.5).clamp(0, 1)
 
     def _by_autoencoder(self, batch: torch.Tensor, step: Callable[[Any, torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -187,6 +184,13 @@ class TextConditional(Conditional):
             return x
 
         yield from self._in_pieces(labels, seeds, batch_size, make)
+
+
+def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
+    """What other tools call this kind: by its second text encoder, or by the width of the text (1024 is SD 2's)."""
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        return "sdxl"
+    return "sd2" if pipeline.unet.config.cross_attention_dim == 1024 else "sd1"
 
 
 @contextmanager
