@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.benchmark_rows import Rows
 from semu_diffusion.pipelines.concept_methods import METHODS
-from semu_diffusion.pipelines.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.concept_settings import EraseConceptConfig, EraseConceptRun
 from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.erasure_settings import EMBEDDED
 
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: ConceptBenchmark) -> int:
     from semu_diffusion import assets
+    from semu_diffusion.eval.classifiers import load_judge
     from semu_diffusion.eval.networks import state_digest
     from semu_diffusion.models.text_loading import load_text_pipeline
     from semu_diffusion.pipelines import results_page
@@ -104,7 +105,13 @@ def run(config: ConceptBenchmark) -> int:
         for name in ("model", "images_per_prompt", "sampling_steps", "sampling_precision", "revival", "seed")
     }
     protocol["revived"] = {"images": REVIVAL_IMAGES, "steps": REVIVAL_STEPS, "batch": 16, "samples": REVIVAL_SAMPLES}
-    protocol["weights"] = state_digest(pipeline.unet.state_dict())[:16]  # another model's rows are not continued
+    # Rows of another model, of other judges or of other defaults are not continued.
+    parts = {part: getattr(pipeline, part).state_dict() for part in ("unet", "text_encoder", "vae")}
+    protocol["weights"] = {part: state_digest(state)[:16] for part, state in parts.items()}
+    protocol["judges"] = {
+        kind: load_judge(name, vocabulary.names(kind)).sha256[:16] for kind, name in vocabulary.judges.items()
+    }
+    protocol["defaults"] = {f.name: f.default for f in dataclasses.fields(EraseConceptConfig) if f.name != "concept"}
     rows = Rows(work / results_page.CONCEPTS, {"protocol": protocol | {"guidance_scale": vocabulary.guidance_scale}})
     bars = Bars(sys.stderr)
     cache: dict[str, torch.Tensor] = {}

@@ -216,6 +216,11 @@ def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: 
     assert remapped["trained_fraction"] == 0
     assert "token remap (trivial), styles (1)" in page.read_text()
     assert benchmark_concepts.main([*flags, "--concepts", "zebra"]) == 2
+    other = tmp_path / "other"
+    tiny_pipeline(seed=1).save_pretrained(other)
+    VOCABULARY.save(other)
+    flags[1] = str(other)
+    assert benchmark_concepts.main([*flags, "--concepts", "cat"]) == 2  # rows of another model are not continued
 
 
 def test_given_paraphrases_are_judged_as_what_the_vocabulary_calls_them() -> None:
