@@ -119,8 +119,8 @@ def copies(
     rows = {}
     for start in range(0, len(shown), PER_ROW):
         part = slice(start, start + PER_ROW)
-        rows[f"samples {start + 1}–{start + len(shown[part])}"] = shown[part]
-        rows[f"nearest {start + 1}–{start + len(shown[part])}"] = train.images[index[part]]
+        rows[f"samples {start + 1}-{start + len(shown[part])}"] = shown[part]
+        rows[f"nearest {start + 1}-{start + len(shown[part])}"] = train.images[index[part]]
     caption = (
         f"samples, and below each the training image nearest to it in the features of {judge.name} · median cosine "
         f"{float(similarity.median()):.3f}, of real test images {float(real.median()):.3f}"
