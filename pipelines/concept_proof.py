@@ -160,7 +160,7 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
     left, felt = metrics["protection"]["gradient_left"], metrics["protection"]["felt_by_kept_inputs"]
     if felt is not None:
         lines.append(
-            f"protected: {left:.0%} of the forget gradient left; kept inputs feel {felt:.2%} (rms; by layer in run.json)"
+            f"protected: {left:.1%} of the forget gradient left; kept inputs feel {felt:.2%} (rms; by layer in run.json)"
         )
     patch, seconds, lora = metrics["patch"], metrics["cost"]["seconds"], metrics["lora"]
     erase = sum(seconds[stage] for stage in ("collect", "subspace", "train"))

@@ -179,7 +179,7 @@ class ErasurePatch:
             raise InputError(f"{path} is a safetensors file, but not a patch of this program")
         try:
             header = json.loads(written)
-            if "format" not in header:
+            if "semu_patch" in header:
                 raise InputError(f"{path} is a LoRA of a patch; the patch itself is patch.safetensors of the same run")
             if header["format"] != FORMAT:
                 raise InputError(f"{path} has patch format {header['format']}; this version reads {FORMAT}")

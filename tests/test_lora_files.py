@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from text_models import FAMILIES, tiny_pipeline
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
 from semu_diffusion.models.text_conditional import adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch
@@ -68,6 +69,8 @@ def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> No
     with safe_open(tmp_path / KOHYA_LORA, "pt") as file:
         assert file.metadata()["ss_base_model_version"].startswith("sdxl")
         assert json.loads(file.metadata()["semu"])["strength"] == 0.5
+    with pytest.raises(InputError, match="is a LoRA of a patch"):
+        ErasurePatch.load(tmp_path / KOHYA_LORA)
     alphas = {float(value) for name, value in weights.items() if name.endswith(".alpha")}
     assert alphas == {1.0}
     for name in patch.layers:
