@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["Rows", "cell", "read_rows"]
+__all__ = [
+    "COST",
+    "SIDE_EFFECTS",
+    "Column",
+    "Rows",
+    "before_and_after",
+    "read_rows",
+    "table_head",
+    "table_line",
+]
 
 
 class Rows:
@@ -51,14 +61,52 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} is not a benchmark's rows.jsonl ({error}): choose another --work") from error
 
 
-def cell(rows: Sequence[dict[str, Any]], form: str, *path: str, scale: float = 1.0) -> str:
-    """The mean over ``rows`` of the number at ``path``, formatted; a dash if one of them was not measured."""
-    values = []
-    for row in rows:
-        value: Any = row
-        for key in path:
-            value = value[key]
-        if value is None:
-            return "–"
-        values.append(value * scale)
-    return format(sum(values) / len(values), form)
+@dataclass(frozen=True)
+class Column:
+    """A column of a results table: its heading, and where in a row its number stands and how it is written."""
+
+    heading: str
+    form: str
+    path: tuple[str, ...]
+    scale: float = 1.0
+
+    def mean(self, rows: Sequence[dict[str, Any]]) -> str:
+        """The mean over ``rows``, formatted; a dash if one of them was not measured."""
+        values = []
+        for row in rows:
+            value: Any = row
+            for key in self.path:
+                value = value[key]
+            if value is None:
+                return "–"
+            values.append(value * self.scale)
+        return format(sum(values) / len(values), self.form)
+
+
+# What every benchmark tells in the same way: the change of what was kept, the depth, the cost.
+SIDE_EFFECTS = (
+    Column("drift", ".4f", ("side_effects", "paired_mse")),
+    Column("SSIM", ".3f", ("side_effects", "paired_ssim")),
+    Column("revival before", ".2f", ("before", "revival")),
+    Column("revival", ".2f", ("after", "revival")),
+)
+COST = (
+    Column("trained", ".3%", ("trained_fraction",)),
+    Column("patch kB", ".0f", ("bytes",), 1e-3),
+    Column("erase s", ".0f", ("erase_seconds",)),
+)
+
+
+def before_and_after(heading: str, key: str) -> tuple[Column, Column]:
+    """The two columns of a share that is measured before and after."""
+    return Column(f"{heading} before", ".3f", ("before", key)), Column(heading, ".3f", ("after", key))
+
+
+def table_head(first: str, columns: Sequence[Column]) -> str:
+    """The two lines of Markdown that begin a table."""
+    return f"| {first} | " + " | ".join(column.heading for column in columns) + " |\n|---|" + "---:|" * len(columns)
+
+
+def table_line(first: str, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
+    """A line of Markdown with the means over ``rows``."""
+    return f"| {first} | " + " | ".join(column.mean(rows) for column in columns) + " |"

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from semu_diffusion.pipelines.benchmark_rows import cell
+from semu_diffusion.pipelines.benchmark_rows import COST, SIDE_EFFECTS, Column, before_and_after, table_head, table_line
 from semu_diffusion.pipelines.concept_methods import METHODS
 
 __all__ = ["concept_section"]
 
 COLUMNS = (
-    "UA", "sees before", "paraphrase before", "paraphrase", "in-domain before", "in-domain", "cross before", "cross", "drift",
-    "SSIM", "revival before", "revival", "unprompted before", "unprompted", "trained", "patch kB", "erase s",
-)  # fmt: skip
+    Column("UA", ".3f", ("after", "unlearning_accuracy")),
+    Column("sees before", ".3f", ("before", "forget_accuracy")),
+    *before_and_after("paraphrase", "paraphrase_forget_accuracy"),
+    *before_and_after("in-domain", "in_domain_retain_accuracy"),
+    *before_and_after("cross", "cross_domain_retain_accuracy"),
+    *SIDE_EFFECTS,
+    *before_and_after("unprompted", "unconditional_share"),
+    *COST,
+)
 WORDS = (
     "UA: share of the erased concept's samples in which the judge no longer sees it; sees before: share in which it did. "
     "paraphrase: share seen by held-out words and sentences. in-domain: judged right on the other objects "
@@ -43,45 +49,18 @@ def concept_section(found: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "## By method (in brackets: how many concepts the means are over)",
         "",
-        _header("method"),
+        table_head("method", COLUMNS),
     ]
     for method, (words, _) in METHODS.items():
         for kind in sorted({row["kind"] for row in rows}):
             group = [row for row in rows if row["method"] == method and row["kind"] == kind and "+" not in row["class"]]
             if group:
-                text.append(_line(f"{words}, {kind}s ({len(group)})", group))
+                text.append(table_line(f"{words}, {kind}s ({len(group)})", group, COLUMNS))
     for method, (words, _) in METHODS.items():
         group = [row for row in rows if row["method"] == method]
         if group:
-            text += ["", f"## {words}: every concept", "", _header("erased (answered with)")]
+            text += ["", f"## {words}: every concept", "", table_head("erased (answered with)", COLUMNS)]
             for row in group:
                 anchors = ", ".join(anchor or "no prompt" for anchor in row["anchors"].values())
-                text.append(_line(f"{row['class']} ({anchors})", [row]))
+                text.append(table_line(f"{row['class']} ({anchors})", [row], COLUMNS))
     return text
-
-
-def _header(first: str) -> str:
-    return f"| {first} | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS)
-
-
-def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        cell(rows, ".3f", "after", "unlearning_accuracy"),
-        cell(rows, ".3f", "before", "forget_accuracy"),
-        cell(rows, ".3f", "before", "paraphrase_forget_accuracy"),
-        cell(rows, ".3f", "after", "paraphrase_forget_accuracy"),
-        cell(rows, ".3f", "before", "in_domain_retain_accuracy"),
-        cell(rows, ".3f", "after", "in_domain_retain_accuracy"),
-        cell(rows, ".3f", "before", "cross_domain_retain_accuracy"),
-        cell(rows, ".3f", "after", "cross_domain_retain_accuracy"),
-        cell(rows, ".4f", "side_effects", "paired_mse"),
-        cell(rows, ".3f", "side_effects", "paired_ssim"),
-        cell(rows, ".2f", "before", "revival"),
-        cell(rows, ".2f", "after", "revival"),
-        cell(rows, ".3f", "before", "unconditional_share"),
-        cell(rows, ".3f", "after", "unconditional_share"),
-        cell(rows, ".2%", "trained_fraction"),
-        cell(rows, ".0f", "bytes", scale=1e-3),
-        cell(rows, ".0f", "erase_seconds"),
-    ]
-    return f"| {first} | " + " | ".join(cells) + " |"

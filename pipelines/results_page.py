@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.pipelines.benchmark_rows import cell, read_rows
+from semu_diffusion.pipelines.benchmark_rows import (
+    COST,
+    SIDE_EFFECTS,
+    Column,
+    before_and_after,
+    read_rows,
+    table_head,
+    table_line,
+)
 from semu_diffusion.pipelines.concept_results import concept_section
 from semu_diffusion.pipelines.methods import METHODS
 
@@ -15,9 +23,13 @@ __all__ = ["CLASSES", "CONCEPTS", "page", "write"]
 
 CLASSES, CONCEPTS = "rows.jsonl", "concepts.jsonl"  # in the folder of the measured rows
 
-HEADER = (
-    "| {first} | UA | kept before | kept after | drift | SSIM | revival before | revival | unlabelled before | unlabelled "
-    "| FID kept | trained | patch kB | erase s |\n|---|" + "---:|" * 13
+COLUMNS = (
+    Column("UA", ".3f", ("after", "unlearning_accuracy")),
+    *before_and_after("kept", "retain_accuracy"),
+    *SIDE_EFFECTS,
+    *before_and_after("unlabelled", "unconditional_share"),
+    Column("FID kept", ".2f", ("fid", "retain_after")),
+    *COST,
 )
 
 
@@ -57,16 +69,16 @@ def _class_section(found: Sequence[dict[str, Any]]) -> list[str]:
         + f"`official` was trained for {found[0]['official_steps']} steps (the reference code: 1,000)."
     )
     text += ["", WORDS, "", "## By method (in brackets: how many classes the means are over)", ""]
-    text.append(HEADER.format(first="method (classes)"))
+    text.append(table_head("method (classes)", COLUMNS))
     for method, (words, _) in METHODS.items():
         group = [row for row in rows if row["method"] == method]
         if group:
-            text.append(_line(f"{words} ({len(group)})", group))
+            text.append(table_line(f"{words} ({len(group)})", group, COLUMNS))
     for method, (words, _) in METHODS.items():
         group = [row for row in rows if row["method"] == method]
         if group:
-            text += ["", f"## {words}", "", HEADER.format(first="erased")]
-            text += [_line(row["class"], [row]) for row in group]
+            text += ["", f"## {words}", "", table_head("erased", COLUMNS)]
+            text += [table_line(row["class"], [row], COLUMNS) for row in group]
     return text
 
 
@@ -84,22 +96,3 @@ def _revival(found: dict[str, Any]) -> str:
         f"Revival: one class vector learned from the null class's on images that the original made of the class, Adam "
         f"{found['lr']:g}, {found['steps']} steps of {found['batch_size']}, the erased model frozen. "
     )
-
-
-def _line(first: str, rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        cell(rows, ".3f", "after", "unlearning_accuracy"),
-        cell(rows, ".3f", "before", "retain_accuracy"),
-        cell(rows, ".3f", "after", "retain_accuracy"),
-        cell(rows, ".4f", "side_effects", "paired_mse"),
-        cell(rows, ".3f", "side_effects", "paired_ssim"),
-        cell(rows, ".2f", "before", "revival"),
-        cell(rows, ".2f", "after", "revival"),
-        cell(rows, ".3f", "before", "unconditional_share"),
-        cell(rows, ".3f", "after", "unconditional_share"),
-        cell(rows, ".2f", "fid", "retain_after"),
-        cell(rows, ".3%", "trained_fraction"),
-        cell(rows, ".0f", "bytes", scale=1e-3),
-        cell(rows, ".0f", "erase_seconds"),
-    ]
-    return f"| {first} | " + " | ".join(cells) + " |"
