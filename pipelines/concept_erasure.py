@@ -146,6 +146,8 @@ def _given_images(model: TextConditional, config: EraseConceptConfig, plans: Seq
 
     Photos are not shown as sketches: of an object's prompts only those in the plain style.
     """
+    from semu_diffusion.pipelines.datasets import load_plain_images
+
     if config.forget_images is None:
         return None
     if len(plans) > 1:
@@ -155,8 +157,6 @@ def _given_images(model: TextConditional, config: EraseConceptConfig, plans: Seq
     if one.vocabulary is not None and one.subject is not None and one.subject.kind == "object" and one.scenes:
         prompts = [p for p, (style, _) in zip(prompts, one.scenes, strict=True) if style == one.vocabulary.plain_style]
     rows = [model.row(prompt) for prompt in prompts]
-    from semu_diffusion.pipelines.datasets import load_plain_images
-
     latents = model.encode(load_plain_images(config.forget_images, model.image_shape))
     pairs = range(max(len(latents), len(rows)))  # every image and every prompt at least once
     labels = torch.tensor([rows[index % len(rows)] for index in pairs], device=model.device)

@@ -15,6 +15,7 @@ from semu_diffusion.eval.images import save_images, to_float
 from semu_diffusion.eval.lpips import Lpips, load_lpips, paired_lpips
 from semu_diffusion.eval.side_effects import side_effects
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
 from semu_diffusion.pipelines.concept_erasure import ConceptTask
 from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer, Samples
 from semu_diffusion.pipelines.console import Bars
@@ -101,21 +102,13 @@ def paired(before: Samples, after: Samples, prompts: Sequence[str], distance: Lp
 
 
 def _collapse(before: Samples, after: Samples, kept: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> str | None:
-    """Fewer than half as many retained pictures judged right, or their contrast or variety below a quarter of before.
-
-    Of few pictures, or ones that the judge hardly recognised before, a fall says nothing: it must be beyond chance.
-    """
-    count = sum(len(before[prompt]) for prompt in kept) / 2  # pictures of a domain, about
+    """Why the retained prompts' samples are no pictures any more, or are not recognised in a domain; None if they are."""
+    old, new = (torch.cat([samples[prompt] for prompt in kept]) for samples in (before, after))
+    lost = pictures_lost(old, new, "the retained prompts' samples")
     for domain in ("in_domain", "cross_domain"):
-        first, last = (score[f"{domain}_retain_accuracy"] for score in scores)
-        if first is not None and last < 0.5 * first and first - last > 3 * (first * (1 - first) / count + 0.01 / count) ** 0.5:
-            return f"the judge sees {last:.0%} of the retained prompts' subjects where it saw {first:.0%}"
-    old, new = (torch.cat([samples[prompt] for prompt in kept]).float() for samples in (before, after))
-    if new.flatten(1).std(1).mean() < 0.25 * old.flatten(1).std(1).mean():
-        return "the retained prompts' samples have lost their contrast"
-    if len(new) > 1 and new.std(0).mean() < 0.25 * old.std(0).mean():
-        return "the retained prompts' samples all look alike"
-    return None
+        shares = (score[f"{domain}_retain_accuracy"] for score in scores)
+        lost = lost or recognition_lost(*shares, f"{domain.replace('_', '-')} accuracy", len(old) // 2)
+    return lost
 
 
 def _spread(rows: Sequence[str], count: int) -> list[str]:

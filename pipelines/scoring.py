@@ -22,6 +22,7 @@ from semu_diffusion.eval.side_effects import side_effects
 from semu_diffusion.eval.unlearning import accuracies, unconditional_share
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.loading import load_class_conditional
+from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.settings import EMBEDDED, EvaluationConfig, ModelConfig
 
@@ -226,17 +227,6 @@ def _kept_images(samples: Samples, kept: Sequence[str]) -> torch.Tensor:
 
 
 def collapse(before: Samples, after: Samples, kept: Sequence[str], scores: tuple[Any, Any]) -> str | None:
-    """Why the kept classes' samples after the erasure are no pictures any more, or None if they are.
-
-    Collapsed: their contrast (mean over images of the standard deviation) or their variety (standard deviation over
-    images) fell below a quarter of the original's, or the judge finds fewer than half as many of them right.
-    """
-    old, new = (_kept_images(samples, kept).float() for samples in (before, after))
-    if new.flatten(1).std(1).mean() < 0.25 * old.flatten(1).std(1).mean():
-        return "the kept classes' samples have lost their contrast"
-    if len(new) > 1 and new.std(0).mean() < 0.25 * old.std(0).mean():
-        return "the kept classes' samples all look alike"
-    was, now = (score["retain_accuracy"] for score in scores)
-    if was is not None and now is not None and now < 0.5 * was:
-        return f"retain accuracy fell from {was:.2f} to {now:.2f}"
-    return None
+    """Why the kept classes' samples after the erasure are no pictures any more, or are not recognised; None if they are."""
+    lost = pictures_lost(_kept_images(before, kept), _kept_images(after, kept), "the kept classes' samples")
+    return lost or recognition_lost(*(score["retain_accuracy"] for score in scores), "retain accuracy")

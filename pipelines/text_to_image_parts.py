@@ -72,6 +72,7 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
     from torch import nn
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
     if config.init_from:
         folder = Path(config.init_from).expanduser()
         try:
@@ -80,7 +81,6 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True).float()
         except (OSError, ValueError) as error:
             raise InputError(f"--init-from {folder} is no Stable Diffusion pipeline ({error})") from error
-        size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
         if (unet.config.in_channels, unet.config.sample_size) != (autoencoder.config.latent_channels, size):
             raise InputError(
                 f"--init-from {folder} works on latents of {unet.config.in_channels} channels, side "
@@ -89,7 +89,6 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
         return tokenizer, nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
     tokenizer = new_tokenizer(class_names, config.max_tokens)
     levels, plain = len(config.channels), config.plain_levels
-    size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
     with torch.random.fork_rng(devices=[]):  # layers take their initial weights from the global generator
         torch.manual_seed(config.seed)
         text_encoder = CLIPTextModel(

@@ -245,7 +245,7 @@ def test_the_remap_answers_every_sentence_with_a_known_word_and_not_the_word_hel
 
 @pytest.mark.parametrize(
     ("before", "after", "pictures", "collapsed"),
-    [(0.9, 0.1, 40, True), (0.9, 0.5, 40, False), (0.125, 0.0, 8, False), (None, None, 40, False)],
+    [(0.9, 0.1, 40, True), (1.0, 0.1, 2, True), (0.9, 0.5, 40, False), (0.125, 0.0, 8, False), (None, None, 40, False)],
 )
 def test_a_model_that_no_longer_draws_what_stays_has_collapsed(
     before: float | None, after: float | None, pictures: int, collapsed: bool

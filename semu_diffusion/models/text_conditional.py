@@ -18,7 +18,15 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.conditional import Conditional
 
-__all__ = ["PromptBook", "TextConditional", "adapt_text_pipeline", "encode_prompts", "family_of", "on_device"]
+__all__ = [
+    "PromptBook",
+    "TextConditional",
+    "adapt_text_pipeline",
+    "check_family",
+    "encode_prompts",
+    "family_of",
+    "on_device",
+]
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,15 @@ class TextConditional(Conditional):
         yield from self._in_pieces(labels, seeds, batch_size, make)
 
 
+def check_family(pipeline: Any, source: str = "") -> None:
+    """InputError for anything but a text-to-image pipeline of text encoders, a UNet and an autoencoder."""
+    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
+    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not parts:
+        raise InputError(
+            f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
+        )
+
+
 def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
     """What other tools call this kind: by its second text encoder, or by the width of the text (1024 is SD 2's)."""
     if getattr(pipeline, "text_encoder_2", None) is not None:
@@ -211,12 +228,8 @@ def adapt_text_pipeline(
 
     Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
     """
-    unet: Any = getattr(pipeline, "unet", None)
-    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
-    if type(unet).__name__ != "UNet2DConditionModel" or not parts:
-        raise InputError(
-            f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
-        )
+    check_family(pipeline, source)
+    unet = pipeline.unet
     if unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise InputError(
             f"{source or 'the pipeline'} is made for inpainting or editing; erase-concept takes a text-to-image model"

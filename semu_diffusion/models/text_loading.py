@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.text_conditional import check_family
 
 __all__ = ["hub_revision", "load_text_pipeline"]
 
@@ -35,9 +36,7 @@ def load_text_pipeline(
     except Exception as error:  # diffusers, transformers and the Hub client raise a dozen classes; each means the same here
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason})") from error
-    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
-    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not parts:
-        raise InputError(f"{source} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL")
+    check_family(pipeline, source)
     if getattr(pipeline, "safety_checker", None) is not None and not checked:
         pipeline.safety_checker = None  # black pictures would count as erased ones
     pipeline.set_progress_bar_config(disable=True)

@@ -1,0 +1,40 @@
+"""Whether an erasure destroyed the model: pictures that are none any more, or that nobody recognises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["pictures_lost", "recognition_lost"]
+
+LEAST_CONTRAST = LEAST_VARIETY = 0.25  # of the original's
+LEAST_ACCURACY = 0.5
+
+
+def pictures_lost(before: torch.Tensor, after: torch.Tensor, of: str) -> str | None:
+    """Why images (n, C, H, W) made ``after`` are no pictures any more, None if they are.
+
+    Their contrast (mean over images of the standard deviation) or their variety (standard deviation over images) is below
+    a quarter of what it was ``before``; an image that is not of finite numbers has lost both.
+    """
+    old, new = before.float(), after.float()
+    if not new.flatten(1).std(1).mean() >= LEAST_CONTRAST * old.flatten(1).std(1).mean():
+        return f"{of} have lost their contrast"
+    if len(new) > 1 and not new.std(0).mean() >= LEAST_VARIETY * old.std(0).mean():
+        return f"{of} all look alike"
+    return None
+
+
+def recognition_lost(before: float | None, after: float | None, of: str, count: int | None = None) -> str | None:
+    """The judge finds fewer than half as many right as before; None if it does not, or nobody judged.
+
+    With the ``count`` of judged images the fall must also be more than three standard errors and one image: what a judge
+    hardly recognised before may be gone by chance.
+    """
+    if before is None or after is None or after >= LEAST_ACCURACY * before:
+        return None
+    if count is not None and before - after <= 3 * (before * (1 - before) / count) ** 0.5 + 1 / count:
+        return None
+    return f"{of} fell from {before:.2f} to {after:.2f}"
