@@ -29,7 +29,7 @@ _GAP, _MARGIN, _BETWEEN = 4, 24, 36  # between images, around everything, betwee
 _ROW_GAP, _FRAME = 12, 3
 _NAME, _TAG, _HEADING, _CAPTION = 20, 15, 22, 16  # font sizes
 _LINE = _CAPTION + 6
-_LONGEST = 24  # letters of a class name that are shown
+_LONGEST = 32  # letters of a class name that are shown
 
 Rows = Mapping[str, "torch.Tensor"]
 

@@ -1,4 +1,4 @@
-"""Learning rate, loss weights and averaged weights that the trainings of generative models share."""
+"""Learning rate, loss weights, attention kernels and averaged weights that the trainings of generative models share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers.training_utils import EMAModel
 
-__all__ = ["averaged", "cosine_rate", "min_snr_weights"]
+__all__ = ["averaged", "cosine_rate", "min_snr_weights", "plain_attention"]
 
 Module = TypeVar("Module", bound="torch.nn.Module")
 
@@ -33,6 +33,15 @@ def min_snr_weights(scheduler: Any, t: torch.Tensor, gamma: float) -> torch.Tens
     capped = snr.clamp(max=gamma)
     kind = scheduler.config.prediction_type
     return capped if kind == "sample" else capped / (snr + 1 if kind == "v_prediction" else snr)
+
+
+def plain_attention(network: torch.nn.Module) -> None:
+    """Attention as two matrix products: on a CPU the fused kernel's backward pass takes a fifth of a step at a few tokens."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
 
 
 def averaged(model: Module, ema: EMAModel) -> Module:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from semu_diffusion.pipelines.datasets import ImageSet
     from semu_diffusion.pipelines.training import TrainingRun
 
-__all__ = ["export_pipeline", "load_autoencoder", "new_denoiser", "new_scheduler", "new_tokenizer", "plain_attention"]
+__all__ = ["export_pipeline", "load_autoencoder", "new_denoiser", "new_scheduler", "new_tokenizer"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -118,14 +118,6 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
             norm_num_groups=config.norm_groups,
         )
     return tokenizer, nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
-
-
-def plain_attention(networks: Any) -> None:
-    """Attention as two matrix products: on a CPU the fused kernel's backward pass takes a fifth of a step at a few tokens."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    networks["unet"].set_attn_processor(AttnProcessor())
-    networks["text_encoder"].set_attn_implementation("eager")
 
 
 def new_scheduler(config: Any) -> DDPMScheduler:

@@ -12,14 +12,13 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.captioned_latents import CaptionedLatents, encoded
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import load_images
-from semu_diffusion.pipelines.optimisation import averaged, cosine_rate, min_snr_weights
+from semu_diffusion.pipelines.optimisation import averaged, cosine_rate, min_snr_weights, plain_attention
 from semu_diffusion.pipelines.picture_styles import STYLES
 from semu_diffusion.pipelines.text_to_image_parts import (
     export_pipeline,
     load_autoencoder,
     new_denoiser,
     new_scheduler,
-    plain_attention,
 )
 from semu_diffusion.pipelines.training import TrainingRun, batch_indices, new_accelerator, step_generator, whole_numbers
 
@@ -116,7 +115,8 @@ def train(config: TextToImageTraining) -> Path:
     layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
     networks = networks.to(accelerator.device).to(memory_format=layout)
     if accelerator.device.type == "cpu":
-        plain_attention(networks)
+        plain_attention(networks["unet"])
+        networks["text_encoder"].set_attn_implementation("eager")
     optimizer = torch.optim.AdamW(networks.parameters(), lr=config.lr, weight_decay=0.0)
     ema = EMAModel(networks.parameters(), decay=config.ema, foreach=True)
     networks, optimizer = accelerator.prepare(networks, optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,6 +14,14 @@ from tiny_models import tiny_model
 from semu_diffusion.models.class_conditional import ClassConditional
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> Iterator[None]:
+    """A layer that a test makes has the same weights in every run, in whatever order the tests run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture

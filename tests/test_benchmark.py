@@ -10,6 +10,7 @@ import pytest
 from saved_models import saved_judge, saved_model
 
 from semu_diffusion.pipelines import benchmark, results_page, scoring
+from semu_diffusion.pipelines.benchmark_rows import table_line
 from semu_diffusion.pipelines.cli import main as semu
 from semu_diffusion.pipelines.settings import EraseClassConfig
 
@@ -118,6 +119,6 @@ def test_what_was_not_measured_is_a_dash() -> None:
         "side_effects": {"paired_mse": 0.01, "paired_ssim": 0.9}, "fid": {"retain_after": None},
         "trained_fraction": 0.001, "bytes": 2000, "erase_seconds": 1.0,
     }  # fmt: skip
-    line = results_page._line("red", [row])
+    line = table_line("red", [row], results_page.COLUMNS)
     assert line.startswith("| red | 0.500 | – | – | 0.0100 | 0.900 | – |")
     assert "nan" not in line.lower()

@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import tiny_unet
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.classifier import ImageClassifier
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines import train_classifier, train_ddpm
-from semu_diffusion.pipelines.optimisation import min_snr_weights
+from semu_diffusion.pipelines.optimisation import min_snr_weights, plain_attention
 from semu_diffusion.pipelines.train_classifier import ClassifierTraining, augmented
 from semu_diffusion.pipelines.train_ddpm import DDPMTraining
 from semu_diffusion.pipelines.training import batch_indices, step_generator
@@ -208,6 +209,19 @@ def test_min_snr_weights_follow_the_paper() -> None:
         expected = torch.minimum(snr, torch.tensor(5.0)) / denominator(snr)
         assert torch.allclose(min_snr_weights(scheduler, t, 5.0), expected, rtol=1e-4)
     assert min_snr_weights(scheduler, t, 0.0).eq(1).all()
+
+
+def test_plain_attention_computes_the_same() -> None:
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet, x, t = tiny_unet(), torch.randn(2, 3, 8, 8), torch.tensor([3, 60])
+    labels = torch.tensor([0, 2])
+    before = unet(x, t, class_labels=labels).sample
+    plain_attention(unet)
+    processors = [module.processor for module in unet.modules() if hasattr(module, "processor")]
+    assert processors
+    assert all(type(processor) is AttnProcessor for processor in processors)
+    torch.testing.assert_close(unet(x, t, class_labels=labels).sample, before)
 
 
 def test_augmentation_moves_mirrors_and_blanks() -> None:
