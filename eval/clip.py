@@ -163,7 +163,8 @@ def zero_shot_judge(clip: Clip, class_names: Sequence[str], template: str = "a p
     spoken = []
     for name in class_names:
         article = " an " if name[:1].lower() in _VOWELS else " a "
-        spoken.append(template.replace(" a {}", article + "{}").format(name))
+        own = name.lower().startswith(("a ", "an ", "the "))
+        spoken.append(template.replace(" a {}", (" " if own else article) + "{}").format(name))
     return ZeroShotJudge(clip, tuple(class_names), clip.text_features(spoken))
 
 

@@ -1,6 +1,6 @@
 r"""How deep an erasure goes: what one learned class vector brings back.
 
-With the erased model frozen, a vector v in place of a row of the class embedding is learned on real images of
+With the erased model frozen, a vector v in place of a row of the class embedding is learned on images of
 the erased class, from the null class's vector, by Adam, without guidance:
 
     min_v  E || eps - eps(x_t, t, v) ||^2        (v-prediction and x_0-prediction models: their own target)
@@ -145,7 +145,7 @@ def revival(
 ) -> Revival | None:
     """Share of samples that one class vector, learned for the erased class ``forget``, brings back.
 
-    ``images`` (N, C, H, W) in [-1, 1] are real images of that class; sample i comes from seed ``seed + i``.
+    ``images`` (N, C, H, W) in [-1, 1] are images of that class, real or the original's; sample i comes from seed ``seed + i``.
     None for a model without class embeddings, where there is no vector to learn. The model is left exactly as
     it was.
 

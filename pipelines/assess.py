@@ -20,6 +20,8 @@ from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, bui
 from semu_diffusion.pipelines.erasure_settings import GuidedConfig, at_least
 
 if TYPE_CHECKING:
+    import torch
+
     from semu_diffusion.eval.classifiers import Judge
     from semu_diffusion.models.conditional import Conditional
     from semu_diffusion.pipelines.run_folder import RunFolder
@@ -83,6 +85,7 @@ def run(config: AssessConfig) -> int:
     import torch
 
     from semu_diffusion.eval.classifiers import load_judge
+    from semu_diffusion.eval.fid import load_fid_extractor
     from semu_diffusion.pipelines.assessment import copies, fid, groups_of, sampled, share
     from semu_diffusion.pipelines.datasets import load_images
     from semu_diffusion.pipelines.grids import contact_sheet, save_png
@@ -98,11 +101,15 @@ def run(config: AssessConfig) -> int:
     judges: dict[str, Judge] = {}
     for kind, given in (("object", config.classifier), ("style", config.style_classifier)):
         names = [group.name for group in groups if group.kind == kind]
-        if names:
+        if names and (given or kind in own):
             judges[kind] = load_judge(given or own[kind], names, model.device)
+    if "object" not in judges:
+        raise InputError(f"{config.model} names no judge of its objects: give one with --classifier")
     train, test = (load_images(config.data, split) if config.data else None for split in ("train", "test"))
     if test is not None and test.image_shape != model.image_shape:
         raise InputError(f"{config.data} has images of {test.image_shape}, the model makes {model.image_shape}")
+    model.check_steps(config.sampling_steps)
+    extractor = load_fid_extractor(config.inception_weights, judges["object"], device=model.device)
     folder.create()
     record = {"config": dataclasses.asdict(config), **environment(model.device)}
     bars = Bars(sys.stderr)
@@ -113,7 +120,7 @@ def run(config: AssessConfig) -> int:
             config.sampling_precision, config.seed, bars,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        metrics: dict[str, Any] = {"protocol": _protocol(config, judges), "model": _size(model)}
+        metrics: dict[str, Any] = {"protocol": _protocol(config, judges, model.device), "model": _size(model)}
         metrics["samples_per_second"] = sum(map(len, samples.values())) / seconds
         for kind, judge in judges.items():
             known = [group for group in groups if group.kind == kind and group.name not in judge.unjudged]
@@ -127,7 +134,8 @@ def run(config: AssessConfig) -> int:
             }
         if train is not None and test is not None:
             objects = torch.cat([samples[group] for group in groups if group.kind == "object"])
-            metrics["fid"] = fid(objects, test, judges["object"], config.inception_weights)
+            assert extractor is not None
+            metrics["fid"] = fid(objects, test, extractor)
             metrics["nearest"] = copies(objects, train, test, judges["object"], folder, bars)
         rows = {group.name: samples[group][:SHOWN] for group in groups}
         caption = f"{config.model} · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
@@ -138,13 +146,14 @@ def run(config: AssessConfig) -> int:
     return 0
 
 
-def _protocol(config: AssessConfig, judges: dict[str, Judge]) -> dict[str, Any]:
+def _protocol(config: AssessConfig, judges: dict[str, Judge], device: torch.device) -> dict[str, Any]:
+    from semu_diffusion.pipelines.precision import sampler_name
+
     return {
         "model": config.model,
         "samples_per_class": config.samples_per_class,
-        "sampler": "DDIM",
+        "sampler": sampler_name(config.sampling_precision, device),
         "sampling_steps": config.sampling_steps,
-        "sampling_precision": config.sampling_precision,
         "guidance_scale": config.guidance_scale,
         "seed": config.seed,
         "judges": {kind: {"name": judge.name, "sha256": judge.sha256} for kind, judge in judges.items()},

@@ -13,7 +13,7 @@ import torch
 from semu_diffusion import assets
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.classifiers import Judge
-from semu_diffusion.eval.fid import SmallSampleWarning, frechet_distance, load_fid_extractor
+from semu_diffusion.eval.fid import FeatureExtractor, SmallSampleWarning, frechet_distance
 from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.nearest import nearest
 from semu_diffusion.models.conditional import Conditional
@@ -89,10 +89,8 @@ def share(judge: Judge, images: torch.Tensor, name: str) -> float:
     return float((judge.predict(images) == judge.class_names.index(name)).double().mean())
 
 
-def fid(objects: torch.Tensor, test: ImageSet, judge: Judge, inception_weights: str | None) -> dict[str, Any]:
-    """FID of the samples against the test images, by Inception if its weights are at hand, else in the judge's features."""
-    extractor = load_fid_extractor(inception_weights, judge, device=judge.device)
-    assert extractor is not None
+def fid(objects: torch.Tensor, test: ImageSet, extractor: FeatureExtractor) -> dict[str, Any]:
+    """FID of the samples against the test images."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SmallSampleWarning)  # the counts stand beside the number
         distance = frechet_distance(extractor(objects), extractor(test.images))

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.benchmark_rows import Rows
+from semu_diffusion.pipelines.benchmark_rows import Rows, report_diverged
 from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
+from semu_diffusion.pipelines.erasure_settings import ErasureConfig
 from semu_diffusion.pipelines.settings import EraseClassConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: BenchmarkConfig) -> int:
+    from semu_diffusion.erasure import Diverged
+    from semu_diffusion.eval.networks import state_digest
     from semu_diffusion.pipelines import results_page
     from semu_diffusion.pipelines.scoring import Scorer, load_model
 
@@ -93,9 +96,13 @@ def run(config: BenchmarkConfig) -> int:
         raise InputError("the benchmark needs a judge: --classifier none makes no table")
     work = Path(config.work)
     work.mkdir(parents=True, exist_ok=True)
-    rows = Rows(work / results_page.CLASSES, {"protocol": scorer.protocol(), "official_steps": config.official_steps})
+    # rows of another model or of other defaults are not continued
+    protocol = scorer.protocol() | {"model": config.model, "weights": state_digest(model.denoiser.state_dict())[:16]}
+    protocol["defaults"] = {field.name: getattr(base, field.name) for field in dataclasses.fields(ErasureConfig)}
+    rows = Rows(work / results_page.CLASSES, {"protocol": protocol, "official_steps": config.official_steps})
     bars = Bars(sys.stderr)
     before: Samples | None = None
+    diverged: list[str] = []
     jobs = [(method, index) for method in config.methods for index in everyone if index in others]
     jobs += [("default", index) for index in everyone if index not in others and "default" in config.methods]
     for number, (method, index) in enumerate(jobs, 1):
@@ -106,15 +113,18 @@ def run(config: BenchmarkConfig) -> int:
         bars.note(f"[{number}/{len(jobs)}] {method}: {model.class_names[index]}")
         revived = rows.revived(model.class_names[index])
         try:
-            rows.add(_measure(method, index, base, config, before, revived, others, bars))
+            rows.add(_measure(method, index, base, config, before, revived, bars))
         except KeyboardInterrupt:
             bars.close()
             kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
             raise KeyboardInterrupt(kept) from None
+        except (Diverged, FloatingPointError) as error:
+            diverged.append(f"{method} of {model.class_names[index]}: {error}")
+            bars.note(f"no row for {diverged[-1]}")
         results_page.write(Path(config.output), work)
     results_page.write(Path(config.output), work)
     print(f"{config.output} holds {len(rows.found) - 1} rows")
-    return 0
+    return report_diverged("semu benchmark", diverged)
 
 
 def _measure(
@@ -124,13 +134,9 @@ def _measure(
     config: BenchmarkConfig,
     before: Samples,
     revived: float | None,
-    compared: Sequence[int],
     bars: Bars,
 ) -> dict[str, Any]:
-    """One row; ``revived`` is the original's revival of the class, if an earlier row has it already.
-
-    It is measured for the classes ``compared`` by every method only: the copy's revival is the original's.
-    """
+    """One row; ``revived`` is the original's revival of the class, if an earlier row has it already."""
     from semu_diffusion.pipelines.image_sets import training_images
     from semu_diffusion.pipelines.methods import METHODS, make_edit
     from semu_diffusion.pipelines.scoring import Scorer, load_model
@@ -152,7 +158,7 @@ def _measure(
     made.edit.remove(model.denoiser)
     if config.revival:
         images = training_images(model, base, [index])  # by the original model, so it does not depend on the method
-        if revived is None and index in compared:
+        if revived is None:
             revived = scorer.revive(images.images, images.labels)
         score_before["revival"] = revived
         made.edit.apply(model.denoiser)

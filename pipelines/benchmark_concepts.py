@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.benchmark_rows import Rows
+from semu_diffusion.pipelines.benchmark_rows import Rows, report_diverged
 from semu_diffusion.pipelines.concept_methods import METHODS
 from semu_diffusion.pipelines.concept_settings import EraseConceptConfig, EraseConceptRun
 from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, epilog, option, run_guarded
@@ -77,11 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: ConceptBenchmark) -> int:
     from semu_diffusion import assets
+    from semu_diffusion.erasure import Diverged
     from semu_diffusion.eval.classifiers import load_judge
     from semu_diffusion.eval.networks import state_digest
     from semu_diffusion.models.text_loading import load_text_pipeline
     from semu_diffusion.pipelines import results_page
     from semu_diffusion.pipelines.concept_scoring import REVIVAL_IMAGES, REVIVAL_SAMPLES, REVIVAL_STEPS
+    from semu_diffusion.pipelines.precision import sampler_name
     from semu_diffusion.pipelines.quiet import quiet_libraries
     from semu_diffusion.pipelines.scoring import checked_device
     from semu_diffusion.pipelines.vocabulary import read_vocabulary
@@ -100,10 +102,8 @@ def run(config: ConceptBenchmark) -> int:
     jobs = [(method, name) for method in config.methods for name in chosen if name in others or method == "default"]
     pipeline = load_text_pipeline(source, checked_device(config.device))
     work = Path(config.work)
-    protocol = {
-        name: getattr(config, name)
-        for name in ("model", "images_per_prompt", "sampling_steps", "sampling_precision", "revival", "seed")
-    }
+    protocol = {name: getattr(config, name) for name in ("model", "images_per_prompt", "sampling_steps", "revival", "seed")}
+    protocol["sampler"] = sampler_name(config.sampling_precision, pipeline.unet.device)
     protocol["revived"] = {"images": REVIVAL_IMAGES, "steps": REVIVAL_STEPS, "batch": 16, "samples": REVIVAL_SAMPLES}
     # Rows of another model, of other judges or of other defaults are not continued.
     parts = {part: getattr(pipeline, part).state_dict() for part in ("unet", "text_encoder", "vae")}
@@ -115,6 +115,7 @@ def run(config: ConceptBenchmark) -> int:
     rows = Rows(work / results_page.CONCEPTS, {"protocol": protocol | {"guidance_scale": vocabulary.guidance_scale}})
     bars = Bars(sys.stderr)
     cache: dict[str, torch.Tensor] = {}
+    diverged: list[str] = []
     for number, (method, name) in enumerate(jobs, 1):
         if rows.has(method, name):
             continue
@@ -125,11 +126,14 @@ def run(config: ConceptBenchmark) -> int:
             bars.close()
             kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
             raise KeyboardInterrupt(kept) from None
+        except (Diverged, FloatingPointError) as error:
+            diverged.append(f"{method} of {name}: {error}")
+            bars.note(f"no row for {diverged[-1]}")
         results_page.write(Path(config.output), work)
     bars.close()
     results_page.write(Path(config.output), work)
     print(f"{config.output} holds {len(rows.found) - 1} rows of concepts")
-    return 0
+    return report_diverged("semu benchmark-concepts", diverged)
 
 
 def _measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "Rows",
     "before_and_after",
     "read_rows",
+    "report_diverged",
     "table_head",
     "table_line",
 ]
@@ -59,6 +61,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return found
     except ValueError as error:
         raise InputError(f"{path} is not a benchmark's rows.jsonl ({error}): choose another --work") from error
+
+
+def report_diverged(program: str, diverged: Sequence[str]) -> int:
+    """The exit code: 1, and a line on standard error, if methods left the finite numbers and so have no row."""
+    if not diverged:
+        return 0
+    print(f"{program}: {len(diverged)} without a row ({'; '.join(diverged)})", file=sys.stderr)
+    return 1
 
 
 @dataclass(frozen=True)

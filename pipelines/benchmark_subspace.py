@@ -1,8 +1,8 @@
 """``semu benchmark-subspace``: the truncated SVD of this package against ``torch.linalg.svd``, ratios and errors.
 
 Shapes: every distinct Linear and Conv2d matrix of the Stable Diffusion 1.5 UNet with its count (the network's
-architecture, no weights), on synthetic gradients (rank 40 plus noise); and with --model the real forget gradients of a
-class-conditional model.
+architecture, no weights), on synthetic gradients (rank 40 plus noise); or, with --spectra real, the forget gradients of the
+embedded class-conditional model.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def run(config: SubspaceBenchmark) -> int:
         worst = max(worst, angle)
         shape = "x".join(map(str, matrix.shape))
         print(f"{shape:>13} {count:>5} {rank:>5} {full:>8.3f} {ours:>8.3f} {full / ours:>6.1f}x {angle:>9.1e}", flush=True)
+    if not totals[1]:
+        raise InputError(f"--largest {config.largest} leaves out every matrix: raise it")
     print(f"total: svd {totals[0]:.1f} s, ours {totals[1]:.1f} s, ratio {totals[0] / totals[1]:.1f}x; worst angle {worst:.1e}")
     if skipped:
         print(f"left out: {skipped} matrices with a side over {config.largest}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from semu_diffusion.pipelines.concept_erasure import ConceptTask
 from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer, Samples
 from semu_diffusion.pipelines.console import Bars
 from semu_diffusion.pipelines.grids import make_grid, save_png
-from semu_diffusion.pipelines.run_folder import RunFolder, peak_memory_bytes, write_json
+from semu_diffusion.pipelines.run_folder import RunFolder, folder_names, peak_memory_bytes, write_json
 
 __all__ = ["paired", "prove", "table"]
 
@@ -44,10 +42,6 @@ def prove(
         scores[1]["revival"] = scorer.revive(model, shown)
     finally:
         patch.remove(model.denoiser)
-    if config.save_images:
-        for when, samples in (("before", before), ("after", after)):
-            for prompt, images in samples.items():
-                save_images(images, folder / "images" / when / _folder_name(prompt))
     forgotten, kept = scorer.group("forget"), scorer.retained
     distance = load_lpips(model.device)
     changed, stayed, empty = (paired(before, after, group, distance) for group in (forgotten, kept, [NO_PROMPT]))
@@ -72,6 +66,10 @@ def prove(
     }  # fmt: skip
     _draw(folder / "before_after.png", before, after, scorer, metrics)
     write_json(folder / "metrics.json", metrics)
+    if config.save_images:
+        for when, samples in (("before", before), ("after", after)):
+            for prompt, name in folder_names(samples).items():
+                save_images(samples[prompt], folder / "images" / when / name)
     return metrics, _collapse(before, after, kept, scores)
 
 
@@ -106,18 +104,14 @@ def _collapse(before: Samples, after: Samples, kept: Sequence[str], scores: Sequ
     old, new = (torch.cat([samples[prompt] for prompt in kept]) for samples in (before, after))
     lost = pictures_lost(old, new, "the retained prompts' samples")
     for domain in ("in_domain", "cross_domain"):
-        shares = (score[f"{domain}_retain_accuracy"] for score in scores)
-        lost = lost or recognition_lost(*shares, f"{domain.replace('_', '-')} accuracy", len(old) // 2)
+        first, last = (score[f"{domain}_retain_accuracy"] for score in scores)
+        lost = lost or recognition_lost(first, last, f"{domain.replace('_', '-')} accuracy", len(old) // 2)
     return lost
 
 
 def _spread(rows: Sequence[str], count: int) -> list[str]:
     """``count`` of the prompts, evenly spread."""
     return [rows[index * len(rows) // min(count, len(rows))] for index in range(min(count, len(rows)))]
-
-
-def _folder_name(prompt: str) -> str:
-    return re.sub(r"[^\w -]", "_", prompt).strip()[:80].replace(os.sep, "_") or "(no prompt)"
 
 
 def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFolder) -> str:
@@ -150,13 +144,14 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
         lines.append(f"CLIP: {before['clip_score']['model']}")
     lines += ["", f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>8}"]
     lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>8.3f}" for name, found in rows]
-    left, felt = metrics["protection"]["gradient_left"], metrics["protection"]["felt_by_kept_inputs"]
+    left, felt, held = (metrics["protection"][key] for key in ("gradient_left", "felt_by_kept_inputs", "least_energy_held"))
     if felt is not None:
         lines.append(
-            f"protected: {left:.1%} of the forget gradient left; kept inputs feel {felt:.2%} (rms; by layer in run.json)"
+            f"protected: {held:.1%} or more of what kept inputs send into a layer; {left:.1%} of the forget gradient left; "
+            f"kept inputs feel {felt:.2%} (rms; by layer in run.json)"
         )
     patch, seconds, lora = metrics["patch"], metrics["cost"]["seconds"], metrics["lora"]
-    erase = sum(seconds[stage] for stage in ("collect", "subspace", "train"))
+    erase = sum(spent for stage, spent in seconds.items() if stage != "evaluate")
     lines.append("\n" + "; ".join(f"{concept} answered with {anchor or 'no prompt'!r}" for concept, anchor in anchors.items()))
     lines.append(
         f"patch: {patch['trained_parameters']:,} numbers trained "

@@ -41,7 +41,7 @@ def concept_section(found: Sequence[dict[str, Any]]) -> list[str]:
         f"model frozen, Adam, {revived['steps']} steps of {revived['batch']}, then {revived['samples']} samples."
     )
     text = [
-        f"Protocol: {protocol['images_per_prompt']} images of every prompt, before and after, DDIM "
+        f"Protocol: {protocol['images_per_prompt']} images of every prompt, before and after, {protocol['sampler']} "
         f"{protocol['sampling_steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judges: {judges}."
         + (how if protocol["revival"] else ""),
         "",

@@ -17,7 +17,8 @@ from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.pipelines.concept_plan import ConceptPlan
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
 from semu_diffusion.pipelines.image_sets import self_made
-from semu_diffusion.pipelines.precision import autocast
+from semu_diffusion.pipelines.precision import autocast, sampler_name
+from semu_diffusion.pipelines.prompts import bare
 from semu_diffusion.pipelines.questions import Question, questions
 from semu_diffusion.pipelines.vocabulary import Vocabulary
 
@@ -42,13 +43,17 @@ class ConceptScorer:
         vocabulary: Vocabulary | None,
         device: torch.device,
     ) -> None:
-        self.config, self.plans = config, plans
+        self.config, self.plans, self.device = config, plans, device
         self.concepts = [one.concept for one in plans]
         self.subjects = [one.subject.name if one.subject is not None else one.concept for one in plans]
         forget = [prompt for one in plans for prompt in one.prompts]
         known = vocabulary is not None and all(one.subject is not None for one in plans)
         judged = config.classifier not in ("auto", "none")
+        if known and config.alternatives:
+            raise InputError("--alternatives: the model's vocabulary names what else a picture may show; leave them out")
         alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
+        if judged and not known and config.anchor and config.anchor.strip():
+            alternatives = (*alternatives, bare(config.anchor))  # what an erased picture is meant to show
         count = min(config.judged_prompts, len(kept))
         spread = [kept[index * len(kept) // count] for index in range(count)]
         self.questions = questions(
@@ -57,8 +62,8 @@ class ConceptScorer:
         self.judges: dict[str, Any] = {}
         if config.classifier == "auto":
             if vocabulary is not None and known:
-                for kind in ("object", "style"):
-                    self.judges[kind] = load_judge(vocabulary.judges[kind], vocabulary.names(kind), device)
+                for kind, name in vocabulary.judges.items():
+                    self.judges[kind] = load_judge(name, vocabulary.names(kind), device)
         elif config.classifier != "none":
             if known and vocabulary is not None and any(q.kind == "style" for q in self.questions["forget"]):
                 names: Sequence[str] = vocabulary.names("style")
@@ -219,10 +224,9 @@ class ConceptScorer:
         return {
             "seed": config.seed,
             "images_per_prompt": config.images_per_prompt,
-            "sampler": "DDIM",
+            "sampler": sampler_name(config.sampling_precision, self.device),
             "steps": config.sampling_steps,
             "guidance_scale": config.guidance_scale,
-            "sampling_precision": config.sampling_precision,
             "forget_prompts": self.group("forget"),
             "paraphrase_prompts": self.group("paraphrase"),
             "in_domain_prompts": self.group("in_domain"),

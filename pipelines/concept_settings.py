@@ -88,6 +88,9 @@ class EraseConceptRun(EraseConceptConfig):
     weights: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "precision of the model's weights in memory; the trained R is always fp32", group="model"
     )
+    prediction: Literal["epsilon", "v_prediction"] | None = option(
+        None, "what the network predicts, if the model is a single file that does not say so (SD 2.x)", group="model"
+    )
     gradient_checkpointing: bool = option(False, "less memory, more time: layers are computed again", group="model")
     classifier: str = option(
         "auto",

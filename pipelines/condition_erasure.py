@@ -67,13 +67,15 @@ class Outcome:
 
     ``anchors``: what each erased class is answered with. ``gradient_left``: share of the forget gradient's energy that the
     protection leaves. ``felt``: root mean square of the update's output on kept inputs, relative to the layers' own
-    output there (the bound that protection promises to keep small). ``by_layer``: both for every layer.
+    output there (the bound that protection promises to keep small). ``held``: share of the kept inputs' energy that the
+    protected directions hold, in the layer where it is least. ``by_layer``: the three for every layer.
     """
 
     patch: ErasurePatch
     anchors: Mapping[int, int]
     gradient_left: float
     felt: float | None
+    held: float | None
     by_layer: Mapping[str, Mapping[str, float | None]]
     seconds: Mapping[str, float]
 
@@ -92,16 +94,19 @@ def erase_conditions(
     with clock.measure("collect"):
         forget_set = training_images(model, config, forget, task.forget_set, progress)
         anchors = chosen_anchors(task, forget_set, generator)
+        shown = forget_set  # the denoising loss is that of the erased condition's own images
         forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
         if (config.protect == "null-space" or config.retain == "self") and retain_set is None:
             retain_set = kept_images(model, config, kept, progress)
-        gradients = _forget_gradient(model, config, target, layers, forget_set, anchors, kept, generator, progress)
+        shown = shown if config.gradient == "denoising" else forget_set
+        gradients = _forget_gradient(model, config, target, layers, shown, anchors, kept, generator, progress)
         moments: dict[str, InputMoments] = {}
         if config.protect == "null-space":
             assert retain_set is not None
+            some = retain_set.some(config.kept_samples, generator)
             moments = collect_moments(
                 layers,
-                kept_batches(model, retain_set, generator),
+                kept_batches(model, some, generator, progress),
                 lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
                 config.matricisation,
                 generator=generator,
@@ -147,11 +152,13 @@ def erase_conditions(
         name: {
             "gradient_left": float(subspace.remaining),
             "felt": (felt[name][0] / max(felt[name][1], 1e-30)) ** 0.5 if name in felt else None,
+            "held": moments[name].held if name in moments else None,
         }
         for name, subspace in subspaces.items()
     }
     total = (update / max(own, 1e-30)) ** 0.5 if felt else None
-    return Outcome(patch, anchors, gradient_left, total, by_layer, clock.seconds)
+    held = min((one.held for one in moments.values()), default=None)
+    return Outcome(patch, anchors, gradient_left, total, held, by_layer, clock.seconds)
 
 
 def chosen_anchors(task: Task[Conditional], forget_set: Images, generator: torch.Generator) -> Mapping[int, int]:

@@ -184,8 +184,7 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
     except InputError as error:
         message = str(error)
     except KeyboardInterrupt as stop:
-        kept = str(stop)
-        print(f"\n{program}: stopped by Ctrl-C. {kept or 'Nothing was written.'}", file=sys.stderr)
+        print(f"\n{program}: stopped by Ctrl-C. {stop}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
         found = _memory_trouble(error) or _file_trouble(error)

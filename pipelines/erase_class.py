@@ -122,6 +122,7 @@ def _erase_and_prove(
         "protection": {
             "gradient_left": outcome.gradient_left,
             "felt_by_kept_inputs": outcome.felt,
+            "least_energy_held": outcome.held,
             "layers": outcome.by_layer,
         },
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, run_guarded
 from semu_diffusion.pipelines.erasure_settings import EMBEDDED
@@ -72,16 +72,16 @@ def run(config: EraseConceptRun) -> int:
     source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
     vocabulary = read_vocabulary(source)
     config = guided(config, vocabulary)
-    pipeline = load_text_pipeline(source, device, weights)
+    pipeline = load_text_pipeline(source, device, weights, prediction=config.prediction)
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     bars = Bars(sys.stderr)
     try:
         scorer = ConceptScorer(config, *plan(config, vocabulary), vocabulary, device)
+        start = time.perf_counter()
         prepared = prepare(pipeline, config, config.model, vocabulary, scorer.prompts, bars.show)
-        most = prepared.task.model.num_timesteps
-        if config.sampling_steps > most:
-            raise InputError(f"--sampling-steps {config.sampling_steps}: the model has {most} timesteps")
+        seconds = {"prepare": time.perf_counter() - start}
+        prepared.task.model.check_steps(config.sampling_steps)
         folder.create()
         record: dict[str, Any] = {
             "status": "running",
@@ -91,7 +91,7 @@ def run(config: EraseConceptRun) -> int:
             **environment(device),
         }
         with folder.recorded(record):
-            metrics, reason = _erase_and_prove(prepared, scorer, folder, bars, record)
+            metrics, reason = _erase_and_prove(prepared, scorer, folder, bars, record, seconds)
     except (Diverged, FloatingPointError) as error:
         bars.close()
         print(f"erase-concept: {error}. {folder.kept()}", file=sys.stderr)
@@ -108,7 +108,12 @@ def run(config: EraseConceptRun) -> int:
 
 
 def _erase_and_prove(
-    prepared: ConceptTask, scorer: ConceptScorer, folder: RunFolder, bars: Bars, record: dict[str, Any]
+    prepared: ConceptTask,
+    scorer: ConceptScorer,
+    folder: RunFolder,
+    bars: Bars,
+    record: dict[str, Any],
+    seconds: dict[str, float],
 ) -> tuple[dict[str, Any], str | None]:
     from semu_diffusion.lora import save_lora
     from semu_diffusion.pipelines.concept_proof import prove
@@ -126,7 +131,9 @@ def _erase_and_prove(
 
     outcome = finished(erase_conditions(task, prepared.config, bars.show), watch)
     patch, lora = outcome.patch, None
-    protection = {"gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt}
+    protection = {
+        "gradient_left": outcome.gradient_left, "felt_by_kept_inputs": outcome.felt, "least_energy_held": outcome.held,
+    }  # fmt: skip
     size = patch.save(folder / "patch.safetensors").stat().st_size
     if config.matricisation == "full":
         save_lora(patch, folder / "lora", family=task.model.family)
@@ -136,7 +143,7 @@ def _erase_and_prove(
         "protection": {**protection, "layers": outcome.by_layer},
     }
     write_json(folder / "run.json", record)
-    metrics, reason = prove(prepared, scorer, patch, size, folder, bars, outcome.seconds, lora, protection)
+    metrics, reason = prove(prepared, scorer, patch, size, folder, bars, {**seconds, **outcome.seconds}, lora, protection)
     if reason is not None:
         (folder / "patch.safetensors").replace(folder / "patch.collapsed.safetensors")
         if (folder / "lora").is_dir():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
@@ -18,6 +18,7 @@ from semu_diffusion.pipelines.erasure_settings import EMBEDDED
 
 if TYPE_CHECKING:
     from semu_diffusion.patch import ErasurePatch
+    from semu_diffusion.pipelines.vocabulary import Vocabulary
 
 __all__ = ["main", "parse"]
 
@@ -28,7 +29,10 @@ HARMLESS, STRONG = 0.1, 0.5  # shares of one patch's update within the other's s
 class ApplyConfig:
     model: str | None = option(None, "base model (default: the one the patches were made for)", metavar="MODEL")
     output: str | None = option(None, "folder for the model with all patches in its weights", metavar="DIR")
-    strength: float = option(1.0, "factor on every update", metavar="S")
+    prediction: Literal["epsilon", "v_prediction"] | None = option(
+        None, "what the network predicts, if the base model is a single file that does not say so (SD 2.x)"
+    )
+    strength: float = option(1.0, "factor on every update, beside the strength that its patch was saved with", metavar="S")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,10 @@ class ExportConfig:
     model: str | None = option(None, "base model (default: the one the patch was made for)", metavar="MODEL")
     merged: str | None = option(None, "folder for the full pipeline with the patch in its weights", metavar="DIR")
     lora: str | None = option(None, "folder for the LoRA files: diffusers, and the twin for ComfyUI and A1111", metavar="DIR")
-    strength: float = option(1.0, "factor on the update", metavar="S")
+    prediction: Literal["epsilon", "v_prediction"] | None = option(
+        None, "what the network predicts, if the base model is a single file that does not say so (SD 2.x)"
+    )
+    strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
 
 
 CONFIGS: dict[str, type] = {"apply": ApplyConfig, "export": ExportConfig}
@@ -76,8 +83,8 @@ def _apply(paths: Sequence[Path], config: ApplyConfig) -> int:
     from semu_diffusion.patch import ErasurePatch
 
     target = _new_folder("--output", config.output)
-    patches = [ErasurePatch.load(path).scale(config.strength) for path in paths]
-    pipeline, network = _base_model(patches, config.model)
+    patches = [patch.scale(patch.strength * config.strength) for patch in map(ErasurePatch.load, paths)]
+    pipeline, network, vocabulary = _base_model(patches, config)
     for patch in patches:
         patch.apply(network)  # each was made for the model without the others, and is checked against it
     for (path_a, a), (path_b, b) in combinations(zip(paths, patches, strict=True), 2):
@@ -91,7 +98,7 @@ def _apply(paths: Sequence[Path], config: ApplyConfig) -> int:
     if target is None:
         print("nothing was written; --output writes the model with " + ("both" if len(patches) == 2 else "all of them"))
         return 0
-    _save(pipeline, target)
+    _save(pipeline, vocabulary, target)
     return 0
 
 
@@ -104,12 +111,13 @@ def _export(paths: Sequence[Path], config: ExportConfig) -> int:
         raise InputError("say what to write: --merged DIR, --lora DIR, or both")
     target = _new_folder("--merged", config.merged)
     folder = _new_folder("--lora", config.lora)
-    patch = ErasurePatch.load(paths[0]).scale(config.strength)
+    patch = ErasurePatch.load(paths[0])
+    patch = patch.scale(patch.strength * config.strength)
     if "concept" not in patch.metadata:
         raise InputError(
             f"{paths[0]} is a patch of erase-class: semu merge writes its model, lora/ of its run is a PEFT folder"
         )
-    pipeline, network = _base_model([patch], config.model)
+    pipeline, network, vocabulary = _base_model([patch], config)
     patch.fingerprint.check(network)
     if folder is not None:
         beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -121,28 +129,31 @@ def _export(paths: Sequence[Path], config: ExportConfig) -> int:
         print(f"{folder}: LoRA files for diffusers, ComfyUI and A1111")
     if target is not None:
         patch.merge(network)
-        _save(pipeline, target)
+        _save(pipeline, vocabulary, target)
     return 0
 
 
-def _base_model(patches: Sequence[ErasurePatch], given: str | None) -> tuple[object, Any]:
-    """Pipeline and network of the model the patches were made for; InputError if they were not made for one."""
+def _base_model(patches: Sequence[ErasurePatch], config: ApplyConfig | ExportConfig) -> tuple[object, Any, Vocabulary | None]:
+    """Pipeline, network and vocabulary of the model the patches were made for; InputError if they were not made for one."""
     from semu_diffusion import assets
     from semu_diffusion.models.text_loading import load_text_pipeline
     from semu_diffusion.pipelines.quiet import quiet_libraries
     from semu_diffusion.pipelines.scoring import load_model
     from semu_diffusion.pipelines.settings import ModelConfig
+    from semu_diffusion.pipelines.vocabulary import read_vocabulary
 
     quiet_libraries()
     words = ["concept" in patch.metadata for patch in patches]
     if any(words) != all(words):
         raise InputError("these are patches of erase-class and of erase-concept: they go on different models")
-    source = given or str(patches[0].metadata.get("base_model") or "") or EMBEDDED
+    source = config.model or str(patches[0].metadata.get("base_model") or "") or EMBEDDED
     if not words[0]:
-        model = load_model(ModelConfig(model=source))
-        return model.pipeline, model.denoiser
-    pipeline = load_text_pipeline(str(assets.folder("tiny-sd")) if source == EMBEDDED else source, checked=True)
-    return pipeline, pipeline.unet
+        named = tuple(patches[0].metadata.get("class_names", ()))
+        model = load_model(ModelConfig(model=source, class_names=named))
+        return model.pipeline, model.denoiser, None
+    source = str(assets.folder("tiny-sd")) if source == EMBEDDED else source
+    pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)
+    return pipeline, pipeline.unet, read_vocabulary(source)
 
 
 def _new_folder(flag: str, given: str | None) -> Path | None:
@@ -154,10 +165,12 @@ def _new_folder(flag: str, given: str | None) -> Path | None:
     return path
 
 
-def _save(pipeline: Any, target: Path) -> None:
+def _save(pipeline: Any, vocabulary: Vocabulary | None, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         pipeline.save_pretrained(beside)
+        if vocabulary is not None:
+            vocabulary.save(beside)
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -43,6 +43,13 @@ class Images:
         chosen = torch.randint(0, len(self.images), (count,), generator=generator)
         return self.images[chosen], self.labels[chosen]
 
+    def some(self, count: int, generator: torch.Generator) -> Images:
+        """``count`` different ones at random; all, in their order, if there are no more."""
+        if len(self.images) <= count:
+            return self
+        chosen = torch.randperm(len(self.images), generator=generator)[:count].to(self.labels.device)
+        return Images(self.images[chosen], self.labels[chosen])
+
 
 def self_made(
     model: Conditional,
@@ -143,12 +150,16 @@ def forget_batches(
             progress("gradient", min(start + size, total), total)
 
 
-def kept_batches(model: Conditional, kept: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
+def kept_batches(
+    model: Conditional, kept: Images, generator: torch.Generator, progress: Progress | None = None
+) -> Iterator[NoisyBatch]:
     """Kept samples under the conditions that are to be protected, in batches."""
-    size = _batch(model)
-    for start in range(0, len(kept.images), size):
+    total, size = len(kept.images), _batch(model)
+    for start in range(0, total, size):
         part = slice(start, start + size)
         yield noisy(model, kept.images[part], protected_conditions(model, kept.labels[part]), generator)
+        if progress is not None:
+            progress("kept inputs", min(start + size, total), total)
 
 
 def _batch(model: Conditional) -> int:

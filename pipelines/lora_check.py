@@ -32,7 +32,7 @@ def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dic
     x = torch.randn(4, *model.clean_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     t = torch.tensor([model.num_timesteps // 5, 4 * model.num_timesteps // 5] * 2, device=model.device)
     rows = torch.tensor([0, 0, model.null_class, model.null_class], device=model.device)
-    with torch.no_grad():
+    with torch.no_grad(), _full_float32():
         patch.apply(model.denoiser)
         try:
             wanted = model.predict(x, t, rows).float()
@@ -49,6 +49,20 @@ def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dic
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     rounding = 1e-5 if model.dtype == torch.float32 else 2e-2  # of the weights' own precision
     return {"relative_difference": difference, "rounding": rounding, "unloaded_equal": restored}
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Without TF32, whose convolutions round to 10 bits, so that W + BA and W x + B (A x) differ by more than rounding."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 @contextmanager

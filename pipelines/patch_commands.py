@@ -31,7 +31,7 @@ class InfoConfig:
 @dataclass(frozen=True)
 class MergeConfig(ModelConfig):
     output: str = option("", "folder for the merged model, in diffusers layout", metavar="DIR")
-    strength: float = option(1.0, "factor on the update", metavar="S")
+    strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class GridConfig(ModelConfig):
     images: int = option(8, "images of each class, left and right", metavar="N")
     sampling_steps: int = option(50, "DDIM steps", metavar="N")
     guidance_scale: float = option(3.0, "classifier-free guidance w", metavar="W")
-    strength: float = option(1.0, "factor on the update", metavar="S")
+    strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
     seed: int = option(0, "seed of the first image", metavar="SEED")
 
 
 @dataclass(frozen=True)
 class RescoreConfig(EvaluationConfig):
-    strength: float = option(1.0, "factor on the update", metavar="S")
+    strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
 
 
 CONFIGS = {"info": InfoConfig, "merge": MergeConfig, "grid": GridConfig, "evaluate": RescoreConfig}
@@ -105,7 +105,8 @@ def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasureP
     from semu_diffusion.patch import ErasurePatch
     from semu_diffusion.pipelines.scoring import load_model
 
-    patch = ErasurePatch.load(path).scale(strength)
+    patch = ErasurePatch.load(path)
+    patch = patch.scale(patch.strength * strength)
     if "concept" in patch.metadata:
         raise InputError(f"{path} is a patch of erase-concept: semu export writes its model or LoRA, --config replays its run")
     if config.model == "embedded":
@@ -191,8 +192,10 @@ def _evaluate(path: Path, config: RescoreConfig) -> int:
             write_json(folder / "run.json", {**record, "status": status})
     finally:
         bars.close()
+    if reason is not None:
+        print(f"semu evaluate: the patch destroys the model: {reason}. Look at {folder / 'before_after.png'}.", file=sys.stderr)
     if config.json:
         print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
     else:
         print(table(metrics, names, folder))
-    return 0
+    return 0 if reason is None else 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["autocast", "has_bf16"]
+__all__ = ["autocast", "has_bf16", "sampler_name"]
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -23,5 +23,11 @@ def has_bf16(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """A factory of context managers for ``precision``: ``fp32``, ``bf16``, or ``auto`` (bf16 where `has_bf16`)."""
     if precision == "bf16" or (precision == "auto" and has_bf16(device)):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
+        # no cache of cast weights: older torch hands one that was made without gradients to a pass that needs them
+        return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     return nullcontext
+
+
+def sampler_name(precision: str, device: torch.device) -> str:
+    """What a protocol says of the sampler: DDIM, and in which arithmetic ``precision`` is on this device."""
+    return "DDIM" if autocast(precision, device) is nullcontext else "DDIM in bfloat16"

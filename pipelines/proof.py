@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.console import Bars
 from semu_diffusion.pipelines.grids import make_grid, save_png
 from semu_diffusion.pipelines.image_sets import Images
-from semu_diffusion.pipelines.run_folder import RunFolder, peak_memory_bytes, write_json
+from semu_diffusion.pipelines.run_folder import RunFolder, folder_names, peak_memory_bytes, write_json
 from semu_diffusion.pipelines.scoring import Samples, Scorer, collapse
 from semu_diffusion.pipelines.settings import EvaluationConfig
 
@@ -39,12 +38,10 @@ def prove(
     """
     config, start = scorer.config, time.perf_counter()
     before = scorer.sample(bars.show, "sampling before")
-    _save_samples(config, folder, "before", before)
     score_before = scorer.score(before)
     patch.apply(model.denoiser)
     try:
         after = scorer.sample(bars.show, "sampling after")
-        _save_samples(config, folder, "after", after)
         score_after = scorer.score(after)
         if revival_images is not None:
             score_after["revival"] = scorer.revive(revival_images.images, revival_images.labels, progress=True)
@@ -78,14 +75,12 @@ def prove(
     names = [model.class_names[index] for index in scorer.forget]
     draw(folder / "before_after.png", before, after, names, config, (score_before, score_after))
     write_json(folder / "metrics.json", metrics)
+    if config.save_images:
+        for when, samples in (("before", before), ("after", after)):
+            images = samples.everything()
+            for title, name in folder_names(images).items():
+                save_images(images[title], folder / "images" / when / name)
     return metrics, collapse(before, after, scorer.kept, (score_before, score_after))
-
-
-def _save_samples(config: EvaluationConfig, folder: RunFolder, when: str, samples: Samples) -> None:
-    if not config.save_images:
-        return
-    for name, images in samples.everything().items():
-        save_images(images, folder / "images" / when / name.replace(os.sep, "_"))
 
 
 def draw(

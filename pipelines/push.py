@@ -21,6 +21,7 @@ __all__ = ["PushConfig", "main", "parse", "public_record", "push"]
 
 EXAMPLES = ("semu push runs/cat me/without-cat --private",)
 SENT = ("patch.safetensors", "README.md", "before_after.png", "metrics.json")
+PEFT_CONFIG = "adapter_config.json"  # beside the LoRA of a class model, which PEFT loads
 UNTOLD = ("command", "platform")  # of run.json: they tell of the machine, not of the patch
 
 
@@ -61,14 +62,19 @@ def push(run: Path, repo: str, private: bool = False) -> str:
         for name in SENT:
             if (run / name).is_file() and name.endswith(".safetensors"):
                 _copy_without_paths(run / name, folder / name)
+            elif name == "metrics.json":
+                _write(folder / name, _without_paths(metrics))
             elif (run / name).is_file():
                 shutil.copy(run / name, folder / name)
         for path in sorted((run / "lora").glob("*.safetensors")):
             (folder / "lora").mkdir(exist_ok=True)
             _copy_without_paths(path, folder / "lora" / path.name)
-        (folder / "run.json").write_text(json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n")
+        if (run / "lora" / PEFT_CONFIG).is_file():
+            _write(folder / "lora" / PEFT_CONFIG, _without_paths(_read(run / "lora" / PEFT_CONFIG)))
+        _write(folder / "run.json", public_record(record))
         if not (folder / "README.md").is_file():
-            (folder / "README.md").write_text(patch_card(record, metrics), encoding="utf-8")
+            card = patch_card(public_record(record), _without_paths(metrics))
+            (folder / "README.md").write_text(card, encoding="utf-8")
         try:
             api = HfApi()
             address = str(api.create_repo(repo, private=private, exist_ok=True))
@@ -77,6 +83,10 @@ def push(run: Path, repo: str, private: bool = False) -> str:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"the Hub did not take {repo} ({reason}); log in with: hf auth login") from error
     return address
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _copy_without_paths(source: Path, target: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["RunFolder", "environment", "peak_memory_bytes", "write_json"]
+__all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json"]
 
 PACKAGES = ("semu-diffusion", "torch", "diffusers", "torchmetrics", "safetensors")
 
@@ -152,3 +153,16 @@ def peak_memory_bytes(device: Any = None) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+def folder_names(titles: Iterable[str]) -> dict[str, str]:
+    """For each title a folder's name, what any file system takes: at most 80 letters, numbered where two would be the same."""
+    found: dict[str, str] = {}
+    for title in titles:
+        name = base = re.sub(r"[^\w ()+-]", "_", title).strip()[:80] or "(no prompt)"
+        number, taken = 1, {other.lower() for other in found.values()}
+        while name.lower() in taken:
+            number += 1
+            name = f"{base} ({number})"
+        found[title] = name
+    return found

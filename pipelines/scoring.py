@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from semu_diffusion.eval.unlearning import accuracies, unconditional_share
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
-from semu_diffusion.pipelines.precision import autocast
+from semu_diffusion.pipelines.precision import autocast, sampler_name
 from semu_diffusion.pipelines.settings import EMBEDDED, EvaluationConfig, ModelConfig
 
 __all__ = ["Samples", "Scorer", "checked_device", "collapse", "load_model"]
@@ -66,6 +65,7 @@ class Scorer:
     """Judge, extractor and protocol of one run. Everything that can be missing is missed at the start, by InputError."""
 
     def __init__(self, model: ClassConditional, config: EvaluationConfig, forget: Sequence[int]) -> None:
+        model.check_steps(config.sampling_steps)
         self.model, self.config, self.forget = model, config, list(forget)
         self.names = model.class_names
         self.kept = [name for index, name in enumerate(self.names) if index not in set(forget)]
@@ -189,7 +189,7 @@ class Scorer:
         found: dict[str, Any] = {
             "seed": config.seed,
             "images_per_class": config.images_per_class,
-            "sampler": "DDIM" if autocast(config.sampling_precision, self.model.device) is nullcontext else "DDIM in bfloat16",
+            "sampler": sampler_name(config.sampling_precision, self.model.device),
             "steps": config.sampling_steps,
             "guidance_scale": config.guidance_scale if self.model.null_class is not None else 1.0,
             "classifier": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
@@ -212,9 +212,12 @@ class Scorer:
         from semu_diffusion.pipelines.datasets import load_images
 
         data = load_images(source, "train")
-        kept = [data.class_names.index(name) for name in self.kept if name in data.class_names]
-        if not kept:
-            raise InputError(f"--fid-reference {source}: none of its classes is a kept class of the model")
+        if data.image_shape != self.model.image_shape:
+            raise InputError(f"--fid-reference {source}: images {data.image_shape}, the model makes {self.model.image_shape}")
+        missing = [name for name in self.kept if name not in data.class_names]
+        if missing:
+            raise InputError(f"--fid-reference {source} has no class {', '.join(missing)}: FID would compare different things")
+        kept = [data.class_names.index(name) for name in self.kept]
         return data.images[torch.isin(data.labels, torch.tensor(kept))]
 
 
@@ -228,5 +231,7 @@ def _kept_images(samples: Samples, kept: Sequence[str]) -> torch.Tensor:
 
 def collapse(before: Samples, after: Samples, kept: Sequence[str], scores: tuple[Any, Any]) -> str | None:
     """Why the kept classes' samples after the erasure are no pictures any more, or are not recognised; None if they are."""
-    lost = pictures_lost(_kept_images(before, kept), _kept_images(after, kept), "the kept classes' samples")
-    return lost or recognition_lost(*(score["retain_accuracy"] for score in scores), "retain accuracy")
+    old, new = (_kept_images(samples, kept) for samples in (before, after))
+    lost = pictures_lost(old, new, "the kept classes' samples")
+    first, last = (score["retain_accuracy"] for score in scores)
+    return lost or recognition_lost(first, last, "retain accuracy", len(old))

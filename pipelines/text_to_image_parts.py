@@ -38,6 +38,9 @@ def load_autoencoder(source: str, data: ImageSet, device: torch.device) -> Autoe
         raise InputError(f"{source} holds no autoencoder: train one with semu train autoencoder") from error
     if data.image_shape[0] != 3 or data.image_shape[1] != data.image_shape[2]:
         raise InputError("square RGB images are needed for a text-to-image model")
+    side, own = data.image_shape[1], found.config.sample_size
+    if own != side:
+        raise InputError(f"the autoencoder of {source} is for images of {own} pixels a side, these are of {side}")
     return found.to(device).float().eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, PROMPTS, STYLE_WORDS, TEMPLATES, article, words_of
+from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, PROMPTS, STYLE_WORDS, TEMPLATES, WORDS, article, words_of
 from semu_diffusion.pipelines.prompts import bare
 
 __all__ = ["Subject", "Vocabulary", "cifar_vocabulary", "read_vocabulary"]
@@ -36,7 +36,7 @@ class Vocabulary:
     """Words of every object (the last one is held out if there are several), words of every style (the first is plain).
 
     ``prompts``: the plain sentence of each style, with ``{}`` for an object's word. ``templates`` and
-    ``held_out_templates``: other sentences, trained on and not. ``judges``: classifier of the objects and of the styles.
+    ``held_out_templates``: other sentences, trained on and not. ``judges``: of objects and of styles, if any.
     """
 
     objects: Table
@@ -120,7 +120,7 @@ def cifar_vocabulary(class_names: Sequence[str], guidance_scale: float = 3.0) ->
         templates=TEMPLATES,
         held_out_templates=HELD_OUT_TEMPLATES,
         guidance_scale=guidance_scale,
-        judges={"object": "embedded", "style": "styles"},
+        judges={"style": "styles"} | ({"object": "embedded"} if set(class_names) <= set(WORDS) else {}),
     )
 
 
@@ -139,8 +139,8 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
         complete = all(style in table for style in found.styles for table in tables_of_styles)
         if not complete or not all(found.objects.values()):
             raise ValueError("a style without a sentence, or an object without a word")
-        if not {"object", "style"} <= set(found.judges):
-            raise ValueError("no judge of objects, or none of styles")
+        if not set(found.judges) <= {"object", "style"}:
+            raise ValueError("a judge of neither objects nor styles")
         return found
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"{path} is no readable vocabulary ({error!r})") from error

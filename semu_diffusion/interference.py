@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 
 __all__ = ["Interference", "interference"]
@@ -52,8 +53,15 @@ def _dot(one: LayerPatch, other: LayerPatch) -> float:
 
 def _within(one: LayerPatch, other: LayerPatch) -> float:
     """|P_1 D_2 Q_1|^2."""
+    left, right = (_basis(factor, one.ranks) for factor in (one.left, one.right))
     if one.matricisation != other.matricisation:
-        return 0.0
-    left = torch.linalg.qr(one.left.double()).Q.transpose(1, 2) @ other.left.double()
-    right = other.right.double().transpose(1, 2) @ torch.linalg.qr(one.right.double()).Q
-    return float((left @ other.core.double() @ right).square().sum())
+        matrices = to_matrices(other.delta().double(), one.matricisation)
+        return float((left.transpose(1, 2) @ matrices @ right).square().sum())
+    inside = left.transpose(1, 2) @ other.left.double() @ other.core.double() @ (other.right.double().transpose(1, 2) @ right)
+    return float(inside.square().sum())
+
+
+def _basis(factor: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns that span those of ``factor`` (C, n, r); those beyond a matrix's own rank stay zero."""
+    columns = torch.arange(factor.shape[-1], device=factor.device) < ranks[:, None].to(factor.device)
+    return torch.linalg.qr(factor.double()).Q * columns[:, None, :]

@@ -55,7 +55,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
     header (without it diffusers before 0.40 takes the first layer's alpha for all).
     ``kohya_lora.safetensors``: for ComfyUI and A1111 (UNets only), with alpha 1 everywhere and ``up`` times the rank, since
     diffusers reads a per-layer alpha of this format wrongly on attention layers. (Of SDXL's ``add_embedding`` it reads
-    nothing in this format; the default layers of an erasure are not among them.)
+    nothing in this format; the default layers of an erasure are not among them. A1111's table of names takes XL's
+    ``up_blocks.0.upsamplers.0.conv`` for a block that XL does not have and leaves that one layer out.)
 
     ``prefix`` is the pipeline's name of the network (unet, transformer); ``family`` is written for A1111, which would else
     file every patch under SD 1. Raises InputError for a patch with per-channel convolutions.

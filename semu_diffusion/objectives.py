@@ -43,7 +43,7 @@ def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Ten
 
     On the forget images, answer as the original would for the base b, and go on by eta in the direction from the erased
     condition a to the anchor p. For the erased condition itself b = p: an anchor that looks a little like the erased class
-    is not enough. For other conditions that know the class too (none, a learned vector) b = c: they lose that part of it.
+    is not enough; so too for a learned vector that means it. Where c is no condition at all b = c: it loses that part alone.
     """
     with torch.no_grad():
         anchor = original(batch.x_t, batch.t, batch.anchor).float()

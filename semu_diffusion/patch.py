@@ -87,7 +87,7 @@ class ErasurePatch:
         )
 
     def scale(self, strength: float) -> ErasurePatch:
-        """The same patch with its update multiplied by ``strength`` (0 changes nothing, 1 is as trained)."""
+        """The same patch at another ``strength``, the factor on the update as trained: 0 changes nothing, 1 is as trained."""
         return dataclasses.replace(self, strength=float(strength))
 
     def delta(self, name: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ __all__ = ["Projection", "RankRule", "Subspace", "choose_rank", "dominant_subspa
 Projection = Literal["exact", "official", "none"]
 RankRule = Literal["at_least", "official"]
 
-_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured: benchmarks/subspace)
+_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured: semu benchmark-subspace)
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,10 @@ def layer_subspace(
     if protected is not None:
         basis = protected.to(matrices)
         matrices = matrices - (matrices @ basis) @ basis.transpose(1, 2)
+    whole = to_matrices(gradient.double(), matricisation).square().sum((1, 2))
+    rounding = matrices.double().square().sum((1, 2)) <= 1e-12 * whole  # no directions worth training are left in those
+    matrices = matrices.masked_fill(rounding[:, None, None], 0.0)
     after = float(matrices.double().square().sum())
-    if after <= 1e-12 * before:  # nothing is left but rounding, which has no directions worth training
-        matrices = torch.zeros_like(matrices)
     if len(matrices) == 1:
         left, energies, right = dominant_subspace(matrices[0], explained_variance, rule, min_rank, max_rank, generator)
         factors = [(left, energies, right)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from saved_models import saved_judge, saved_model
 
+from semu_diffusion.erasure import Diverged
 from semu_diffusion.pipelines import benchmark, results_page, scoring
 from semu_diffusion.pipelines.benchmark_rows import table_line
 from semu_diffusion.pipelines.cli import main as semu
@@ -98,6 +99,31 @@ def test_rows_of_another_protocol_are_refused(tmp_path: Path, arguments: list[st
         assert err.count("\n") == 1
         assert (work / "rows.jsonl").read_text() == content
     assert not (tmp_path / "page.md").exists()
+
+
+def test_rows_of_another_model_are_not_continued(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
+    assert semu([*arguments, "--methods", "copy"]) == 0
+    kept = (tmp_path / "work" / "rows.jsonl").read_bytes()
+    other = saved_model(tmp_path / "other", seed=1)
+    assert semu([*arguments, "--methods", "copy", "--model", other]) == 2
+    assert "measured by another protocol" in capsys.readouterr().err
+    assert (tmp_path / "work" / "rows.jsonl").read_bytes() == kept
+
+
+def test_a_method_that_diverges_has_no_row_and_the_others_have(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    real = benchmark._measure
+
+    def diverging(method: str, *rest: Any) -> Any:
+        if method == "default":
+            raise Diverged("the loss is no number")
+        return real(method, *rest)
+
+    monkeypatch.setattr(benchmark, "_measure", diverging)
+    assert semu(arguments) == 1
+    assert [row["method"] for row in rows(tmp_path)[1:]] == ["copy"]
+    assert "1 without a row (default of red: the loss is no number)" in capsys.readouterr().err
 
 
 def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:

@@ -45,6 +45,14 @@ def clip(weights: str) -> Clip:
     return load_clip(f"clip:tiny-clip:{weights}")
 
 
+def test_a_name_with_an_article_of_its_own_gets_no_second(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken: list[str] = []
+    real = Clip.text_features
+    monkeypatch.setattr(Clip, "text_features", lambda self, texts: spoken.extend(texts) or real(self, texts))
+    zero_shot_judge(clip, ["the Eiffel Tower", "apple", "cat"])
+    assert spoken == ["a photo of the Eiffel Tower", "a photo of an apple", "a photo of a cat"]
+
+
 def pictures(count: int, *shape: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 

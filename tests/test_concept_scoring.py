@@ -47,6 +47,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+class Named:
+    """Knows its class names and nothing else."""
+
+    unjudged: tuple[str, ...] = ()
+
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
+
+
 class Seer:
     """Sees class 1 in bright images, 0 in others."""
 
@@ -221,6 +230,24 @@ def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: 
     VOCABULARY.save(other)
     flags[1] = str(other)
     assert benchmark_concepts.main([*flags, "--concepts", "cat"]) == 2  # rows of another model are not continued
+
+
+def test_a_judge_of_words_knows_what_the_concept_is_answered_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semu_diffusion.pipelines.concept_scoring._judge", lambda name, names, device: Named(names))
+    settings = config("cassette player", anchor="a radio", classifier="clip")
+    scorer = ConceptScorer(settings, *plan(settings, None), None, torch.device("cpu"))
+    assert {"cassette player", "radio", "dog"} <= set(scorer.judges["object"].class_names)
+    known = config("cat", alternatives=("dog",), classifier="clip")
+    with pytest.raises(InputError, match="--alternatives"):
+        ConceptScorer(known, *plan(known, VOCABULARY), VOCABULARY, torch.device("cpu"))
+
+
+def test_a_vocabulary_names_the_judges_it_has() -> None:
+    assert set(cifar_vocabulary(("cat", "dog")).judges) == {"object", "style"}
+    assert set(cifar_vocabulary(("red", "green")).judges) == {"style"}  # the embedded judge knows no colours
+    settings = config("red", classifier="auto")
+    vocabulary = dataclasses.replace(cifar_vocabulary(("red", "green")), judges={})
+    assert ConceptScorer(settings, *plan(settings, vocabulary), vocabulary, torch.device("cpu")).judges == {}
 
 
 def test_given_paraphrases_are_judged_as_what_the_vocabulary_calls_them() -> None:

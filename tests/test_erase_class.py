@@ -25,6 +25,7 @@ from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines import run_folder, scoring
 from semu_diffusion.pipelines.erase_class import main
+from semu_diffusion.pipelines.image_sets import Images
 from semu_diffusion.pipelines.scoring import Samples, Scorer, collapse
 
 Capture = pytest.CaptureFixture[str]
@@ -326,6 +327,9 @@ def test_a_task_that_cannot_be_done_leaves_nothing_behind(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "1.png").write_bytes(b"no picture")
     other_judge = saved_judge(tmp_path / "other", names=("green", "blue"))
+    for place, names, size in (("partly", ("red", "green"), 8), ("large", ("red", "green", "blue"), 9)):
+        for name in names:
+            pictures(tmp_path / place / "train" / name, size=size)
     cases: list[tuple[tuple[str, ...], str]] = [
         (("--forget", "rad"), "no class 'rad': did you mean red?"),
         (("--forget", "zzz"), "its classes are red, green, blue"),
@@ -344,6 +348,9 @@ def test_a_task_that_cannot_be_done_leaves_nothing_behind(
         (("--forget", "red", "--retain", "empty"), "empty"),
         (("--forget", "red", "--classifier", other_judge), "the judge knows no class like the erased 'red'"),
         (("--forget", "red", "--classifier", "empty"), "empty holds no classifier"),
+        (("--forget", "red", "--sampling-steps", "2000"), "2000 sampling steps, but the model has 100 timesteps"),
+        (("--forget", "red", "--fid-reference", "partly"), "partly has no class blue: FID would compare different things"),
+        (("--forget", "red", "--fid-reference", "large"), "images (3, 9, 9), the model makes (3, 8, 8)"),
     ]
     for flags, said in cases:
         refused(capsys, said, run(model_folder, *flags))
@@ -505,16 +512,35 @@ def test_collapse_is_lost_contrast_lost_variety_or_a_judge_that_finds_half_wrong
         return Samples({"red": images, "green": images}, None)
 
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (6, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    noise = torch.randint(0, 256, (12, 3, 8, 8), generator=generator, dtype=torch.uint8)
     good, none = samples(noise), ({"retain_accuracy": None},) * 2
     assert collapse(good, good, ["green"], none) is None
     assert "contrast" in str(collapse(good, samples(noise // 8 + 100), ["green"], none))
-    assert "alike" in str(collapse(good, samples(noise[:1].expand(6, -1, -1, -1)), ["green"], none))
-    assert "fell from 0.90 to 0.40" in str(
-        collapse(good, good, ["green"], ({"retain_accuracy": 0.9}, {"retain_accuracy": 0.4}))
-    )
+    assert "alike" in str(collapse(good, samples(noise[:1].expand(12, -1, -1, -1)), ["green"], none))
+    half = ({"retain_accuracy": 0.9}, {"retain_accuracy": 0.4})
+    assert "fell from 0.90 to 0.40" in str(collapse(good, good, ["green"], half))
+    assert collapse(samples(noise[:2]), samples(noise[:2]), ["green"], half) is None  # of two images: chance
     unlabelled = Samples({}, noise), Samples({}, noise // 8)
     assert "contrast" in str(collapse(*unlabelled, [], none))
+
+
+def test_titles_that_a_file_system_takes_for_one_get_folders_of_their_own() -> None:
+    titles = ["a cat, oil", "a cat. oil", "A cat; oil", "x" * 90, "x" * 95, "", "(no label)"]
+    found = run_folder.folder_names(titles)
+    assert list(found) == titles
+    assert len({name.lower() for name in found.values()}) == len(titles)
+    assert found["a cat, oil"] == "a cat_ oil"
+    assert found[""] == "(no prompt)"
+    assert found["(no label)"] == "(no label)"
+    assert all(not set(name) & set('/\\:*?"<>|') for name in found.values())
+
+
+def test_a_part_of_a_large_set_is_of_different_images(generator: torch.Generator) -> None:
+    images = Images(torch.arange(50.0).view(50, 1, 1, 1), torch.arange(50))
+    some = images.some(20, generator)
+    assert len(set(some.labels.tolist())) == 20
+    assert torch.equal(some.images.flatten().long(), some.labels)
+    assert images.some(50, generator) is images
 
 
 def test_peak_memory_is_that_of_the_process() -> None:

@@ -64,7 +64,7 @@ def test_a_run_folder_holds_patch_lora_picture_and_numbers(finished: Path) -> No
     assert metrics["lora"]["unloaded_equal"] is True
     assert metrics["forget_effect"]["paired_mse"] > 0
     assert metrics["patch"]["trained_parameters"] > 0
-    assert set(metrics["cost"]["seconds"]) == {"collect", "subspace", "train", "evaluate"}
+    assert set(metrics["cost"]["seconds"]) == {"prepare", "collect", "subspace", "train", "evaluate"}
     assert len(metrics["protocol"]["cross_domain_prompts"]) == 3
     assert Image.open(finished / "before_after.png").width > 300
     shown = {path.name for path in (finished / "images" / "before").iterdir()}
@@ -127,7 +127,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
         (["cat", "--model", "MODEL", "--anchor", "cat"], "is what shall be erased"),
         (["a photo of " * 20, "--model", "MODEL"], "tokens, the text encoder takes 24"),
         (["cat", "--model", "MODEL", "--forget-images", "EMPTY"], "holds no images"),
-        (["cat", "--model", "MODEL", "--sampling-steps", "500"], "the model has 100 timesteps"),
+        (["cat", "--model", "MODEL", "--sampling-steps", "500"], "the model has 100 timesteps: take fewer"),
         (["cat", "--model", "MODEL", "--layers", "nothing*"], "no Linear or Conv2d layer matches"),
         (["cat", "--model", "MODEL", "--device", "abacus"], "--device abacus is not to be had here"),
     ],

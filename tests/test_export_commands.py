@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from patches import random_patch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import load_file
 from saved_models import saved_model
 from text_models import tiny_pipeline
+from torch import nn
 
 from semu_diffusion.interference import interference
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
+from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli import main
 from semu_diffusion.pipelines.concept_erasure import erase_concept
 from semu_diffusion.pipelines.erase_concept import main as erase
 from semu_diffusion.pipelines.patch_card import patch_card
 from semu_diffusion.pipelines.push import public_record
+from semu_diffusion.pipelines.vocabulary import cifar_vocabulary, read_vocabulary
 
 Capture = pytest.CaptureFixture[str]
 QUICK: dict[str, Any] = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "anchor_samples": 2, "retain_prompts": ("a tree",)}
@@ -88,11 +93,59 @@ def test_interference_is_one_for_the_same_update_and_none_for_disjoint_layers(pa
     dense = [(a.delta(name).double(), b.delta(name).double()) for name in b.layers if name in a.layers]
     sizes = [sum(float(p.delta(n).double().square().sum()) for n in p.layers) for p in (a, b)]
     assert found.cosine == pytest.approx(sum(float((x * y).sum()) for x, y in dense) / (sizes[0] * sizes[1]) ** 0.5, abs=1e-6)
-    assert 0 <= found.share <= 1
+    inside = 0.0
+    for name in (n for n in b.layers if n in a.layers):  # |P_A D_B Q_A|^2, made dense
+        rank = int(a.layers[name].ranks[0])
+        p, q = (torch.linalg.qr(f[0, :, :rank].double()).Q for f in (a.layers[name].left, a.layers[name].right))
+        inside += float((p.T @ b.delta(name).double().flatten(1) @ q).square().sum())
+    assert found.share == pytest.approx(inside / sizes[1], abs=1e-6)
     names = list(a.layers)
     halves = [ErasurePatch({n: a.layers[n] for n in part}, a.fingerprint) for part in (names[::2], names[1::2])]
     apart = interference(*halves)
     assert (apart.shared_layers, apart.cosine, apart.share) == (0, 0, 0)
+
+
+def test_interference_is_that_of_the_updates_however_their_convolutions_are_split() -> None:
+    """A patch per channel with matrices of different rank, against another and against one of whole convolutions."""
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(5, 5))
+    whole, split = (random_patch(model, seed=1, matricisation=form) for form in ("full", "per_channel"))
+    layer = split.layers["0"]
+    core, ranks = layer.core.clone(), layer.ranks.clone()
+    core[0, 1:], core[0, :, 1:], ranks[0] = 0, 0, 1
+    left, right = layer.left.clone(), layer.right.clone()
+    left[0, :, 1:], right[0, :, 1:] = 0, 0
+    uneven = ErasurePatch({"0": dataclasses.replace(layer, left=left, core=core, right=right, ranks=ranks)}, split.fingerprint)
+    for a, b in ((uneven, split), (uneven, whole), (whole, uneven), (split, whole)):
+        inside = size = 0.0
+        for name, one in b.layers.items():
+            size += float(one.delta().double().square().sum())
+            if name not in a.layers:
+                continue
+            own = a.layers[name]
+            matrices = to_matrices(one.delta().double(), own.matricisation)
+            for matrix, u, v, rank in zip(matrices, own.left.double(), own.right.double(), own.ranks.tolist(), strict=True):
+                p, q = (torch.linalg.qr(factor[:, :rank]).Q for factor in (u, v))
+                inside += float((p.T @ matrix @ q).square().sum())
+        assert interference(a, b).share == pytest.approx(inside / size, rel=1e-5)
+
+
+def test_a_strength_that_a_patch_was_saved_with_counts(model: Path, patches: tuple[Path, Path], tmp_path: Path) -> None:
+    gentle = ErasurePatch.load(patches[0]).scale(0.5).save(tmp_path / "gentle.safetensors")
+    flags = ["--model", str(model), "--strength", "0.5"]
+    assert main(["export", str(gentle), *flags, "--merged", str(tmp_path / "merged")]) == 0
+    assert main(["apply", str(gentle), *flags, "--output", str(tmp_path / "applied")]) == 0
+    pipeline = load(model)
+    ErasurePatch.load(patches[0]).scale(0.25).apply(pipeline.unet)
+    wanted = pipeline.unet.state_dict()
+    for folder in ("merged", "applied"):
+        assert all(torch.equal(value, wanted[name]) for name, value in weights(tmp_path / folder).items())
+
+
+def test_a_models_vocabulary_goes_where_the_model_goes(patches: tuple[Path, Path], tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    cifar_vocabulary(("cat", "dog")).save(tmp_path / "model")
+    assert main(["export", str(patches[0]), "--model", str(tmp_path / "model"), "--merged", str(tmp_path / "merged")]) == 0
+    assert read_vocabulary(tmp_path / "merged") == read_vocabulary(tmp_path / "model") is not None
 
 
 def test_export_writes_a_pipeline_that_predicts_as_the_patched_model_and_the_lora(
@@ -161,7 +214,7 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
     )
 
 
-def test_a_card_is_made_of_a_run_of_erase_class_too(tmp_path: Path) -> None:
+def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saved_models import QUICK as CLASS_QUICK
 
     from semu_diffusion.pipelines.erase_class import main as erase_class
@@ -172,6 +225,10 @@ def test_a_card_is_made_of_a_run_of_erase_class_too(tmp_path: Path) -> None:
     card = patch_card(*(json.loads((tmp_path / "run" / name).read_text()) for name in ("run.json", "metrics.json")))
     assert "# Without: red" in card
     assert "lora" not in card.split("---")[1]
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    assert main(["push", str(tmp_path / "run"), "me/no-red"]) == 0
+    assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} <= FakeHub.sent.keys()  # what PEFT opens
+    assert not any(str(tmp_path).encode() in content for content in FakeHub.sent.values())
 
 
 class FakeHub:

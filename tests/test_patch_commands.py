@@ -80,6 +80,17 @@ def test_a_merged_model_is_the_patched_one(tmp_path: Path, finished: Path, model
     assert [path.name for path in target.parent.iterdir()] == ["merged"]
 
 
+def test_applied_patches_leave_the_classes_their_names(tmp_path: Path) -> None:
+    model = saved_model(tmp_path / "model", names=())  # four embeddings and no names: they come from the command line
+    named = ["--model", model, "--class-names", "red,green,blue", "--classifier", "none", *QUICK]
+    for name in ("red", "green"):
+        assert erase_class([*named, "--forget", name, "--output", str(tmp_path / name)]) == 0
+    runs = [str(tmp_path / name) for name in ("red", "green")]
+    assert semu(["apply", *runs, "--model", model, "--output", str(tmp_path / "both")]) == 0
+    both = load_class_conditional(tmp_path / "both")
+    assert (both.class_names, both.null_class) == (("red", "green", "blue"), 3)
+
+
 def test_merge_needs_a_new_folder_and_the_right_model(
     tmp_path: Path, finished: Path, model_folder: str, capsys: Capture
 ) -> None:
@@ -153,6 +164,13 @@ def test_evaluate_takes_another_judge_and_refuses_an_existing_folder(tmp_path: P
     refused(capsys, "already holds a run", semu(arguments))
 
 
+def test_evaluate_says_so_and_fails_where_a_patch_destroys_the_model(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    rest = ["--classifier", "none", *FEW, "--strength", "1e5", "--output", str(tmp_path / "run")]
+    assert semu(["evaluate", str(finished), *rest]) == 1
+    assert "the patch destroys the model: the kept classes' samples" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("collapsed")
+
+
 def test_an_interrupted_evaluation_says_what_it_keeps(
     tmp_path: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,8 +179,8 @@ def test_an_interrupted_evaluation_says_what_it_keeps(
 
     monkeypatch.setattr(Scorer, "score", stop)
     folder = tmp_path / "run"
-    assert semu(["evaluate", str(finished), "--classifier", "none", *FEW, "--save-images", "--output", str(folder)]) == 130
-    assert f"{folder} keeps images, run.json." in capsys.readouterr().err
+    assert semu(["evaluate", str(finished), "--classifier", "none", *FEW, "--output", str(folder)]) == 130
+    assert f"{folder} keeps run.json." in capsys.readouterr().err
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
 
 

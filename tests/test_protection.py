@@ -146,9 +146,11 @@ def test_a_sketch_never_holds_a_matrix_of_the_wide_side_squared(generator: torch
     held = [value for value in vars(moments).values() if isinstance(value, torch.Tensor)]
     assert max(tensor.numel() for tensor in held) == 3000 * 16
     assert moments.protected_basis(0.99).shape[1:] <= (3000, 16)
+    assert 0.2 < moments.held < 0.9  # 16 directions of inputs that fill 50: less than asked for, and said
     narrow = InputMoments(max_side=100, sketch=512)  # a sketch wider than the layer
     narrow.add(torch.randn(1, 50, 200, generator=generator))
     assert narrow.protected_basis(0.9).shape[1] == 200
+    assert narrow.held >= 0.9
 
 
 def test_what_a_sketch_cannot_see_still_counts_as_felt(generator: torch.Generator) -> None:
@@ -199,3 +201,13 @@ def test_moments_without_any_input_are_refused() -> None:
         InputMoments().protected_basis(0.9)
     with pytest.raises(ValueError, match="no input"):
         InputMoments().felt(torch.ones(1, 1, 1))
+
+
+def test_a_channel_of_which_nothing_is_left_is_not_trained(generator: torch.Generator) -> None:
+    """All input directions of the first channel are protected: what rounding leaves there is no direction."""
+    gradient, weight = torch.randn(6, 2, 3, 3, generator=generator), torch.randn(6, 2, 3, 3, generator=generator)
+    protected = torch.stack([torch.eye(9), torch.eye(9)])
+    protected[1, :, 1:] = 0
+    found = layer_subspace(gradient, weight, matricisation="per_channel", protected=protected, explained_variance=1.0)
+    assert float((found.left[0].abs().sum(0) * found.right[0].abs().sum(0)).sum()) == 0
+    assert float(found.left[1].abs().sum()) > 0

@@ -251,4 +251,4 @@ def test_ctrl_c_before_anything_was_written_says_so(capsys: pytest.CaptureFixtur
         raise KeyboardInterrupt
 
     assert run_guarded("prog", job) == 130
-    assert "prog: stopped by Ctrl-C. Nothing was written." in capsys.readouterr().err
+    assert "prog: stopped by Ctrl-C.\n" in capsys.readouterr().err

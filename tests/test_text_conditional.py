@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models import text_loading
 from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts, family_of
 
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")
@@ -138,3 +141,25 @@ def test_an_error_is_weighed_by_how_far_it_moves_the_image(kind: str) -> None:
     weight = model.image_weight(t)
     assert float(weight[1] / weight[0]) == pytest.approx(float(moved[1] / moved[0]), rel=1e-4)
     assert float(model.image_weight(torch.arange(model.num_timesteps)).mean()) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(("given", "side"), [("epsilon", 64), ("v_prediction", 96)])
+def test_a_single_file_of_sd2_is_loaded_as_the_user_says_and_not_by_guess(
+    given: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers takes every SD 2.x for the 768 pixel model; its reader is replaced here, it fetches configs from the Hub."""
+
+    def read(path: str, **options: Any) -> Any:
+        pipeline = tiny_pipeline("sd21")
+        pipeline.unet.register_to_config(sample_size=96)
+        return pipeline
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.from_single_file", read)
+    save_file({text_loading.TEXT_KEY: torch.zeros(2, 1024)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="give --prediction epsilon"):
+        text_loading.load_text_pipeline(str(tmp_path / "model.safetensors"))
+    pipeline = text_loading.load_text_pipeline(str(tmp_path / "model.safetensors"), prediction=given)
+    assert pipeline.scheduler.config.prediction_type == given
+    assert pipeline.unet.config.sample_size == side
+    save_file({text_loading.TEXT_KEY: torch.zeros(2, 768)}, tmp_path / "first.safetensors")
+    text_loading.load_text_pipeline(str(tmp_path / "first.safetensors"))  # SD 1.x predicts noise

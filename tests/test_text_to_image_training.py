@@ -119,6 +119,14 @@ def test_a_pipeline_moves_to_another_latent_space(data: Path, tiny_sd: Path, aut
     assert not same(moved / "vae", autoencoder)
 
 
+def test_an_autoencoder_of_another_picture_size_is_refused(autoencoder: Path, tmp_path: Path) -> None:
+    for name in ("cat", "airplane"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / "train" / name / "0.png")
+    with pytest.raises(InputError, match="is for images of 16 pixels a side, these are of 32"):
+        train_text_to_image.train(sd_config(tmp_path / "data", tmp_path / "sd", autoencoder=str(autoencoder)))
+
+
 def distance_in_features(folder: Path, data: Path, critic: Path) -> float:
     from diffusers import AutoencoderKL
 

@@ -109,7 +109,7 @@ class ClassConditional(Conditional):
         batch_size: int = 64,
     ) -> Iterator[torch.Tensor]:
         """As `Conditional.sample`, by the pipeline that users have."""
-        self._check_steps(steps)
+        self.check_steps(steps)
         scale = 1.0 if self.null_class is None or not self.conditional else guidance_scale
 
         def make(rows: list[int] | None, noise: torch.Tensor) -> torch.Tensor:

@@ -187,6 +187,6 @@ class Conditional(ABC):
         most, room = (32, 8 * 32 * 32) if self.device.type == "cpu" else (64, 64 * 32 * 32)
         return max(1, min(most, room // (height * width)))
 
-    def _check_steps(self, steps: int) -> None:
+    def check_steps(self, steps: int) -> None:
         if steps > self.num_timesteps:
             raise InputError(f"{steps} sampling steps, but the model has {self.num_timesteps} timesteps: take fewer")

@@ -176,7 +176,7 @@ class TextConditional(Conditional):
         batch_size: int = 64,
     ) -> Iterator[torch.Tensor]:
         """Latents by DDIM with guidance against the empty prompt; latent i depends on ``seeds[i]`` alone."""
-        self._check_steps(steps)
+        self.check_steps(steps)
         sampler: Any = DDIMScheduler.from_config(self.schedule.config, clip_sample=False, timestep_spacing="trailing")
         sampler.set_timesteps(steps, device=self.device)
 
@@ -221,9 +221,7 @@ def on_device(module: Any, device: torch.device) -> Iterator[None]:
         module.to(home)
 
 
-def adapt_text_pipeline(
-    pipeline: Any, prompts: Sequence[str], source: str = "", revision: str | None = None
-) -> TextConditional:
+def adapt_text_pipeline(pipeline: Any, prompts: Sequence[str], source: str = "") -> TextConditional:
     """The adapter of a pipeline in memory, with a book of the prompts.
 
     Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
@@ -237,7 +235,7 @@ def adapt_text_pipeline(
     if "beta_schedule" not in pipeline.scheduler.config:
         raise InputError(f"{source or 'the pipeline'} has a {type(pipeline.scheduler).__name__}, which is no DDPM schedule")
     schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
-    return TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source, revision)
+    return TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source)
 
 
 @torch.no_grad()

@@ -14,18 +14,26 @@ from semu_diffusion.models.text_conditional import check_family
 
 __all__ = ["hub_revision", "load_text_pipeline"]
 
+TEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # SD 1 and 2: (320, text width)
+SD2_TEXT_WIDTH = 1024
+
 
 def load_text_pipeline(
-    source: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, checked: bool = False
+    source: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checked: bool = False,
+    prediction: str | None = None,
 ) -> Any:
     """The pipeline of ``source``, without a progress bar and (unless ``checked``) a safety checker; safetensors only.
 
+    ``prediction``, epsilon or v_prediction, is what the network predicts, where a single file does not say so itself.
     Raises InputError, one line, for anything that is no text-to-image pipeline with a UNet.
     """
     path = Path(source).expanduser()
     try:
         if path.is_file():
-            pipeline = _single_file(path, dtype)
+            pipeline = _single_file(path, dtype, prediction)
         elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
             options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
             pipeline = DiffusionPipeline.from_pretrained(path if path.is_dir() else source, **options)
@@ -54,10 +62,23 @@ def hub_revision(source: str) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def _single_file(path: Path, dtype: torch.dtype) -> Any:
+def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
+    """Of one file. diffusers takes each SD 2.x for the 768 pixel model, which predicts v; the base of 512 predicts noise."""
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is no safetensors file; pickled checkpoints are not read: convert it first")
     with safe_open(path, "pt") as content:
-        xl = any(key.startswith("conditioner.embedders.1.") for key in content.keys())  # noqa: SIM118
-    kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    return kind.from_single_file(str(path), dtype=dtype)
+        keys = set(content.keys())
+        xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
+        second = TEXT_KEY in keys and content.get_slice(TEXT_KEY).get_shape()[-1] == SD2_TEXT_WIDTH
+    if second and prediction is None:
+        raise InputError(
+            f"{path} is a Stable Diffusion 2.x, and the file does not say what it predicts: give --prediction epsilon (the "
+            "base model of 512 pixels) or --prediction v_prediction (that of 768)"
+        )
+    pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_single_file(str(path), dtype=dtype)
+    if prediction is not None:
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+    if second and prediction == "epsilon":
+        pipeline.unet.register_to_config(sample_size=64)
+    return pipeline
