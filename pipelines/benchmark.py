@@ -113,7 +113,7 @@ def run(config: BenchmarkConfig) -> int:
         bars.note(f"[{number}/{len(jobs)}] {method}: {model.class_names[index]}")
         revived = rows.revived(model.class_names[index])
         try:
-            rows.add(_measure(method, index, base, config, before, revived, bars))
+            rows.add(_measure(method, index, base, config, before, revived, others, bars))
         except KeyboardInterrupt:
             bars.close()
             kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
@@ -134,9 +134,13 @@ def _measure(
     config: BenchmarkConfig,
     before: Samples,
     revived: float | None,
+    compared: Sequence[int],
     bars: Bars,
 ) -> dict[str, Any]:
-    """One row; ``revived`` is the original's revival of the class, if an earlier row has it already."""
+    """One row; ``revived`` is the original's revival of the class, if an earlier row has it already.
+
+    It is measured for the classes ``compared`` by every method only: the copy's revival is the original's.
+    """
     from semu_diffusion.pipelines.image_sets import training_images
     from semu_diffusion.pipelines.methods import METHODS, make_edit
     from semu_diffusion.pipelines.scoring import Scorer, load_model
@@ -158,7 +162,7 @@ def _measure(
     made.edit.remove(model.denoiser)
     if config.revival:
         images = training_images(model, base, [index])  # by the original model, so it does not depend on the method
-        if revived is None:
+        if revived is None and index in compared:
             revived = scorer.revive(images.images, images.labels)
         score_before["revival"] = revived
         made.edit.apply(model.denoiser)
