@@ -64,10 +64,10 @@ def _class_section(found: Sequence[dict[str, Any]]) -> list[str]:
         f"Protocol: {protocol['images_per_class']} images of every class, before and after, {protocol['sampler']} "
         f"{protocol['steps']} steps, w = {protocol['guidance_scale']:g}, seed {protocol['seed']}. Judge: {judge['name']} "
         f"(weights {judge['sha256'][:12]}). FID of the kept classes by {extractor['name']}, "
-        f"against {protocol['fid_reference']}. "
-        + (_revival(protocol["revival"]) if "revival" in protocol else "")
-        + f"`official` was trained for {found[0]['official_steps']} steps (the reference code: 1,000)."
+        f"against {protocol['fid_reference']}. " + (_revival(protocol["revival"]) if "revival" in protocol else "").rstrip()
     )
+    if any(row["method"] == "official" for row in rows):
+        text[0] += f" `official` was trained for {found[0]['official_steps']} steps (the reference code: 1,000)."
     text += ["", WORDS, "", "## By method (in brackets: how many classes the means are over)", ""]
     text.append(table_head("method (classes)", COLUMNS))
     for method, (words, _) in METHODS.items():
