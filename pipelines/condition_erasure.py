@@ -39,6 +39,7 @@ from semu_diffusion.subspace import Subspace, layer_subspace
 __all__ = ["Outcome", "Task", "chosen_anchors", "erase_conditions", "finished"]
 
 OBJECTIVE_BATCHES = 8
+Made = TypeVar("Made")
 Model = TypeVar("Model", bound=Conditional, covariant=True)
 
 
@@ -170,14 +171,14 @@ def chosen_anchors(task: Task[Conditional], forget_set: Images, generator: torch
     return {row: second_nearest(task.model, row, task.kept, forget_set, generator) for row in task.forget}
 
 
-def finished(steps: Generator[Step, None, Outcome], watch: Callable[[Step], None] | None = None) -> Outcome:
-    """Run the generator of an erasure to its end; ``watch`` sees every step."""
+def finished(steps: Generator[Step, None, Made], watch: Callable[[Step], None] | None = None) -> Made:
+    """Run the generator of a training to its end and return what it made; ``watch`` sees every step."""
     while True:
         try:
             step = next(steps)
         except StopIteration as done:
-            outcome: Outcome = done.value
-            return outcome
+            made: Made = done.value
+            return made
         if watch is not None:
             watch(step)
 

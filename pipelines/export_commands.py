@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.erasure_settings import EMBEDDED
+from semu_diffusion.pipelines.run_folder import written_beside
 
 if TYPE_CHECKING:
     from semu_diffusion.patch import ErasurePatch
@@ -120,12 +119,8 @@ def _export(paths: Sequence[Path], config: ExportConfig) -> int:
     pipeline, network, vocabulary = _base_model([patch], config)
     patch.fingerprint.check(network)
     if folder is not None:
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        try:
+        with written_beside(folder) as beside:
             save_lora(patch, beside, family=family_of(pipeline))
-            os.replace(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
         print(f"{folder}: LoRA files for diffusers, ComfyUI and A1111")
     if target is not None:
         patch.merge(network)
@@ -166,14 +161,10 @@ def _new_folder(flag: str, given: str | None) -> Path | None:
 
 
 def _save(pipeline: Any, vocabulary: Vocabulary | None, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with written_beside(target) as beside:
         pipeline.save_pretrained(beside)
         if vocabulary is not None:
             vocabulary.save(beside)
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     print(f"{target}: the full pipeline, in diffusers layout")
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from semu_diffusion.erasure import Step
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.peers.embedding_copy import copy_class_embedding
 from semu_diffusion.peers.fine_tuning import fine_tune
 from semu_diffusion.pipelines.class_erasure import prepare
-from semu_diffusion.pipelines.condition_erasure import Task, chosen_anchors, erase_conditions
+from semu_diffusion.pipelines.condition_erasure import Task, chosen_anchors, erase_conditions, finished
 from semu_diffusion.pipelines.erasure_objective import training_loss
 from semu_diffusion.pipelines.image_sets import Progress, kept_images, training_images, with_anchor_images
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
@@ -66,7 +67,7 @@ def make_edit(method: str, model: ClassConditional, config: EraseClassConfig, pr
         return Made(copy_class_embedding(model.denoiser, dict(anchors)), {"train": time.perf_counter() - start})
     if method.startswith("fine-tune"):
         return _fine_tuned(model, task, config, progress)
-    outcome = _finish(erase_conditions(task, config, progress), config.steps, progress)
+    outcome = finished(erase_conditions(task, config, progress), _watch(config, progress))
     return Made(outcome.patch, outcome.seconds)
 
 
@@ -82,16 +83,9 @@ def _fine_tuned(
     anchors = chosen_anchors(task, forget_set, generator)
     forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
     loss = training_loss(model, config, task.target, frozen.predict, forget_set, retain_set, anchors, task.kept, generator)
-    edit = _finish(fine_tune(model.denoiser, loss, config.steps, config.lr), config.steps, progress)
+    edit = finished(fine_tune(model.denoiser, loss, config.steps, config.lr), _watch(config, progress))
     return Made(edit, {"collect": collected - start, "train": time.perf_counter() - collected})
 
 
-def _finish(steps: Generator[Any, None, Any], total: int, progress: Progress | None) -> Any:
-    """Run a training generator to its end and give what it returns."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as done:
-            return done.value
-        if progress is not None:
-            progress("training", step.index, total)
+def _watch(config: EraseClassConfig, progress: Progress | None) -> Callable[[Step], None] | None:
+    return None if progress is None else lambda step: progress("training", step.index, config.steps)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -121,6 +119,8 @@ def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasureP
 
 
 def _merge(path: Path, config: MergeConfig) -> int:
+    from semu_diffusion.pipelines.run_folder import written_beside
+
     if not config.output:
         raise InputError("say where the merged model goes with --output")
     target = Path(config.output)
@@ -128,12 +128,8 @@ def _merge(path: Path, config: MergeConfig) -> int:
         raise InputError(f"--output {target} exists already: choose another folder")
     patch, model, _ = _patched(path, config, config.strength)
     patch.merge(model.denoiser)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with written_beside(target) as beside:
         model.pipeline.save_pretrained(beside)
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     print(f"{target}: the model with the patch in its weights, float32")
     return 0
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json"]
+__all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json", "written_beside"]
 
 PACKAGES = ("semu-diffusion", "torch", "diffusers", "torchmetrics", "safetensors")
 
@@ -56,8 +57,6 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder; with ``overwrite``, remove what an earlier run left there."""
         if self.overwrite and self.path.is_dir():
-            import shutil
-
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
 
@@ -153,6 +152,17 @@ def peak_memory_bytes(device: Any = None) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+@contextmanager
+def written_beside(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` to write a folder at; at the end it becomes ``target``, and if that fails it is gone."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def folder_names(titles: Iterable[str]) -> dict[str, str]:
