@@ -93,6 +93,8 @@ def run(config: ConceptBenchmark) -> int:
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
         raise InputError(f"{config.model} has no vocabulary.json: the benchmark takes its questions from there")
+    if not vocabulary.judges:
+        raise InputError(f"the vocabulary of {config.model} names no judge: the benchmark measures by them")
     everything = [*vocabulary.objects, *(style for style in vocabulary.styles if style != vocabulary.plain_style)]
     for name in {part for words in (*config.concepts, *config.others) for part in words.split("+")}:
         if vocabulary.subject(name) is None:

@@ -53,7 +53,7 @@ class ConceptScorer:
             raise InputError("--alternatives: the model's vocabulary names what else a picture may show; leave them out")
         alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
         if judged and not known and config.anchor and config.anchor.strip():
-            alternatives = (*alternatives, bare(config.anchor))  # what an erased picture is meant to show
+            alternatives = tuple(dict.fromkeys((*alternatives, bare(config.anchor))))  # what an erased picture shall show
         count = min(config.judged_prompts, len(kept))
         spread = [kept[index * len(kept) // count] for index in range(count)]
         self.questions = questions(

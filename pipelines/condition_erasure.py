@@ -93,13 +93,13 @@ def erase_conditions(
     generator = torch.Generator().manual_seed(config.seed)
     layers = select_layers(model.denoiser, config.layers)
     with clock.measure("collect"):
-        forget_set = training_images(model, config, forget, task.forget_set, progress)
-        anchors = chosen_anchors(task, forget_set, generator)
-        shown = forget_set  # the denoising loss is that of the erased condition's own images
-        forget_set = with_anchor_images(model, config, forget_set, anchors, progress)
+        own_images = training_images(model, config, forget, task.forget_set, progress)
+        anchors = chosen_anchors(task, own_images, generator)
+        forget_set = with_anchor_images(model, config, own_images, anchors, progress)
         if (config.protect == "null-space" or config.retain == "self") and retain_set is None:
             retain_set = kept_images(model, config, kept, progress)
-        shown = shown if config.gradient == "denoising" else forget_set
+        # the anchor's images are no images of the condition
+        shown = own_images if config.gradient == "denoising" else forget_set
         gradients = _forget_gradient(model, config, target, layers, shown, anchors, kept, generator, progress)
         moments: dict[str, InputMoments] = {}
         if config.protect == "null-space":

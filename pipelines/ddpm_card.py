@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.pipelines.training import replace_folder, write_text
+from semu_diffusion.pipelines.training import forget_places, replace_folder, write_text
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -44,6 +44,7 @@ def export_ddpm(
     shutil.rmtree(beside, ignore_errors=True)
     names = dict(enumerate(data.class_names))
     ClassConditionalPipeline(unet, scheduler, names, len(names)).save_pretrained(beside)
+    forget_places(beside)
     measured: dict[str, Any] = {}
     if judge:
         device = "cuda" if torch.cuda.is_available() else "cpu"

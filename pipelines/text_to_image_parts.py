@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.captions import every_caption
-from semu_diffusion.pipelines.training import replace_folder, write_text
+from semu_diffusion.pipelines.training import forget_places, replace_folder, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -168,21 +168,13 @@ def export_pipeline(
     pipeline.save_pretrained(beside)
     cifar_vocabulary(data.class_names, GUIDANCE).save(beside)
     _as_float32(beside / "text_encoder" / "config.json")
-    for part in beside.glob("*/*config.json"):
-        _without_places(part)
+    forget_places(beside)
     measured = judgements(beside, data.class_names, config) if judged else {}
     if measured:
         run.log(**measured)
     write_text(beside / "README.md", model_card(run, config, pipeline, data, measured))
     replace_folder(beside, target)
     return target
-
-
-def _without_places(config: Path) -> None:
-    """Where a part was loaded from tells of a machine, not of the model."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    told = {key: value for key, value in content.items() if key not in ("_name_or_path", "local_files_only", "is_local")}
-    write_text(config, json.dumps(told, indent=2) + "\n")
 
 
 def _as_float32(config: Path) -> None:

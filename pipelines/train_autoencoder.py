@@ -18,6 +18,7 @@ from semu_diffusion.pipelines.picture_styles import drawn_styles, in_styles
 from semu_diffusion.pipelines.training import (
     TrainingRun,
     batch_indices,
+    forget_places,
     mirrored,
     new_accelerator,
     replace_folder,
@@ -179,6 +180,7 @@ def _export(run: TrainingRun, model: AutoencoderKL, data: ImageSet, config: Auto
     run.log(**found)
     beside = run.folder / "model.part"
     model.half().save_pretrained(beside)
+    forget_places(beside)
     write_text(beside / "README.md", autoencoder_card(run, model, data, config, found))
     replace_folder(beside, run.folder / "model")
 

@@ -55,6 +55,17 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
 
 
+def test_the_denoising_gradient_is_that_of_the_concepts_own_images() -> None:
+    """Images of the anchor are trained on as the concept's, but the paper's gradient is of the concept's alone."""
+    settings: dict[str, Any] = {**QUICK, "protect": "none", "steps": 1, "gradient": "denoising"}
+    found = [
+        semu_diffusion.erase_concept(tiny_pipeline(), "cat", anchor="dog", **BIRD, **{**settings, "anchor_samples": count})
+        for count in (0, 4)
+    ]
+    assert found[0].layers.keys() == found[1].layers.keys()
+    assert all(torch.equal(layer.left, found[1].layers[name].left) for name, layer in found[0].layers.items())
+
+
 def test_protection_and_retain_term_keep_the_retained_prompts() -> None:
     drift = {}
     for protected in (True, False):

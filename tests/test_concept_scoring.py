@@ -232,6 +232,15 @@ def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: 
     assert benchmark_concepts.main([*flags, "--concepts", "cat"]) == 2  # rows of another model are not continued
 
 
+def test_a_benchmark_without_a_judge_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    dataclasses.replace(VOCABULARY, judges={}).save(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "page.md")]
+    assert benchmark_concepts.main(flags) == 2
+    assert "names no judge" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_judge_of_words_knows_what_the_concept_is_answered_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semu_diffusion.pipelines.concept_scoring._judge", lambda name, names, device: Named(names))
     settings = config("cassette player", anchor="a radio", classifier="clip")

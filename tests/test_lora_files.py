@@ -14,9 +14,10 @@ from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
-from semu_diffusion.models.text_conditional import adapt_text_pipeline
+from semu_diffusion.models.text_conditional import TextConditional, adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.concept_erasure import erase_concept
+from semu_diffusion.pipelines.lora_check import check_lora
 
 
 def erased(pipeline: Any) -> ErasurePatch:
@@ -31,6 +32,26 @@ def answer(pipeline: Any) -> torch.Tensor:
     x = torch.randn(2, *model.clean_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.predict(x, torch.tensor([10, 60]), torch.tensor([0, 1]))
+
+
+def test_the_check_of_a_lora_is_made_in_full_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32, which GPUs convolve in unasked, would show a difference where there is none."""
+    pipeline, seen = tiny_pipeline(), []
+    patch = erased(pipeline)
+    save_lora(patch, tmp_path)
+    predict = TextConditional.predict
+
+    def watched(self: TextConditional, *given: Any) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return predict(self, *given)
+
+    monkeypatch.setattr(TextConditional, "predict", watched)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    found = check_lora(adapt_text_pipeline(pipeline, ["a photo of a cat"]), patch, tmp_path)
+    assert found is not None
+    assert found["relative_difference"] < 1e-5
+    assert seen == [(False, False)] * 2
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -163,3 +163,5 @@ def test_a_single_file_of_sd2_is_loaded_as_the_user_says_and_not_by_guess(
     assert pipeline.unet.config.sample_size == side
     save_file({text_loading.TEXT_KEY: torch.zeros(2, 768)}, tmp_path / "first.safetensors")
     text_loading.load_text_pipeline(str(tmp_path / "first.safetensors"))  # SD 1.x predicts noise
+    with pytest.raises(InputError, match="--prediction is for a single file"):
+        text_loading.load_text_pipeline(str(tmp_path), prediction=given)

@@ -166,6 +166,7 @@ def test_a_training_can_start_from_a_model(data: Path, ddpm: Path, tmp_path: Pat
     train_ddpm.train(ddpm_config(data, tmp_path, init_from=str(ddpm / "model"), steps=1, lr=1e-9, final_lr=1e-9))
     for name, value in weights(tmp_path).items():
         assert torch.allclose(value, weights(ddpm)[name], atol=1e-6), name
+    assert str(ddpm) not in (tmp_path / "model" / "unet" / "config.json").read_text()  # no word of where it came from
 
 
 def test_a_start_that_does_not_fit_the_data_is_refused(ddpm: Path, tmp_path: Path) -> None:

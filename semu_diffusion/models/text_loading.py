@@ -34,6 +34,8 @@ def load_text_pipeline(
     try:
         if path.is_file():
             pipeline = _single_file(path, dtype, prediction)
+        elif prediction is not None:
+            raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
         elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
             options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
             pipeline = DiffusionPipeline.from_pretrained(path if path.is_dir() else source, **options)
