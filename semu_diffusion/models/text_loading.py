@@ -37,8 +37,11 @@ def load_text_pipeline(
         elif prediction is not None:
             raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
         elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
+            place = path if path.is_dir() else source
+            if DiffusionPipeline.load_config(place).get("_class_name") == "ClassConditionalPipeline":  # diffusers lacks it
+                raise InputError(f"{source} is a class-conditional model: erase-class takes classes out of it")
             options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
-            pipeline = DiffusionPipeline.from_pretrained(path if path.is_dir() else source, **options)
+            pipeline = DiffusionPipeline.from_pretrained(place, **options)
         else:
             raise InputError(f"{source}: no such folder or file, and not a Hub id of the form owner/name")
     except InputError:
