@@ -17,7 +17,7 @@ import torch
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["Accuracies", "accuracies", "unconditional_share", "wilson_interval"]
+__all__ = ["Accuracies", "accuracies", "unconditional_share", "wilson_interval", "with_interval"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class Accuracies:
     retain_accuracy: float | None
     per_class: dict[str, float]
     counts: dict[str, int]
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """95 % interval of one class's accuracy."""
-        return wilson_interval(round(self.per_class[name] * self.counts[name]), self.counts[name])
 
 
 def accuracies(
@@ -90,7 +86,7 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     r"""Wilson's score interval of a binomial share p = k / n; z = 1.96 gives 95 % (Wilson 1927).
 
     ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``. Unlike p ± z·σ it stays in [0, 1] and has a
-    width at k = 0.
+    width at k = 0. InputError for what is no k of n.
     """
     if count < 1 or not 0 <= successes <= count:
         raise InputError(f"{successes} of {count} is no share")
@@ -98,6 +94,12 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     centre = share + spread / 2
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+
+
+def with_interval(share: float, count: int) -> str:
+    """``6.2 %  (1.1 to 28.3)``: the share of ``count`` samples in per cent, and the 95 % interval of its true value."""
+    low, high = wilson_interval(round(share * count), count)
+    return f"{100 * share:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _mean(values: Sequence[float]) -> float | None:

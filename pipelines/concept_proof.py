@@ -12,6 +12,7 @@ import torch
 from semu_diffusion.eval.images import save_images, to_float
 from semu_diffusion.eval.lpips import Lpips, load_lpips, paired_lpips
 from semu_diffusion.eval.side_effects import side_effects
+from semu_diffusion.eval.unlearning import with_interval
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
 from semu_diffusion.pipelines.concept_erasure import ConceptTask
@@ -118,24 +119,30 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
     """The short table the command ends with."""
     before, after = metrics["before"], metrics["after"]
     named = ", ".join(anchors)
+    count, protocol = after["samples"], metrics["protocol"]
+    revived = protocol["revival"]["samples"] * len(anchors) if protocol["revival"] else 0
     shares = [
-        (f"sees {named} (erased)", "forget_accuracy"),
-        ("unlearning accuracy", "unlearning_accuracy"),
-        ("sees it by other words or sentences", "paraphrase_forget_accuracy"),
-        ("sees it without a prompt", "unconditional_share"),
-        ("revived by a learned pseudo-word", "revival"),
-        ("right on others of its kind", "in_domain_retain_accuracy"),
-        ("right on the other kind", "cross_domain_retain_accuracy"),
+        (f"sees {named} (erased)", "forget_accuracy", count["forget"]),
+        ("unlearning accuracy", "unlearning_accuracy", count["forget"]),
+        ("sees it by other words or sentences", "paraphrase_forget_accuracy", count["paraphrase"]),
+        ("sees it without a prompt", "unconditional_share", protocol["unconditional_samples"]),
+        ("revived by a learned pseudo-word", "revival", revived),
+        ("right on others of its kind", "in_domain_retain_accuracy", count["in_domain"]),
+        ("right on the other kind", "cross_domain_retain_accuracy", count["cross_domain"]),
     ]
-    judged = [(words, before[key], after[key]) for words, key in shares if before[key] is not None]
+    judged = [
+        (words, f"{100 * before[key]:.1f} %", with_interval(after[key], n))
+        for words, key, n in shares
+        if after[key] is not None
+    ]
     rows = [
         (f"pictures of {named}", metrics["forget_effect"]),
         ("pictures of retained prompts", metrics["side_effects"]),
         ("pictures without a prompt", metrics["unprompted_effect"]),
     ]
     width = max(len(row[0]) for row in (*judged, *rows))
-    lines = [f"{'judged' if judged else 'not judged (--classifier names a judge)':<{width}}  {'before':>8}  {'after':>8}"]
-    lines += [f"{words:<{width}}  {100 * old:>6.1f} %  {100 * new:>6.1f} %" for words, old, new in judged]
+    heading = ("judged", "before", "after (95 % interval)") if judged else ("not judged (--classifier names a judge)", "", "")
+    lines = [f"{words:<{width}}  {old:>8}  {new}".rstrip() for words, old, new in (heading, *judged)]
     for kind in ("forget", "retain") if before["clip_score"] else ():
         for scale, words in (("score", "CLIP score"), ("clipscore", "CLIPScore")):
             old, new = (found["clip_score"][kind][scale] for found in (before, after))

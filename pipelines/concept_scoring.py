@@ -129,9 +129,11 @@ class ConceptScorer:
         """``before`` or ``after`` of metrics.json; null where no judge could say."""
         per_prompt: dict[str, float] = {}
         means: dict[str, float | None] = {}
+        count: dict[str, int] = {}
         for name, asked in self.questions.items():
             shares = [share for share in (self._share(question, samples) for question in asked) if share is not None]
             means[name] = sum(shares) / len(shares) if shares else None
+            count[name] = len(shares) * self.config.images_per_prompt
             if name != "cross_domain":
                 per_prompt |= {q.prompt: s for q in asked if (s := self._share(q, samples)) is not None}
         forget = means["forget"]
@@ -145,6 +147,7 @@ class ConceptScorer:
             "revival": None,
             "clip_score": self._clip_score(samples),
             "per_prompt": per_prompt,
+            "samples": count,
         }
 
     def _share(self, question: Question, samples: Samples) -> float | None:

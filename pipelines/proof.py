@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.eval.images import save_images
+from semu_diffusion.eval.unlearning import with_interval
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.console import Bars
@@ -105,18 +106,24 @@ def draw(
 
 def table(metrics: Mapping[str, Any], names: Sequence[str], folder: RunFolder) -> str:
     """The short table a command ends with."""
-    before, after = metrics["before"], metrics["after"]
+    before, after, each = metrics["before"], metrics["after"], metrics["protocol"]["images_per_class"]
+    kept = [name for name in after["per_class"] or () if name not in names]
 
-    def share(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f} %"
+    def shares(words: str, key: str, count: int) -> tuple[str, str, str]:
+        old, new = before[key], after[key]
+        return (
+            words,
+            "–" if old is None else f"{100 * old:.1f} %",
+            "–" if new is None else with_interval(new, count),
+        )
 
-    rows = [("", "before", "after")]
-    rows.append((f"accuracy on {', '.join(names)} (erased)", share(before["forget_accuracy"]), share(after["forget_accuracy"])))
-    rows.append(("unlearning accuracy", share(before["unlearning_accuracy"]), share(after["unlearning_accuracy"])))
-    rows.append(("accuracy on kept classes", share(before["retain_accuracy"]), share(after["retain_accuracy"])))
-    rows.append(("erased class among unlabelled", share(before["unconditional_share"]), share(after["unconditional_share"])))
+    rows = [("", "before", "after (95 % interval)")]
+    rows.append(shares(f"accuracy on {', '.join(names)} (erased)", "forget_accuracy", each * len(names)))
+    rows.append(shares("unlearning accuracy", "unlearning_accuracy", each * len(names)))
+    rows.append(shares("accuracy on kept classes", "retain_accuracy", each * len(kept)))
+    rows.append(shares("erased class among unlabelled", "unconditional_share", each))
     if after["revival"] is not None:
-        rows.append(("revived by a learned vector", share(before["revival"]), share(after["revival"])))
+        rows.append(shares("revived by a learned vector", "revival", metrics["protocol"]["revival"]["samples"] * len(names)))
     side, fid, patch, cost = metrics["side_effects"], metrics["fid"], metrics["patch"], metrics["cost"]
     if side["paired_mse"] is not None:
         rows.append(("drift of kept images (MSE; SSIM)", "0", f"{side['paired_mse']:.4f}; {side['paired_ssim']:.3f}"))

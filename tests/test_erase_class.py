@@ -20,6 +20,7 @@ from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
 from semu_diffusion import patch as patch_module
+from semu_diffusion.eval.unlearning import with_interval
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
@@ -170,7 +171,11 @@ def test_the_summary_shows_the_numbers_and_the_folder(
 ) -> None:
     assert run(model_folder, "--forget", "red", "--output", str(tmp_path / "run"), judge=judge_folder) == 0
     out, err = capsys.readouterr()
-    assert "accuracy on red (erased)" in out
+    after = metrics_of(tmp_path / "run")["after"]
+    said = next(line for line in out.splitlines() if "accuracy on red (erased)" in line)
+    assert said.endswith(with_interval(after["forget_accuracy"], 2))  # of 2 samples nearly everything may be true
+    said = next(line for line in out.splitlines() if "kept classes" in line)
+    assert with_interval(after["retain_accuracy"], 2 * (len(NAMES) - 1)) in said
     assert "features (8-d)]" in out  # whose FID this is
     assert str(tmp_path / "run" / "before_after.png") in out
     assert "biased upward" in err

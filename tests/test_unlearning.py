@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.unlearning import accuracies, unconditional_share, wilson_interval
+from semu_diffusion.eval.unlearning import accuracies, unconditional_share, wilson_interval, with_interval
 
 NAMES = ("cat", "dog", "fish")
 
@@ -79,8 +79,8 @@ def test_the_interval_covers_the_true_share_about_as_often_as_it_says() -> None:
     assert 0.93 < covered < 0.98
 
 
-def test_a_class_knows_its_interval() -> None:
-    found = accuracies([0, 0, 0, 1, 1], [0, 0, 0, 0, 1], NAMES, [0])
-    assert found.interval("cat") == wilson_interval(3, 4)
+def test_a_share_is_shown_with_its_interval() -> None:
+    assert with_interval(0.0, 10) == "0.0 %  (0.0 to 27.8)"
+    assert with_interval(0.016, 500) == "1.6 %  (0.8 to 3.1)"
     with pytest.raises(InputError):
         wilson_interval(3, 2)
