@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +29,9 @@ def encoded(
 ) -> dict[str, torch.Tensor]:
     """Latents (N, C, h, w) in half precision of every style, of variance about 1; kept in ``folder`` for a resumption."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
+
+    from semu_diffusion.files import save_tensors
 
     identity = f"{data.fingerprint} {_fingerprint(autoencoder)}"
     cache = folder / CACHE
@@ -40,10 +41,7 @@ def encoded(
         if same:
             return load_file(cache)
     found = {style: _encode(data.images, style, autoencoder, precision) for style in STYLES}
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(CACHE + ".part")
-    save_file(found, beside, metadata={"identity": identity})
-    os.replace(beside, cache)
+    save_tensors(found, cache, {"identity": identity})
     return found
 
 

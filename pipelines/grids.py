@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import as_new_files
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ def save_png(image: Image.Image, path: str | Path) -> Path:
     try:
         with os.fdopen(handle, "wb") as stream:
             image.save(stream, format="PNG", optimize=True)
-        os.chmod(beside, 0o644)  # mkstemp makes a private file
+        as_new_files(Path(beside))  # mkstemp makes a private file
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import as_new_files
 
 __all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json", "written_beside"]
 
@@ -160,6 +161,7 @@ def written_beside(target: Path) -> Iterator[Path]:
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield beside
+        as_new_files(beside)
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

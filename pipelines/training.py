@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import as_new_files
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,7 @@ def forget_places(folder: Path) -> None:
 
 def replace_folder(beside: Path, target: Path) -> None:
     """Put a finished folder in the place of the last one; a reader never finds half of either."""
+    as_new_files(beside)
     last = target.with_name(target.name + ".last")
     shutil.rmtree(last, ignore_errors=True)
     if target.exists():

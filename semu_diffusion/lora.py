@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import save_tensors
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 
 __all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_peft_folder"]
@@ -76,9 +76,9 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
     adapter = json.dumps({f"{prefix}.{key}": value for key, value in config.items()})
     header = {"format": "pt", "lora_adapter_metadata": adapter, "semu": about}
     folder = Path(folder)
-    _save_beside(diffusers, folder / DIFFUSERS_LORA, header)
+    save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
     if prefix == "unet":
-        _save_beside(kohya, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
+        save_tensors(kohya, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
     return folder
 
 
@@ -88,17 +88,6 @@ def _shaped_factors(layer: LayerPatch, strength: float) -> tuple[torch.Tensor, t
     if len(layer.shape) == 4:
         up, down = up[:, :, None, None], down.reshape(len(down), *layer.shape[1:])
     return up.contiguous(), down.contiguous()
-
-
-def _save_beside(tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write a safetensors file beside ``path`` and rename it; makes the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, beside, metadata=header)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = "") -> Path:
@@ -125,7 +114,7 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
         "inference_mode": True,
         "bias": "none",
     }
-    _save_beside(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     settings, beside = folder / "adapter_config.json", folder / f".part-{os.getpid()}"
     try:
         beside.write_text(json.dumps(config, indent=2) + "\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import save_tensors
 from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.matrices import Matricisation, from_matrices
 
@@ -153,15 +152,8 @@ class ErasurePatch:
             "layers": shapes,
             "metadata": dict(self.metadata),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            # one entry, because safetensors writes several in any order, and layers in the order of the fingerprint's rows
-            save_file(tensors, beside, metadata={"semu": json.dumps(header)})
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-        return path
+        # one entry, because safetensors writes several in any order, and layers in the order of the fingerprint's rows
+        return save_tensors(tensors, path, {"semu": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> ErasurePatch:

@@ -334,7 +334,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monk
         Path(filename).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("semu_diffusion.patch.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         random_patch(net(), 1).save(path)
     assert path.read_bytes() == before

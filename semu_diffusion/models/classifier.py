@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import save_tensors
 
 __all__ = ["ClassifierConfig", "ImageClassifier"]
 
@@ -110,15 +111,12 @@ class ImageClassifier(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors (half precision), each beside and then renamed."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {
             name: (value.half() if value.is_floating_point() else value).contiguous()
             for name, value in self.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
-        beside = folder / "model.safetensors.part"
-        save_file(weights, beside, metadata={"format": "pt", "kind": KIND})
-        os.replace(beside, folder / "model.safetensors")
+        save_tensors(weights, folder / "model.safetensors", {"format": "pt", "kind": KIND})
         beside = folder / "config.json.part"
         beside.write_text(json.dumps({"kind": KIND, **asdict(self.config)}, indent=2) + "\n")
         os.replace(beside, folder / "config.json")

@@ -1,0 +1,40 @@
+"""Files of tensors that appear complete or not at all, and that whoever may read the folder may read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["as_new_files", "save_tensors"]
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, str]) -> Path:
+    """Write a safetensors file beside ``path`` and rename it; makes the folder if need be."""
+    from safetensors.torch import save_file  # brings torch, which who only renames folders does not need
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(dict(tensors), beside, metadata=dict(header))
+        as_new_files(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def as_new_files(path: Path) -> None:
+    """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.new")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            file.chmod(mode)
