@@ -64,6 +64,15 @@ def test_sampling_leaves_the_global_random_state_and_the_training_mode(model: Cl
     assert model.denoiser.training
 
 
+def test_sampling_draws_no_bars_and_leaves_the_pipelines_own(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    model.pipeline.set_progress_bar_config(disable=False, desc="mine")
+    images_of(model)
+    assert capsys.readouterr().err == ""
+    model.pipeline([0], num_inference_steps=2)
+    assert "mine: 100%" in capsys.readouterr().err
+
+
 def test_more_steps_than_the_model_has_are_refused(model: ClassConditional) -> None:
     with pytest.raises(InputError, match="has 100 timesteps"):
         images_of(model, steps=101)

@@ -113,15 +113,20 @@ class ClassConditional(Conditional):
         scale = 1.0 if self.null_class is None or not self.conditional else guidance_scale
 
         def make(rows: list[int] | None, noise: torch.Tensor) -> torch.Tensor:
-            (images,) = self.pipeline(
-                rows,
-                guidance_scale=scale,
-                num_inference_steps=steps,
-                latents=noise,
-                output_type="pt",
-                batch_size=len(noise),
-                return_dict=False,
-            )
+            shown = dict(getattr(self.pipeline, "_progress_bar_config", {}))
+            self.pipeline.set_progress_bar_config(**{**shown, "disable": True})  # it would draw a bar for every few images
+            try:
+                (images,) = self.pipeline(
+                    rows,
+                    guidance_scale=scale,
+                    num_inference_steps=steps,
+                    latents=noise,
+                    output_type="pt",
+                    batch_size=len(noise),
+                    return_dict=False,
+                )
+            finally:
+                self.pipeline.set_progress_bar_config(**shown)
             return images
 
         yield from self._in_pieces(labels, seeds, batch_size, make)
