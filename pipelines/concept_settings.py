@@ -48,11 +48,6 @@ class EraseConceptConfig(ErasureConfig):
         "remap words)",
         metavar="A,B,…", comma=True, group="subspace",
     )  # fmt: skip
-    overshoot: float = option(
-        1.0, "how far the target goes beyond the anchor, away from the concept", metavar="ETA", group="training"
-    )
-    retain_weight: float = option(8.0, "alpha of the retain term", metavar="ALPHA", group="training")
-    kept_samples: int = option(180, "images the model makes of retain prompts", metavar="N", group="training")
     guidance_scale: float | None = option(  # type: ignore[assignment]
         None,
         "classifier-free guidance w; 1 is none (default: the model's own, else 7.5)",

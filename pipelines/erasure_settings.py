@@ -75,7 +75,7 @@ class ErasureConfig(GuidedConfig):
         group="training",
     )
     overshoot: float = option(
-        2.5, "how far the target goes beyond the anchor, away from the erased class", metavar="ETA", group="training"
+        1.0, "how far the target goes beyond the anchor, away from what is erased", metavar="ETA", group="training"
     )
     weighting: Literal["image", "noise"] = option(
         "image", "weigh the error as seen in the image (middle timesteps count most) or in the noise", group="training"
@@ -98,12 +98,12 @@ class ErasureConfig(GuidedConfig):
     adversarial: float = option(
         0.0, "share of a batch conditioned on class vectors learned against the erasure", metavar="SHARE", group="training"
     )
-    retain_weight: float = option(2.0, "alpha of the retain term", metavar="ALPHA", group="training")
+    retain_weight: float = option(8.0, "alpha of the retain term", metavar="ALPHA", group="training")
     forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
     anchor_samples: int = option(
         32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
     )
-    kept_samples: int = option(90, "images the model makes of kept classes", metavar="N", group="training")
+    kept_samples: int = option(180, "images the model makes of what is kept", metavar="N", group="training")
     steps: int = option(160, "training steps", metavar="N", group="training")
     batch_size: int = option(16, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
