@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,11 +53,11 @@ def save_images(images: torch.Tensor | Sequence[torch.Tensor], folder: str | Pat
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} already holds files; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
+        beside.mkdir()
         for index, image in enumerate(images):
             to_pil(image).save(beside / f"{index:05d}.png")
-        beside.chmod(0o755)  # mkdtemp makes a private folder
         os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

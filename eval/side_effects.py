@@ -56,8 +56,9 @@ def paired_mse(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 def paired_ssim(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """SSIM of each pair, (N,) float64; images (N, C, H, W) in [0, 1]. Those of more than 2^15 pixels in float32: good to 5e-6.
+    """SSIM of each pair, (N,) float64; images (N, C, H, W) in [0, 1].
 
+    Those of more than 2^15 pixels are computed in float32: good to 5e-6, flat ones to 3e-4.
     The window is Gaussian with sigma 1.5 (11 pixels). In images smaller than 11 pixels it shrinks to the
     largest odd window that fits, sigma with it: SSIM values are comparable between images of one size only.
     """

@@ -24,14 +24,13 @@ __all__ = ["Accuracies", "accuracies", "unconditional_share", "wilson_interval",
 class Accuracies:
     """Shares in [0, 1]; None where no class of that kind was sampled and can be judged.
 
-    ``per_class`` and ``counts`` (samples per class) are by name, in the order of the model's classes.
+    ``per_class`` is by name, in the order of the model's classes.
     """
 
     forget_accuracy: float | None
     unlearning_accuracy: float | None
     retain_accuracy: float | None
     per_class: dict[str, float]
-    counts: dict[str, int]
 
 
 def accuracies(
@@ -62,16 +61,14 @@ def accuracies(
         raise InputError(f"the judge knows no class like the erased {unknown[0]!r}; give a --class-mapping")
 
     per_class: dict[str, float] = {}
-    counts: dict[str, int] = {}
     for index, name in enumerate(class_names):
         own = predicted[actual == index]
         if len(own) and name not in unjudged:
             per_class[name] = float((own == index).double().mean())
-            counts[name] = len(own)
     erased = {class_names[index] for index in forget}
     forgotten = _mean([share for name, share in per_class.items() if name in erased])
     kept = _mean([share for name, share in per_class.items() if name not in erased])
-    return Accuracies(forgotten, None if forgotten is None else 1 - forgotten, kept, per_class, counts)
+    return Accuracies(forgotten, None if forgotten is None else 1 - forgotten, kept, per_class)
 
 
 def unconditional_share(predictions: torch.Tensor | Sequence[int], forget: Collection[int]) -> float:

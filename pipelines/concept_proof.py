@@ -46,9 +46,12 @@ def prove(
     forgotten, kept = scorer.group("forget"), scorer.retained
     distance = load_lpips(model.device)
     changed, stayed, empty = (paired(before, after, group, distance) for group in (forgotten, kept, [NO_PROMPT]))
+    protocol = scorer.protocol()
+    for score in scores:  # each of the concepts shown has its own pseudo-word
+        score["samples"]["revival"] = len(shown) * protocol["revival"]["samples"] if shown else 0
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     metrics: dict[str, Any] = {
-        "protocol": scorer.protocol(),
+        "protocol": protocol,
         "before": scores[0],
         "after": scores[1],
         "forget_effect": changed,
@@ -119,14 +122,13 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
     """The short table the command ends with."""
     before, after = metrics["before"], metrics["after"]
     named = ", ".join(anchors)
-    count, protocol = after["samples"], metrics["protocol"]
-    revived = protocol["revival"]["samples"] * len(anchors) if protocol["revival"] else 0
+    count = after["samples"]
     shares = [
         (f"sees {named} (erased)", "forget_accuracy", count["forget"]),
         ("unlearning accuracy", "unlearning_accuracy", count["forget"]),
         ("sees it by other words or sentences", "paraphrase_forget_accuracy", count["paraphrase"]),
-        ("sees it without a prompt", "unconditional_share", protocol["unconditional_samples"]),
-        ("revived by a learned pseudo-word", "revival", revived),
+        ("sees it without a prompt", "unconditional_share", metrics["protocol"]["unconditional_samples"]),
+        ("revived by a learned pseudo-word", "revival", count["revival"]),
         ("right on others of its kind", "in_domain_retain_accuracy", count["in_domain"]),
         ("right on the other kind", "cross_domain_retain_accuracy", count["cross_domain"]),
     ]
@@ -141,7 +143,9 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
         ("pictures without a prompt", metrics["unprompted_effect"]),
     ]
     width = max(len(row[0]) for row in (*judged, *rows))
-    heading = ("judged", "before", "after (95 % interval)") if judged else ("not judged (--classifier names a judge)", "", "")
+    heading = ("judged", "before", "after (95 % interval)")
+    if not judged:
+        heading = ("not judged (--classifier names a judge)", *(("before", "after") if before["clip_score"] else ("", "")))
     lines = [f"{words:<{width}}  {old:>8}  {new}".rstrip() for words, old, new in (heading, *judged)]
     for kind in ("forget", "retain") if before["clip_score"] else ():
         for scale, words in (("score", "CLIP score"), ("clipscore", "CLIPScore")):

@@ -198,7 +198,7 @@ class ConceptScorer:
         return found
 
     def revive(self, model: TextConditional, shown: Sequence[tuple[str, list[str], torch.Tensor]]) -> float | None:
-        """Mean share over the concepts that one learned pseudo-word brings back; None if nothing could be measured."""
+        """Mean share of the concepts ``shown`` that one learned pseudo-word brings back; None if nothing could be measured."""
         shares = []
         for subject, sentences, latents in shown:
             kind = next(q.kind for q in self.questions["forget"] if q.answer == subject)

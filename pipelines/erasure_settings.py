@@ -98,7 +98,7 @@ class ErasureConfig(GuidedConfig):
     adversarial: float = option(
         0.0, "share of a batch conditioned on class vectors learned against the erasure", metavar="SHARE", group="training"
     )
-    retain_weight: float = option(8.0, "alpha of the retain term", metavar="ALPHA", group="training")
+    retain_weight: float = option(8.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
     forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
     anchor_samples: int = option(
         32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import forget_places
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.erasure_settings import EMBEDDED
 from semu_diffusion.pipelines.run_folder import written_beside
@@ -163,6 +164,7 @@ def _new_folder(flag: str, given: str | None) -> Path | None:
 def _save(pipeline: Any, vocabulary: Vocabulary | None, target: Path) -> None:
     with written_beside(target) as beside:
         pipeline.save_pretrained(beside)
+        forget_places(beside)
         if vocabulary is not None:
             vocabulary.save(beside)
     print(f"{target}: the full pipeline, in diffusers layout")

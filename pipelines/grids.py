@@ -6,7 +6,6 @@ Tiny images are enlarged by whole factors without smoothing, so that a pixel of 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import as_new_files
 
 if TYPE_CHECKING:
     import torch
@@ -94,15 +92,12 @@ def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture as PNG; the file appears complete or not at all. Makes the folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format="PNG", optimize=True)
-        as_new_files(Path(beside))  # mkstemp makes a private file
+        image.save(beside, format="PNG", optimize=True)
         os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

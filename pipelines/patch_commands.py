@@ -119,6 +119,7 @@ def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasureP
 
 
 def _merge(path: Path, config: MergeConfig) -> int:
+    from semu_diffusion.files import forget_places
     from semu_diffusion.pipelines.run_folder import written_beside
 
     if not config.output:
@@ -130,6 +131,7 @@ def _merge(path: Path, config: MergeConfig) -> int:
     patch.merge(model.denoiser)
     with written_beside(target) as beside:
         model.pipeline.save_pretrained(beside)
+        forget_places(beside)
     print(f"{target}: the model with the patch in its weights, float32")
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import forget_places
 from semu_diffusion.pipelines.autoencoder_card import CHUNK, autoencoder_card, reconstruction, signed
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import load_images
@@ -18,7 +19,6 @@ from semu_diffusion.pipelines.picture_styles import drawn_styles, in_styles
 from semu_diffusion.pipelines.training import (
     TrainingRun,
     batch_indices,
-    forget_places,
     mirrored,
     new_accelerator,
     replace_folder,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainingRun",
     "batch_indices",
-    "forget_places",
     "mirrored",
     "new_accelerator",
     "replace_folder",
@@ -105,14 +104,6 @@ def write_text(path: Path, text: str) -> None:
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
-
-
-def forget_places(folder: Path) -> None:
-    """Where the parts of a saved model were loaded from tells of a machine, not of the model: out of their configs with it."""
-    for config in folder.rglob("*config.json"):
-        content = json.loads(config.read_text(encoding="utf-8"))
-        told = {key: value for key, value in content.items() if key not in ("_name_or_path", "local_files_only", "is_local")}
-        write_text(config, json.dumps(told, indent=2) + "\n")
 
 
 def replace_folder(beside: Path, target: Path) -> None:

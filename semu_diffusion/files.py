@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["as_new_files", "save_tensors"]
+__all__ = ["as_new_files", "forget_places", "save_tensors"]
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, str]) -> Path:
@@ -38,3 +39,11 @@ def as_new_files(path: Path) -> None:
     for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(mode)
+
+
+def forget_places(folder: Path) -> None:
+    """Where the parts of a saved model were loaded from tells of a machine, not of the model: out of their configs with it."""
+    for config in folder.rglob("*config.json"):
+        content = json.loads(config.read_text(encoding="utf-8"))
+        told = {key: value for key, value in content.items() if key not in ("_name_or_path", "local_files_only", "is_local")}
+        config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.text_probes import learn_pseudo_word, text_revival
+from semu_diffusion.eval.unlearning import with_interval
 from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts
 from semu_diffusion.peers.token_remap import remap_prompts
 from semu_diffusion.pipelines import benchmark_concepts, concept_proof
@@ -202,8 +203,21 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
     assert set(metrics["protocol"]["classifiers"]) == {"object", "style"}
     assert metrics["protocol"]["guidance_scale"] == VOCABULARY.guidance_scale
     out = capsys.readouterr().out
-    assert "right on others of its kind" in out
     assert "cat answered with" in out
+    after, asked = metrics["after"], metrics["protocol"]
+    groups = {
+        "sees cat (erased)": "forget",
+        "right on others of its kind": "in_domain",
+        "right on the other kind": "cross_domain",
+    }
+    shares = ("forget_accuracy", "in_domain_retain_accuracy", "cross_domain_retain_accuracy")
+    for (words, group), share in zip(groups.items(), shares, strict=True):
+        pictures = asked["images_per_prompt"] * len(asked[f"{group}_prompts"])
+        assert after["samples"][group] == pictures
+        said = next(line for line in out.splitlines() if line.startswith(words))
+        assert said.endswith(with_interval(after[share], pictures))
+    unprompted = next(line for line in out.splitlines() if "without a prompt" in line)
+    assert unprompted.endswith(with_interval(after["unconditional_share"], asked["unconditional_samples"]))
 
 
 def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

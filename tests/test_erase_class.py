@@ -19,7 +19,6 @@ from saved_models import QUICK, saved_judge, saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
-from semu_diffusion import patch as patch_module
 from semu_diffusion.eval.unlearning import with_interval
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
@@ -421,7 +420,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
         Path(path).write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(patch_module, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     refused(capsys, "no space left on the device", run(model_folder, "--forget", "red", "--output", str(tmp_path / "run")))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "metrics.jsonl"}
     assert status_of(tmp_path / "run") == "failed"

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from semu_diffusion.eval.images import save_images
 from semu_diffusion.files import as_new_files, save_tensors
+from semu_diffusion.pipelines.grids import save_png
 from semu_diffusion.pipelines.run_folder import written_beside
 from semu_diffusion.pipelines.training import replace_folder
 
@@ -35,6 +38,14 @@ def test_a_file_of_tensors_may_be_read_by_whom_a_new_file_may(tmp_path: Path, ne
     assert permissions(path) == new_file
     assert torch.equal(load_file(path)["a"], torch.ones(2))
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_pictures_too(tmp_path: Path, new_file: int) -> None:
+    assert permissions(save_png(Image.new("RGB", (2, 2)), tmp_path / "grid.png")) == new_file
+    folder = save_images(torch.zeros(1, 3, 4, 4), tmp_path / "images")
+    assert permissions(folder / "00000.png") == new_file
+    (tmp_path / "new").mkdir()
+    assert permissions(folder) == permissions(tmp_path / "new")
 
 
 def test_exported_and_trained_folders_hold_no_private_files(tmp_path: Path, new_file: int) -> None:

@@ -4,7 +4,6 @@ dropped.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +120,8 @@ def test_a_saved_picture_is_whole_and_nothing_is_left_beside_it(tmp_path: Path, 
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(sheet))
     kept = path.read_bytes()
 
-    def half(self: Image.Image, stream: io.BufferedWriter, **_: object) -> None:
-        stream.write(b"half")
+    def half(self: Image.Image, place: Path, **_: object) -> None:
+        place.write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", half)

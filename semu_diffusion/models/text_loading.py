@@ -34,9 +34,9 @@ def load_text_pipeline(
     try:
         if path.is_file():
             pipeline = _single_file(path, dtype, prediction)
-        elif prediction is not None:
-            raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
         elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
+            if prediction is not None:
+                raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
             place = path if path.is_dir() else source
             if DiffusionPipeline.load_config(place).get("_class_name") == "ClassConditionalPipeline":  # diffusers lacks it
                 raise InputError(f"{source} is a class-conditional model: erase-class takes classes out of it")
