@@ -43,7 +43,7 @@ def as_new_files(path: Path) -> None:
 
 def forget_places(folder: Path) -> None:
     """Where the parts of a saved model were loaded from tells of a machine, not of the model: out of their configs with it."""
-    for config in folder.rglob("*config.json"):
+    for config in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
         content = json.loads(config.read_text(encoding="utf-8"))
         told = {key: value for key, value in content.items() if key not in ("_name_or_path", "local_files_only", "is_local")}
         config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -146,6 +146,7 @@ def test_a_models_vocabulary_goes_where_the_model_goes(patches: tuple[Path, Path
     cifar_vocabulary(("cat", "dog")).save(tmp_path / "model")
     assert main(["export", str(patches[0]), "--model", str(tmp_path / "model"), "--merged", str(tmp_path / "merged")]) == 0
     assert read_vocabulary(tmp_path / "merged") == read_vocabulary(tmp_path / "model") is not None
+    assert not any(str(tmp_path) in config.read_text() for config in (tmp_path / "merged").rglob("*.json"))
 
 
 def test_export_writes_a_pipeline_that_predicts_as_the_patched_model_and_the_lora(

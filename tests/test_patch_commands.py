@@ -78,6 +78,7 @@ def test_a_merged_model_is_the_patched_one(tmp_path: Path, finished: Path, model
     assert not torch.equal(samples(merged), plain)
     assert ClassConditionalPipeline.from_pretrained(target).labels["red"] == 0
     assert [path.name for path in target.parent.iterdir()] == ["merged"]
+    assert not any(model_folder in config.read_text() for config in target.rglob("*.json"))  # a path tells of a machine
 
 
 def test_applied_patches_leave_the_classes_their_names(tmp_path: Path) -> None:
