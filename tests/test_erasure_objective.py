@@ -69,8 +69,10 @@ def test_the_self_retain_term_is_zero_at_the_original_and_keeps_predictions_with
         kept = asked[-1]
         assert (kept == model.null_class).sum() == 2  # a quarter of eight
         assert set(kept.tolist()) <= {1, 2, model.null_class}
-        moved = float(loss_parts(model, lambda *given: model.predict(*given) + 0.1)["retain"])
-        twice = float(loss_parts(model, lambda *given: model.predict(*given) + 0.1, retain_weight=4.0)["retain"])
+        moved, twice = (
+            float(loss_parts(model, lambda *given: model.predict(*given) + 0.1, retain_weight=weight)["retain"])
+            for weight in (2.0, 4.0)
+        )
     assert moved > 0
     assert twice == pytest.approx(2 * moved)
 
