@@ -47,7 +47,6 @@ def load_class_conditional(
     scheduler = _load_scheduler(folder, str(source))
     names, null = _classes(str(source), unet.config.num_class_embeds, tuple(class_names), index, null_class)
     pipeline = ClassConditionalPipeline(unet.eval(), scheduler, dict(enumerate(names)), null)
-    pipeline.set_progress_bar_config(disable=True)
     return ClassConditional(pipeline, names, null, str(source), revision)
 
 
