@@ -109,7 +109,7 @@ def _local_folder(source: str, split: str) -> tuple[Path, str | None]:
         return path, None
     if path.exists():
         raise InputError(f"{source} is a file; a data set is a folder or a Hub id")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if source.startswith((".", "/", "~")) or source.endswith("/") or source.count("/") > 1:
         raise InputError(f"{source}: no such folder, and not a Hub id of the form owner/name")
     from huggingface_hub import snapshot_download
 

@@ -140,6 +140,8 @@ def test_a_broken_data_set_is_named_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message) as caught:
             load_images(tmp_path / name)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"^nowhere/: no such folder, and not a Hub id"):
+        load_images("nowhere/")
 
 
 def test_plain_images_come_in_the_order_of_their_paths_and_in_the_networks_range(tmp_path: Path) -> None:
