@@ -12,7 +12,7 @@ import torch
 from semu_diffusion.eval.images import save_images, to_float
 from semu_diffusion.eval.lpips import Lpips, load_lpips, paired_lpips
 from semu_diffusion.eval.side_effects import side_effects
-from semu_diffusion.eval.unlearning import with_interval
+from semu_diffusion.eval.unlearning import answer_words, with_interval
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
 from semu_diffusion.pipelines.concept_erasure import ConceptTask
@@ -153,6 +153,7 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
             lines.append(f"{f'{words}, {kind} prompts':<{width}}  {old:>8.3f}  {new:>8.3f}")
     if before["clip_score"]:
         lines.append(f"CLIP: {before['clip_score']['model']}")
+    lines += [f"the judge now sees in pictures of {name}: {answer_words(seen)}" for name, seen in after["answers"].items()]
     lines += ["", f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>8}"]
     lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>8.3f}" for name, found in rows]
     left, felt, held = (metrics["protection"][key] for key in ("gradient_left", "felt_by_kept_inputs", "least_energy_held"))

@@ -13,6 +13,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.classifiers import load_judge
 from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.text_probes import text_revival
+from semu_diffusion.eval.unlearning import answers
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.pipelines.concept_plan import ConceptPlan
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
@@ -147,6 +148,7 @@ class ConceptScorer:
             "revival": None,
             "clip_score": self._clip_score(samples),
             "per_prompt": per_prompt,
+            "answers": self._answers(samples),
             "samples": count,
         }
 
@@ -156,6 +158,15 @@ class ConceptScorer:
             return None
         seen = judge.predict(samples[question.prompt])
         return float((seen == judge.class_names.index(question.answer)).double().mean())
+
+    def _answers(self, samples: Samples) -> dict[str, dict[str, float]]:
+        """By concept, what its judge sees in the pictures of the prompts it was erased with, and in which share of them."""
+        asked: dict[tuple[str, str], list[torch.Tensor]] = {}
+        for question in self.questions["forget"]:
+            if question.answer is not None and question.kind in self.judges:
+                seen = self.judges[question.kind].predict(samples[question.prompt])
+                asked.setdefault((question.kind, question.answer), []).append(seen)
+        return {name: answers(torch.cat(seen), self.judges[kind].class_names) for (kind, name), seen in asked.items()}
 
     def _unconditional(self, samples: Samples) -> float | None:
         """Share of the pictures without a prompt in which a judge sees one of the concepts."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion.eval.unlearning import answer_words
+
 __all__ = ["patch_card"]
 
 SHARES = {
@@ -76,7 +78,10 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     else:
         missing.append("the change of what was kept")
     missing += _not_measured(metrics, words)
-    lines += ["", "Protocol: " + _protocol(metrics["protocol"]), ""]
+    lines.append("")
+    for name, shares in (after.get("answers") or {}).items():
+        lines += [f"Asked for {name} it now makes what the judge calls {answer_words(shares)}.", ""]
+    lines += ["Protocol: " + _protocol(metrics["protocol"]), ""]
     lines += _more_measured(metrics)
     if missing:
         lines += ["Not measured: " + "; ".join(missing) + ".", ""]

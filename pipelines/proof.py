@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.eval.images import save_images
-from semu_diffusion.eval.unlearning import with_interval
+from semu_diffusion.eval.unlearning import answer_words, with_interval
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.console import Bars
@@ -132,6 +132,7 @@ def table(metrics: Mapping[str, Any], names: Sequence[str], folder: RunFolder) -
         rows.append((f"FID of kept classes [{extractor}]", f"{fid['retain_before']:.2f}", f"{fid['retain_after']:.2f}"))
     width = max(len(row[0]) for row in rows)
     lines = [f"{a:<{width}}  {b:>8}  {c}" for a, b, c in rows]
+    lines += [f"the judge now calls {name}: {answer_words(found)}" for name, found in (after["answers"] or {}).items()]
     seconds = cost["seconds"]
     erase = None if seconds["train"] is None else seconds["collect"] + seconds["subspace"] + seconds["train"]
     lines.append(

@@ -18,7 +18,7 @@ from semu_diffusion.eval.fid import FeatureExtractor, SmallSampleWarning, freche
 from semu_diffusion.eval.images import to_float, to_uint8
 from semu_diffusion.eval.probes import revival
 from semu_diffusion.eval.side_effects import side_effects
-from semu_diffusion.eval.unlearning import accuracies, unconditional_share
+from semu_diffusion.eval.unlearning import accuracies, answers, unconditional_share
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
@@ -110,7 +110,15 @@ class Scorer:
     def score(self, samples: Samples) -> dict[str, Any]:
         """``before`` or ``after`` of metrics.json, all null without a judge."""
         result: dict[str, Any] = dict.fromkeys(
-            ("forget_accuracy", "unlearning_accuracy", "retain_accuracy", "per_class", "unconditional_share", "revival")
+            (
+                "forget_accuracy",
+                "unlearning_accuracy",
+                "retain_accuracy",
+                "per_class",
+                "answers",
+                "unconditional_share",
+                "revival",
+            )
         )
         if self.judge is None:
             return result
@@ -123,6 +131,9 @@ class Scorer:
                 "unlearning_accuracy": found.unlearning_accuracy,
                 "retain_accuracy": found.retain_accuracy,
                 "per_class": found.per_class,
+                "answers": {
+                    self.names[index]: answers(predictions[torch.tensor(labels) == index], self.names) for index in self.forget
+                },
             }
         if samples.unlabelled is not None and self.names:
             result["unconditional_share"] = unconditional_share(self.judge.predict(samples.unlabelled), self.forget)

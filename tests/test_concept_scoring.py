@@ -13,7 +13,7 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.text_probes import learn_pseudo_word, text_revival
-from semu_diffusion.eval.unlearning import with_interval
+from semu_diffusion.eval.unlearning import answer_words, with_interval
 from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts
 from semu_diffusion.peers.token_remap import remap_prompts
 from semu_diffusion.pipelines import benchmark_concepts, concept_proof
@@ -216,6 +216,8 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         assert after["samples"][group] == pictures
         said = next(line for line in out.splitlines() if line.startswith(words))
         assert said.endswith(with_interval(after[share], pictures))
+    assert after["answers"]["cat"].get("cat", 0) == pytest.approx(after["forget_accuracy"])
+    assert f"the judge now sees in pictures of cat: {answer_words(after['answers']['cat'])}" in out
     unprompted = next(line for line in out.splitlines() if "without a prompt" in line)
     assert unprompted.endswith(with_interval(after["unconditional_share"], asked["unconditional_samples"]))
 

@@ -19,7 +19,7 @@ from saved_models import QUICK, saved_judge, saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
-from semu_diffusion.eval.unlearning import with_interval
+from semu_diffusion.eval.unlearning import answer_words, with_interval
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
@@ -128,12 +128,15 @@ def test_metrics_have_exactly_the_promised_keys_and_only_json_is_printed(
     assert printed == metrics_of(folder)
     revival = printed["protocol"].pop("revival")  # only there because it was asked for
     assert revival["steps"] == 2
+    answered = {when: printed[when].pop("answers")["red"] for when in ("before", "after")}  # whatever the judge sees
     assert keys(printed) == SHAPE
     for when in ("before", "after"):
         score = printed[when]
         shares = [score[key] for key in SCORE if key != "per_class"] + list(score["per_class"].values())
         assert all(0 <= share <= 1 for share in shares)
         assert score["unlearning_accuracy"] == 1 - score["forget_accuracy"] == 1 - score["per_class"]["red"]
+        assert answered[when].get("red", 0) == score["forget_accuracy"]
+        assert sum(answered[when].values()) == pytest.approx(1)
     assert printed["protocol"]["classifier"]["sha256"] == digests(Path(judge_folder))["model.safetensors"]
     assert printed["fid"]["retain_before"] == 0
     assert printed["fid"]["retain_after"] >= 0
@@ -144,7 +147,7 @@ def test_metrics_have_exactly_the_promised_keys_and_only_json_is_printed(
 def test_without_a_judge_the_accuracies_are_null_and_the_rest_is_measured(finished: Path) -> None:
     metrics = metrics_of(finished)
     for when in ("before", "after"):
-        assert metrics[when] == dict.fromkeys(SCORE)
+        assert metrics[when] == dict.fromkeys([*SCORE, "answers"])
     assert metrics["protocol"]["classifier"] is metrics["protocol"]["fid_extractor"] is None
     assert metrics["fid"] == {"retain_before": None, "retain_after": None}
     assert metrics["side_effects"]["paired_mse"] > 0
@@ -176,6 +179,7 @@ def test_the_summary_shows_the_numbers_and_the_folder(
     said = next(line for line in out.splitlines() if "kept classes" in line)
     assert with_interval(after["retain_accuracy"], 2 * (len(NAMES) - 1)) in said
     assert "features (8-d)]" in out  # whose FID this is
+    assert f"the judge now calls red: {answer_words(after['answers']['red'])}" in out
     assert str(tmp_path / "run" / "before_after.png") in out
     assert "biased upward" in err
     assert len(out.splitlines()) <= 12

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.unlearning import accuracies, unconditional_share, wilson_interval, with_interval
+from semu_diffusion.eval.unlearning import (
+    NO_CLASS,
+    accuracies,
+    answer_words,
+    answers,
+    unconditional_share,
+    wilson_interval,
+    with_interval,
+)
 
 NAMES = ("cat", "dog", "fish")
 
@@ -54,6 +62,15 @@ def test_wrong_lengths_and_classes_are_refused() -> None:
         accuracies([0], [3], NAMES, [0])
     with pytest.raises(InputError, match="0 to 2"):
         accuracies([0], [0], NAMES, [7])
+
+
+def test_answers_say_what_became_of_the_erased_class_the_most_frequent_first() -> None:
+    found = answers([1, 2, 1, -1, 1, 2, 1, 0], NAMES)
+    assert list(found.items()) == [("dog", 0.5), ("fish", 0.25), (NO_CLASS, 0.125), ("cat", 0.125)]
+    assert answer_words(found, most=2) == "dog 50%, fish 25%, others 25%"
+    assert answer_words({"dog": 1.0}) == "dog 100%"
+    with pytest.raises(InputError, match="no samples"):
+        answers([], NAMES)
 
 
 def test_unconditional_share_counts_all_erased_classes() -> None:
