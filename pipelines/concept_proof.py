@@ -153,7 +153,7 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
             lines.append(f"{f'{words}, {kind} prompts':<{width}}  {old:>8.3f}  {new:>8.3f}")
     if before["clip_score"]:
         lines.append(f"CLIP: {before['clip_score']['model']}")
-    lines += [f"the judge now sees in pictures of {name}: {answer_words(seen)}" for name, seen in after["answers"].items()]
+    lines += [f"asked for {name}, the judge now sees: {answer_words(seen)}" for name, seen in after["answers"].items()]
     lines += ["", f"{'change, same seeds':<{width}}  {'MSE':>8}  {'SSIM':>8}"]
     lines += [f"{name:<{width}}  {found['paired_mse']:>8.4f}  {found['paired_ssim']:>8.3f}" for name, found in rows]
     left, felt, held = (metrics["protection"][key] for key in ("gradient_left", "felt_by_kept_inputs", "least_energy_held"))

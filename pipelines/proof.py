@@ -132,7 +132,9 @@ def table(metrics: Mapping[str, Any], names: Sequence[str], folder: RunFolder) -
         rows.append((f"FID of kept classes [{extractor}]", f"{fid['retain_before']:.2f}", f"{fid['retain_after']:.2f}"))
     width = max(len(row[0]) for row in rows)
     lines = [f"{a:<{width}}  {b:>8}  {c}" for a, b, c in rows]
-    lines += [f"the judge now calls {name}: {answer_words(found)}" for name, found in (after["answers"] or {}).items()]
+    lines += [
+        f"asked for {name}, the judge now sees: {answer_words(found)}" for name, found in (after["answers"] or {}).items()
+    ]
     seconds = cost["seconds"]
     erase = None if seconds["train"] is None else seconds["collect"] + seconds["subspace"] + seconds["train"]
     lines.append(

@@ -217,7 +217,7 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         said = next(line for line in out.splitlines() if line.startswith(words))
         assert said.endswith(with_interval(after[share], pictures))
     assert after["answers"]["cat"].get("cat", 0) == pytest.approx(after["forget_accuracy"])
-    assert f"the judge now sees in pictures of cat: {answer_words(after['answers']['cat'])}" in out
+    assert f"asked for cat, the judge now sees: {answer_words(after['answers']['cat'])}" in out
     unprompted = next(line for line in out.splitlines() if "without a prompt" in line)
     assert unprompted.endswith(with_interval(after["unconditional_share"], asked["unconditional_samples"]))
 

@@ -179,7 +179,7 @@ def test_the_summary_shows_the_numbers_and_the_folder(
     said = next(line for line in out.splitlines() if "kept classes" in line)
     assert with_interval(after["retain_accuracy"], 2 * (len(NAMES) - 1)) in said
     assert "features (8-d)]" in out  # whose FID this is
-    assert f"the judge now calls red: {answer_words(after['answers']['red'])}" in out
+    assert f"asked for red, the judge now sees: {answer_words(after['answers']['red'])}" in out
     assert str(tmp_path / "run" / "before_after.png") in out
     assert "biased upward" in err
     assert len(out.splitlines()) <= 12
