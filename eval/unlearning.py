@@ -100,7 +100,9 @@ def answer_words(shares: Mapping[str, float], most: int = 4) -> str:
     """``bird 55 %, deer 20 %, cat 5 %, others 20 %``: the greatest shares, and the sum of the rest."""
     first = list(shares.items())[:most]
     rest = 1 - sum(share for _, share in first)
-    return ", ".join(f"{name} {share:.0%}" for name, share in [*first, *([("others", rest)] if len(shares) > most else [])])
+    if len(shares) > most:
+        first.append(("others", rest))
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in first)
 
 
 def unconditional_share(predictions: torch.Tensor | Sequence[int], forget: Collection[int]) -> float:

@@ -128,15 +128,17 @@ class ConceptScorer:
 
     def score(self, samples: Samples) -> dict[str, Any]:
         """``before`` or ``after`` of metrics.json; null where no judge could say."""
+        judged = [question for asked in self.questions.values() for question in asked if self._judged(question)]
+        seen = {question: self.judges[question.kind].predict(samples[question.prompt]) for question in dict.fromkeys(judged)}
         per_prompt: dict[str, float] = {}
         means: dict[str, float | None] = {}
         count: dict[str, int] = {}
         for name, asked in self.questions.items():
-            shares = [share for share in (self._share(question, samples) for question in asked) if share is not None]
-            means[name] = sum(shares) / len(shares) if shares else None
+            shares = {q: self._share(q, seen[q]) for q in asked if q in seen}
+            means[name] = sum(shares.values()) / len(shares) if shares else None
             count[name] = len(shares) * self.config.images_per_prompt
             if name != "cross_domain":
-                per_prompt |= {q.prompt: s for q in asked if (s := self._share(q, samples)) is not None}
+                per_prompt |= {q.prompt: share for q, share in shares.items()}
         forget = means["forget"]
         return {
             "forget_accuracy": forget,
@@ -148,25 +150,24 @@ class ConceptScorer:
             "revival": None,
             "clip_score": self._clip_score(samples),
             "per_prompt": per_prompt,
-            "answers": self._answers(samples),
+            "answers": self._answers(seen),
             "samples": count,
         }
 
-    def _share(self, question: Question, samples: Samples) -> float | None:
+    def _judged(self, question: Question) -> bool:
         judge = self.judges.get(question.kind)
-        if judge is None or question.answer is None or question.answer in judge.unjudged:
-            return None
-        seen = judge.predict(samples[question.prompt])
-        return float((seen == judge.class_names.index(question.answer)).double().mean())
+        return judge is not None and question.answer is not None and question.answer not in judge.unjudged
 
-    def _answers(self, samples: Samples) -> dict[str, dict[str, float]]:
+    def _share(self, question: Question, seen: torch.Tensor) -> float:
+        return float((seen == self.judges[question.kind].class_names.index(question.answer)).double().mean())
+
+    def _answers(self, seen: Mapping[Question, torch.Tensor]) -> dict[str, dict[str, float]]:
         """By concept, what its judge sees in the pictures of the prompts it was erased with, and in which share of them."""
-        asked: dict[tuple[str, str], list[torch.Tensor]] = {}
-        for question in self.questions["forget"]:
-            if question.answer is not None and question.kind in self.judges:
-                seen = self.judges[question.kind].predict(samples[question.prompt])
-                asked.setdefault((question.kind, question.answer), []).append(seen)
-        return {name: answers(torch.cat(seen), self.judges[kind].class_names) for (kind, name), seen in asked.items()}
+        asked = [question for question in self.questions["forget"] if question in seen]
+        return {
+            str(answer): answers(torch.cat([seen[q] for q in asked if q.answer == answer]), self.judges[kind].class_names)
+            for answer, kind in dict.fromkeys((q.answer, q.kind) for q in asked)
+        }
 
     def _unconditional(self, samples: Samples) -> float | None:
         """Share of the pictures without a prompt in which a judge sees one of the concepts."""

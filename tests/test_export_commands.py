@@ -209,10 +209,11 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
     measured, missing = card.split("Not measured: ")
     assert "unlearning accuracy" in missing.split("\n")[0]
     assert "| unlearning accuracy" not in measured
-    judged = {**metrics, "after": {**metrics["after"], "unlearning_accuracy": 0.875}}
-    assert "| unlearning accuracy (share in which the judge no longer sees it) | – | 87.5 % |" in patch_card(
-        json.loads((finished / "run.json").read_text()), judged
-    )
+    assert "Asked for" not in card  # nothing was judged
+    after = {**metrics["after"], "unlearning_accuracy": 0.875, "answers": {"cat": {"dog": 0.875, "cat": 0.125}}}
+    judged = patch_card(json.loads((finished / "run.json").read_text()), {**metrics, "after": after})
+    assert "| unlearning accuracy (share in which the judge no longer sees it) | – | 87.5 % |" in judged
+    assert "Asked for cat it now makes what the judge calls dog 88 %, cat 12 %." in judged
 
 
 def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

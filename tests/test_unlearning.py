@@ -67,8 +67,8 @@ def test_wrong_lengths_and_classes_are_refused() -> None:
 def test_answers_say_what_became_of_the_erased_class_the_most_frequent_first() -> None:
     found = answers([1, 2, 1, -1, 1, 2, 1, 0], NAMES)
     assert list(found.items()) == [("dog", 0.5), ("fish", 0.25), (NO_CLASS, 0.125), ("cat", 0.125)]
-    assert answer_words(found, most=2) == "dog 50%, fish 25%, others 25%"
-    assert answer_words({"dog": 1.0}) == "dog 100%"
+    assert answer_words(found, most=2) == "dog 50 %, fish 25 %, others 25 %"
+    assert answer_words({"dog": 1.0}) == "dog 100 %"
     with pytest.raises(InputError, match="no samples"):
         answers([], NAMES)
 
