@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.hub import folder_or_snapshot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,23 +105,11 @@ def _require_shape(what: str, found: tuple[int, int, int], wanted: tuple[int, in
 
 def _local_folder(source: str, split: str) -> tuple[Path, str | None]:
     """Folder of a local path or of a Hub snapshot (only the split's files), and the commit of the latter."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path, None
-    if path.exists():
-        raise InputError(f"{source} is a file; a data set is a folder or a Hub id")
-    if source.startswith((".", "/", "~")) or source.endswith("/") or source.count("/") > 1:
-        raise InputError(f"{source}: no such folder, and not a Hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot = Path(snapshot_download(source, repo_type="dataset", allow_patterns=[f"*{split}*.parquet"]))
-    except Exception as error:  # the Hub client raises a dozen unrelated classes; each means "could not be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{source}: no such folder, and loading it from the Hub failed ({reason})") from error
-    if not any(snapshot.rglob("*.parquet")):
+    takes = "a data set is a folder or a Hub id"
+    folder, revision = folder_or_snapshot(source, takes, [f"*{split}*.parquet"], "dataset", ownerless=True)
+    if revision is not None and not any(folder.rglob("*.parquet")):
         raise InputError(f"{source} has no parquet files of the split {split!r} on the Hub; download it and name its folder")
-    return snapshot, snapshot.name
+    return folder, revision
 
 
 def _parquet_files(folder: Path, split: str) -> list[Path]:

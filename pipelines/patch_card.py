@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.eval.unlearning import answer_words
+from semu_diffusion.models.hub import is_hub_id
 
 __all__ = ["patch_card"]
 
@@ -34,10 +35,10 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     words = "concept" in config
     erased = ", ".join(config["concept"] if words else config["forget"])
     base = str(record["base_model"]["source"])
-    base = base if _hub_id(base) else Path(base).name  # a path tells of a machine, not of a model
+    base = base if is_hub_id(base) else Path(base).name  # a path tells of a machine, not of a model
     data = ModelCardData(
         library_name="diffusers",
-        base_model=base if _hub_id(base) else None,
+        base_model=base if is_hub_id(base) else None,
         tags=["concept-erasure", "machine-unlearning", "semu", *(["lora", "text-to-image"] if words else [])],
         pipeline_tag="text-to-image" if words else None,
     )
@@ -147,7 +148,3 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
     judges = protocol.get("classifiers") or ({"judge": protocol["classifier"]} if protocol.get("classifier") else {})
     named = [f"{kind} judged by {judge['name']}" for kind, judge in judges.items() if isinstance(judge, Mapping)]
     return "; ".join([*(f"{key.replace('_', ' ')} {value}" for key, value in plain.items()), *named]) + "."
-
-
-def _hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not source.endswith("/")

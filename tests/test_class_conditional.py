@@ -303,6 +303,7 @@ def refused(source: Any, said: str, *arguments: Any) -> None:
 def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(tmp_path / "none", "no such folder, and not a Hub id")
     refused("none", "no such folder, and not a Hub id of the form owner/name")
+    refused("none/", "no such folder, and not a Hub id of the form owner/name")
     refused(tmp_path, "neither unet/config.json nor config.json")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "is a file")

@@ -121,6 +121,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
         (["--model", "MODEL"], "nothing to erase"),
         (["cat", "--model", "MODEL", "--classifier", "nowhere"], "no such folder"),
         (["cat", "--model", "nowhere/at/all"], "no such folder or file"),
+        (["cat", "--model", "nowhere/"], "no such folder or file"),  # a path, not an id: the Hub is not asked
         (["cat", "--model", "EMPTY"], "cannot be loaded as a diffusers pipeline"),
         (["cat", "--model", "DDPM"], "is a class-conditional model: erase-class takes"),
         (["cat", "--model", "PICKLE"], "pickled checkpoints are not read"),

@@ -12,9 +12,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 __all__ = ["adapt_pipeline", "load_class_conditional"]
+
+FILES = ("*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json")  # nothing that carries code
 
 
 def load_class_conditional(
@@ -34,7 +37,7 @@ def load_class_conditional(
 
     Raises InputError, one line, for anything that is no such model.
     """
-    folder, revision = _local_folder(str(source))
+    folder, revision = folder_or_snapshot(str(source), "--model takes a diffusers folder or a Hub id", FILES)
     index = _read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     if not (unet_folder / "config.json").is_file():
@@ -122,26 +125,6 @@ def _saved_names(source: str, id2label: Any) -> tuple[str, ...]:
     if sorted(named) != list(range(len(named))):
         raise InputError(f"{source}: id2label must name the classes 0 to {len(named) - 1}, each once")
     return tuple(named[index] for index in range(len(named)))
-
-
-def _local_folder(source: str) -> tuple[Path, str | None]:
-    """Folder of a local path or of a Hub snapshot, and the commit of the latter."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path, None
-    if path.exists():
-        raise InputError(f"{source} is a file; --model takes a diffusers folder or a Hub id")
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise InputError(f"{source}: no such folder, and not a Hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
-    try:
-        snapshot = Path(snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:  # the Hub client raises a dozen unrelated classes; each means "could not be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{source}: no such folder, and loading it from the Hub failed ({reason})") from error
-    return snapshot, snapshot.name
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.hub import is_hub_id
 from semu_diffusion.models.text_conditional import check_family
 
 __all__ = ["hub_revision", "load_text_pipeline"]
@@ -34,7 +35,7 @@ def load_text_pipeline(
     try:
         if path.is_file():
             pipeline = _single_file(path, dtype, prediction)
-        elif path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
+        elif path.is_dir() or is_hub_id(source):
             if prediction is not None:
                 raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
             place = path if path.is_dir() else source
@@ -61,7 +62,7 @@ def hub_revision(source: str) -> str | None:
     """The commit of a Hub id that was loaded, from the folder of its snapshot; None for anything else."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(source).expanduser().exists() or source.count("/") != 1:
+    if Path(source).expanduser().exists() or not is_hub_id(source):
         return None
     found = try_to_load_from_cache(source, "model_index.json")
     return Path(found).parent.name if isinstance(found, str) else None
