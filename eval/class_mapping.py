@@ -87,7 +87,7 @@ def map_classes(
         theirs = ", ".join(judge_classes[:4]) + (", …" if len(judge_classes) > 4 else "")
         raise InputError(
             f"{judge} (classes {theirs}) knows none of the classes {shown}; "
-            "name the classes with --class-names, or give a --class-mapping"
+            "name the classes with --class-names, give a --class-mapping, or do without a judge: --classifier none"
         )
     return ClassMapping(targets, tuple(unjudged))
 

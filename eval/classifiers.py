@@ -65,7 +65,8 @@ class Judge:
 
     def _run(self, network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         def step(chunk: torch.Tensor) -> torch.Tensor:
-            return network(with_channels(to_float(chunk.to(self.device)), self.network.channels))
+            with torch.autocast(self.device.type, enabled=False):  # a judge is the same under any sampler
+                return network(with_channels(to_float(chunk.to(self.device)), self.network.channels))
 
         return in_chunks(step, to_uint8(images), self.network.chunk)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import write_text
 
 __all__ = [
     "COST",
@@ -31,13 +32,14 @@ class Rows:
         self.path = path
         self.found: list[dict[str, Any]] = []
         if path.is_file():
+            _drop_torn_line(path)
             self.found = read_rows(path)
             if self.found[0] != json.loads(json.dumps(protocol)):
                 raise InputError(f"{path} was measured by another protocol: choose another --work, or delete it")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.found = [json.loads(json.dumps(protocol))]
-            path.write_text(json.dumps(protocol) + "\n")
+            write_text(path, json.dumps(protocol) + "\n")
 
     def has(self, method: str, name: str) -> bool:
         return any(row["method"] == method and row["class"] == name for row in self.found[1:])
@@ -50,6 +52,14 @@ class Rows:
         self.found.append(json.loads(json.dumps(row)))
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A benchmark that was killed while it wrote a row, or on a full disk, has measured the other rows all the same."""
+    whole, newline, torn = path.read_text().rpartition("\n")
+    if newline and torn:
+        write_text(path, whole + newline)
+        print(f"{path}: its last row was written in part only; it is measured again", file=sys.stderr)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from semu_diffusion.pipelines.console import build_config
 from semu_diffusion.pipelines.image_sets import Images
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
 
-__all__ = ["erase_class", "prepare"]
+__all__ = ["erase_class", "given_forget_set", "prepare"]
 
 
 def prepare(model: ClassConditional, config: EraseClassConfig) -> Task[ClassConditional]:
@@ -46,7 +46,7 @@ def prepare(model: ClassConditional, config: EraseClassConfig) -> Task[ClassCond
         kept,
         target,
         None if anchor is None else dict.fromkeys(forget, anchor),
-        _given_forget_set(model, config, forget),
+        given_forget_set(model, config, forget),
         _given_retain_set(model, config, forget),
         metadata,
     )
@@ -95,7 +95,7 @@ def _given_anchor(
     return anchor
 
 
-def _given_forget_set(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int]) -> Images | None:
+def given_forget_set(model: ClassConditional, config: EraseClassConfig, forget: Sequence[int]) -> Images | None:
     """The images of --forget-images, or None if the model shall make them; InputError if they do not fit."""
     if config.forget_images is None:
         if not model.conditional:
@@ -123,7 +123,9 @@ def _given_retain_set(model: ClassConditional, config: EraseClassConfig, forget:
     known = {name: index for index, name in enumerate(model.class_names)}
     table = torch.tensor([known.get(name, -1) for name in data.class_names])
     labels = table[data.labels]
-    wanted = (labels >= 0) & ~torch.isin(labels, torch.tensor(forget)) if model.conditional else torch.ones_like(labels) > 0
+    wanted = ~torch.isin(labels, torch.tensor(forget))
+    if model.conditional:
+        wanted &= labels >= 0
     if not wanted.any():
         raise InputError(f"--retain {config.retain}: none of its classes is a kept class of the model")
     images = data.images[wanted].float().div(127.5).sub(1)

@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.datasets import ImageSet, load_images
 from semu_diffusion.pipelines.picture_styles import labelled_by_style
-from semu_diffusion.pipelines.training import TrainingRun, write_text
+from semu_diffusion.pipelines.training import TrainingRun
 
 if TYPE_CHECKING:
     from semu_diffusion.models.classifier import ImageClassifier

@@ -15,7 +15,7 @@ import torch
 
 from semu_diffusion.erasure import Diverged, PatchedLayers, Step, erase
 from semu_diffusion.errors import InputError
-from semu_diffusion.gradients import collect_gradients
+from semu_diffusion.gradients import collect_gradients, only_trainable
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.conditional import Conditional
@@ -92,7 +92,8 @@ def erase_conditions(
     clock = _Clock()
     generator = torch.Generator().manual_seed(config.seed)
     layers = select_layers(model.denoiser, config.layers)
-    with clock.measure("collect"):
+    # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
+    with clock.measure("collect"), only_trainable(model.denoiser, ()):
         own_images = training_images(model, config, forget, task.forget_set, progress)
         anchors = chosen_anchors(task, own_images, generator)
         forget_set = with_anchor_images(model, config, own_images, anchors, progress)

@@ -138,9 +138,14 @@ def build_config(
     preset = merged.get("preset")
     if presets and preset is not None and preset in presets:
         merged = {**presets[preset], **merged}
+    hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if isinstance(field.default, tuple) and isinstance(merged.get(field.name), str):
             merged[field.name] = (merged[field.name],)  # one word is no list of letters
+        kind, _ = _element_type(hints[field.name])
+        value = merged.get(field.name)
+        if value is not None and typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+            raise InputError(f"{field.name} cannot be {value!r}: choose from {', '.join(typing.get_args(kind))}")
     return config_class(**merged)
 
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.files import forget_places
-from semu_diffusion.pipelines.training import replace_folder, write_text
+from semu_diffusion.files import forget_places, write_text
+from semu_diffusion.pipelines.training import replace_folder
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel

@@ -58,7 +58,8 @@ def run(config: EraseClassConfig) -> int:
     task = prepare(scoring.load_model(config), config)
     model = task.model
     names = [model.class_names[index] for index in task.forget]
-    folder = RunFolder(config.output, "-".join(names)[:80].replace(os.sep, "_"), config.overwrite)
+    inputs = (config.model, config.classifier, config.forget_images, config.retain, config.fid_reference, config.class_mapping)
+    folder = RunFolder(config.output, "-".join(names)[:80].replace(os.sep, "_"), config.overwrite, inputs)
     scorer = scoring.Scorer(model, config, task.forget)
 
     folder.create()

@@ -67,7 +67,8 @@ def run(config: EraseConceptRun) -> int:
     quiet_libraries()
     device = checked_device(config.device)
     name = "-".join(config.concept)[:80].replace(os.sep, "_")
-    folder = RunFolder(config.output, name, config.overwrite)
+    inputs = (config.model, config.classifier, config.forget_images, *config.retain_prompts, *config.forget_prompts)
+    folder = RunFolder(config.output, name, config.overwrite, inputs)
     weights = torch.float32 if config.weights == "fp32" else torch.bfloat16 if config.weights == "bf16" else torch.float16
     source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
     vocabulary = read_vocabulary(source)
@@ -115,13 +116,13 @@ def _erase_and_prove(
     record: dict[str, Any],
     seconds: dict[str, float],
 ) -> tuple[dict[str, Any], str | None]:
+    from semu_diffusion.files import write_text
     from semu_diffusion.lora import save_lora
     from semu_diffusion.pipelines.concept_proof import prove
     from semu_diffusion.pipelines.condition_erasure import erase_conditions, finished
     from semu_diffusion.pipelines.lora_check import check_lora
     from semu_diffusion.pipelines.patch_card import patch_card
     from semu_diffusion.pipelines.run_folder import write_json
-    from semu_diffusion.pipelines.training import write_text
 
     task, config = prepared.task, scorer.config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -155,9 +156,12 @@ def kept_batches(
 ) -> Iterator[NoisyBatch]:
     """Kept samples under the conditions that are to be protected, in batches."""
     total, size = len(kept.images), _batch(model)
+    # self-made images have their labels in turn: of 8 labels every fourth would always be the same two, never protected
+    every = next(n for n in itertools.count(4) if len(kept.labels.unique()) % n)
+    conditions = protected_conditions(model, kept.labels, every)
     for start in range(0, total, size):
         part = slice(start, start + size)
-        yield noisy(model, kept.images[part], protected_conditions(model, kept.labels[part]), generator)
+        yield noisy(model, kept.images[part], conditions[part], generator)
         if progress is not None:
             progress("kept inputs", min(start + size, total), total)
 
@@ -168,11 +172,11 @@ def _batch(model: Conditional) -> int:
     return max(4, min(BATCH, BATCH * 32 * 32 // (height * width)))
 
 
-def protected_conditions(model: Conditional, labels: torch.Tensor) -> torch.Tensor:
+def protected_conditions(model: Conditional, labels: torch.Tensor, every: int = 4) -> torch.Tensor:
     """The labels with every fourth taken away, where the model has a null class: guidance rests on both predictions."""
     labels = labels.clone()
     if model.null_class is not None:
-        labels[::4] = model.null_class
+        labels[::every] = model.null_class
     return labels
 
 

@@ -39,11 +39,14 @@ class GridConfig(ModelConfig):
     sampling_steps: int = option(50, "DDIM steps", metavar="N")
     guidance_scale: float = option(3.0, "classifier-free guidance w", metavar="W")
     strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
-    seed: int = option(0, "seed of the first image", metavar="SEED")
+    seed: int = option(0, "other seeds, other pictures", metavar="SEED")
 
 
 @dataclass(frozen=True)
 class RescoreConfig(EvaluationConfig):
+    forget_images: str | None = option(
+        None, "images that --revival learns the class from (default: the model makes them)", metavar="DIR_OR_DATASET"
+    )
     strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
 
 
@@ -155,12 +158,13 @@ def _grid(path: Path, config: GridConfig) -> int:
         after = scorer.sample(bars.show, "sampling after")
     finally:
         bars.close()
-    draw(Path(config.output), before, after, [model.class_names[i] for i in forget], scoring)
+    draw(Path(config.output), before, after, [model.class_names[i] for i in forget], scoring, images=config.images)
     print(config.output)
     return 0
 
 
 def _evaluate(path: Path, config: RescoreConfig) -> int:
+    from semu_diffusion.pipelines.class_erasure import given_forget_set
     from semu_diffusion.pipelines.image_sets import training_images
     from semu_diffusion.pipelines.proof import prove, table
     from semu_diffusion.pipelines.run_folder import RunFolder, environment, write_json
@@ -169,8 +173,14 @@ def _evaluate(path: Path, config: RescoreConfig) -> int:
 
     patch, model, forget = _patched(path, config, config.strength)
     names = [model.class_names[index] for index in forget]
-    folder = RunFolder(config.output, "-".join(["evaluate", *names])[:80], config.overwrite)
+    inputs = (path, config.model, config.classifier, config.forget_images, config.fid_reference, config.class_mapping)
+    folder = RunFolder(config.output, "-".join(["evaluate", *names])[:80], config.overwrite, inputs)
     scorer = Scorer(model, config, forget)
+    settings = EraseClassConfig(
+        forget=tuple(names), forget_images=config.forget_images, seed=config.seed, guidance_scale=config.guidance_scale
+    )
+    revived = config.revival and model.conditional
+    forget_set = given_forget_set(model, settings, forget) if revived else None
     folder.create()
     record = {
         "status": "running",
@@ -180,11 +190,9 @@ def _evaluate(path: Path, config: RescoreConfig) -> int:
         **environment(model.device),
     }
     bars = Bars(sys.stderr)
-    settings = EraseClassConfig(forget=tuple(names), seed=config.seed, guidance_scale=config.guidance_scale)
     try:
         with folder.recorded(record):
-            revived = config.revival and model.conditional
-            images = training_images(model, settings, forget, progress=bars.show) if revived else None
+            images = training_images(model, settings, forget, forget_set, bars.show) if revived else None
             metrics, reason = prove(model, patch, path.stat().st_size, scorer, folder, bars, images)
             status = "complete" if reason is None else f"collapsed: {reason}"
             write_json(folder / "run.json", {**record, "status": status})

@@ -55,8 +55,12 @@ def prove(
         bars.note(f"note: {message}")
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     stages = {stage: (seconds or {}).get(stage) for stage in ("collect", "subspace", "train")}
+    protocol = scorer.protocol()
+    if revival_images is not None:
+        source = getattr(config, "forget_images", None) or "made by the original model"
+        protocol["revival"] |= {"learned_from": source, "training_images": len(revival_images.images)}
     metrics = {
-        "protocol": scorer.protocol(),
+        "protocol": protocol,
         "before": score_before,
         "after": score_after,
         "side_effects": scorer.side_effects(before, after),
@@ -91,16 +95,17 @@ def draw(
     forgotten: Sequence[str],
     config: EvaluationConfig,
     scores: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+    images: int = GRID_IMAGES,
 ) -> None:
-    """The before/after grid, captioned with the protocol and, where there was a judge, its numbers."""
+    """The before/after grid of so many ``images`` a class, captioned with the protocol and, where a judge was, its numbers."""
     caption = f"same seeds · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
     if scores is not None and scores[0]["forget_accuracy"] is not None and scores[0]["retain_accuracy"] is not None:
         (a, b), (c, d) = ([score[key] for score in scores] for key in ("forget_accuracy", "retain_accuracy"))
         caption += f" · judged right, before to after: erased {a:.0%} to {b:.0%}, kept {c:.0%} to {d:.0%}"
     if before.by_class:
-        rows = [{name: images[:GRID_IMAGES] for name, images in s.by_class.items()} for s in (before, after)]
+        rows = [{name: made[:images] for name, made in s.by_class.items()} for s in (before, after)]
     else:
-        rows, forgotten = [{name: images[:32] for name, images in s.everything().items()} for s in (before, after)], []
+        rows, forgotten = [{name: made[: 4 * images] for name, made in s.everything().items()} for s in (before, after)], []
     save_png(make_grid(rows[0], rows[1], forgotten, caption), path)
 
 

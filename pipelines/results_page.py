@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark_rows import (
     COST,
     SIDE_EFFECTS,
@@ -37,9 +37,7 @@ def write(path: Path, work: Path) -> None:
     """Write `page` of the rows in ``work``, beside and renamed."""
     found = [read_rows(work / name) if (work / name).is_file() else [] for name in (CLASSES, CONCEPTS)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(page(*found))
-    os.replace(beside, path)
+    write_text(path, page(*found))
 
 
 def page(classes: Sequence[dict[str, Any]], concepts: Sequence[dict[str, Any]] = ()) -> str:
@@ -47,7 +45,7 @@ def page(classes: Sequence[dict[str, Any]], concepts: Sequence[dict[str, Any]] =
     text = [
         "# Results",
         "",
-        "Written by `make bench`; every number of a table comes from the same run, the same seeds, the same judge.",
+        "Written by `semu benchmark` and `semu benchmark-concepts`: all rows of a table share protocol, seeds and judge.",
     ]
     if len(classes) > 1:
         text += ["", "# Classes (`erase-class`)", "", *_class_section(classes)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import as_new_files
+from semu_diffusion.files import as_new_files, write_text
 
 __all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json", "written_beside"]
 
@@ -26,10 +26,15 @@ PACKAGES = ("semu-diffusion", "torch", "diffusers", "torchmetrics", "safetensors
 class RunFolder:
     """A folder that holds one run. Nothing exists on disk before `create`."""
 
-    def __init__(self, path: str | Path | None, name: str, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | Path | None, name: str, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+    ) -> None:
         """``path`` as the user gave it, or None for a new folder ``runs/<name>``, ``runs/<name>-2``, …
 
-        Raises InputError if the folder holds a run (or anything else) and ``overwrite`` is not set, or cannot be written.
+        ``inputs`` are what the run reads: files and folders, or other words, which are passed over.
+
+        Raises InputError if the folder holds a run (or anything else) and ``overwrite`` is not set, if an input lies in the
+        folder that would be replaced, or if it cannot be written.
         """
         if path is None:
             path, number = Path("runs") / name, 1
@@ -47,6 +52,9 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} is not empty and holds no run, so it is not overwritten: choose another --output"
                 )
+            for given in inputs:
+                if given and os.path.exists(given) and Path(given).resolve().is_relative_to(self.path.resolve()):
+                    raise InputError(f"--output {self.path} with --overwrite would delete {given}, which this run reads")
         parent = self.path
         while not parent.exists():
             parent = parent.parent
@@ -96,12 +104,7 @@ class RunFolder:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, beside and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def environment(device: Any = None) -> dict[str, Any]:

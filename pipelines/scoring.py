@@ -82,6 +82,8 @@ class Scorer:
         )
         self.reference: torch.Tensor | None = None
         if config.fid_reference is not None:
+            if self.extractor is None:
+                raise InputError("--fid-reference needs features to compare: a --classifier, or --inception-weights")
             self.reference = self._reference_images(config.fid_reference)
 
     def sample(self, progress: Progress | None = None, stage: str = "sampling") -> Samples:
@@ -228,8 +230,13 @@ class Scorer:
         missing = [name for name in self.kept if name not in data.class_names]
         if missing:
             raise InputError(f"--fid-reference {source} has no class {', '.join(missing)}: FID would compare different things")
-        kept = [data.class_names.index(name) for name in self.kept]
-        return data.images[torch.isin(data.labels, torch.tensor(kept))]
+        # samples without a label are compared where no class is kept: with everything but what is erased
+        erased = {self.names[index] for index in self.forget}
+        names = self.kept or [name for name in data.class_names if name not in erased] or data.class_names
+        found = data.images[torch.isin(data.labels, torch.tensor([data.class_names.index(name) for name in names]))]
+        if len(found) < 2:
+            raise InputError(f"--fid-reference {source} has {len(found)} images of the kept classes: FID needs two and more")
+        return found
 
 
 def _kept_images(samples: Samples, kept: Sequence[str]) -> torch.Tensor:

@@ -32,7 +32,7 @@ class EvaluationConfig(ModelConfig, GuidedConfig):
     images_per_class: int = option(500, "images sampled of every class, before and after", metavar="N", group="proof")
     sampling_steps: int = option(50, "DDIM steps", metavar="N", group="proof")
     sampling_precision: Literal["fp32", "bf16", "auto"] = option(
-        "fp32", "arithmetic of the samples that are scored; auto: bf16 where the hardware has it", group="proof"
+        "fp32", "arithmetic of the samples that are scored, and of revival; auto: bf16 where the hardware has it", group="proof"
     )
     eval_batch_size: int = option(
         64, "images taken from the sampler at a time; they do not depend on it", metavar="N", group="proof"
@@ -99,7 +99,8 @@ class EraseClassConfig(EvaluationConfig, ErasureConfig):
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # github.com/gmum/semu: un-squared projection, per input channel, greatest rank not above gamma, moving target, random
-    # relabelling, label drop 0.1, Adam 1e-3, 1,000 steps of 64. It edits every layer and protects nothing.
+    # relabelling (drawn for each image here, once for a batch there), label drop 0.1, Adam 1e-3, 1,000 steps of 64. It
+    # edits every layer and protects nothing.
     "official": {
         "layers": ("all",),
         "explained_variance": 0.95,

@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import forget_places
+from semu_diffusion.files import forget_places, write_text
 from semu_diffusion.pipelines.captions import every_caption
-from semu_diffusion.pipelines.training import replace_folder, write_text
+from semu_diffusion.pipelines.training import replace_folder
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import forget_places
+from semu_diffusion.files import forget_places, write_text
 from semu_diffusion.pipelines.autoencoder_card import CHUNK, autoencoder_card, reconstruction, signed
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
 from semu_diffusion.pipelines.datasets import load_images
@@ -24,7 +24,6 @@ from semu_diffusion.pipelines.training import (
     replace_folder,
     step_generator,
     whole_numbers,
-    write_text,
 )
 
 if TYPE_CHECKING:

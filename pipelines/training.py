@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import as_new_files
+from semu_diffusion.files import as_new_files, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,6 @@ __all__ = [
     "replace_folder",
     "step_generator",
     "whole_numbers",
-    "write_text",
 ]
 
 CHECKPOINT = "checkpoint.pt"
@@ -97,13 +96,6 @@ def whole_numbers(flags: Mapping[str, Any], *names: str) -> dict[str, Any]:
         shown = " or ".join(f"--{name.replace('_', '-')}" for name in names)
         raise InputError(f"{shown}: whole numbers with commas between them are needed ({error})") from error
     return {**flags, **lists}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that nobody ever reads half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def replace_folder(beside: Path, target: Path) -> None:

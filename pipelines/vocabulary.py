@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, PROMPTS, STYLE_WORDS, TEMPLATES, WORDS, article, words_of
 from semu_diffusion.pipelines.prompts import bare
 
@@ -104,8 +105,6 @@ class Vocabulary:
         return tuple(dict.fromkeys((self.prompts[style], *self.templates[style])))
 
     def save(self, folder: Path) -> Path:
-        from semu_diffusion.pipelines.training import write_text
-
         path = folder / FILE
         write_text(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
         return path

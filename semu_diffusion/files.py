@@ -1,4 +1,4 @@
-"""Files of tensors that appear complete or not at all, and that whoever may read the folder may read."""
+"""Files that appear complete or not at all, and that whoever may read the folder may read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["as_new_files", "forget_places", "save_tensors"]
+__all__ = ["as_new_files", "forget_places", "save_tensors", "write_text"]
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, str]) -> Path:
@@ -28,6 +28,16 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mappin
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, UTF-8, beside ``path`` and rename it; the folder is there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def as_new_files(path: Path) -> None:

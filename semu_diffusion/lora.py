@@ -8,7 +8,6 @@ down is reshaped to (r, in, kh, kw) and up to (m, r, 1, 1). The same SVD gives t
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import save_tensors
+from semu_diffusion.files import save_tensors, write_text
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 
 __all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_peft_folder"]
@@ -115,10 +114,5 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
         "bias": "none",
     }
     save_tensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    settings, beside = folder / "adapter_config.json", folder / f".part-{os.getpid()}"
-    try:
-        beside.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(beside, settings)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     return folder

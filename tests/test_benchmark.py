@@ -87,6 +87,20 @@ def test_a_second_call_goes_on_and_measures_nothing_twice(
     assert len(measured) == 2
 
 
+def test_a_row_that_was_written_in_part_is_measured_again_and_the_others_are_kept(
+    tmp_path: Path, arguments: list[str], capsys: Capture
+) -> None:
+    assert semu(arguments) == 0
+    whole = rows(tmp_path)
+    file = tmp_path / "work" / "rows.jsonl"
+    file.write_text(file.read_text()[:-40])
+    assert semu(arguments) == 0
+    assert "its last row was written in part only" in capsys.readouterr().err
+    again = rows(tmp_path)
+    assert again[:2] == whole[:2]
+    assert again[2]["after"] == whole[2]["after"]
+
+
 def test_rows_of_another_protocol_are_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
     work = tmp_path / "work"
     work.mkdir()

@@ -24,9 +24,11 @@ from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines import run_folder, scoring
+from semu_diffusion.pipelines.class_erasure import prepare
 from semu_diffusion.pipelines.erase_class import main
 from semu_diffusion.pipelines.image_sets import Images
 from semu_diffusion.pipelines.scoring import Samples, Scorer, collapse
+from semu_diffusion.pipelines.settings import EraseClassConfig
 
 Capture = pytest.CaptureFixture[str]
 
@@ -305,6 +307,27 @@ def test_an_unconditional_model_needs_images_and_runs_with_them(
     assert ErasurePatch.load(folder / "patch.safetensors").metadata["forget"] == ["spots"]
 
 
+def test_an_unconditional_model_retains_and_is_compared_with_what_is_not_erased(tmp_path: Path, judge_folder: str) -> None:
+    source = saved_model(tmp_path / "model", names=(), num_class_embeds=None)
+    for number, name in enumerate(("red", "green", "blue")):
+        pictures(tmp_path / "data" / "train" / name, count=3 + number)
+    data = str(tmp_path / "data")
+    config = EraseClassConfig(
+        model=source,
+        forget=("red",),
+        forget_images=f"{data}/train/red",
+        retain=data,
+        fid_reference=data,
+        classifier=judge_folder,
+    )
+    task = prepare(scoring.load_model(config), config)
+    assert task.retain_set is not None
+    assert len(task.retain_set.images) == 4 + 5  # of green and blue
+    scorer = scoring.Scorer(task.model, config, task.forget)
+    assert scorer.reference is not None
+    assert len(scorer.reference) == 4 + 5
+
+
 def test_given_images_are_the_forget_set(tmp_path: Path, model_folder: str, finished: Path) -> None:
     flags = ("--forget", "red", "--forget-images", pictures(tmp_path / "red"), "--output", str(tmp_path / "run"))
     assert run(model_folder, *flags) == 0
@@ -338,6 +361,7 @@ def test_a_task_that_cannot_be_done_leaves_nothing_behind(
     for place, names, size in (("partly", ("red", "green"), 8), ("large", ("red", "green", "blue"), 9)):
         for name in names:
             pictures(tmp_path / place / "train" / name, size=size)
+    reference = ("--classifier", judge_folder, "--fid-reference")
     cases: list[tuple[tuple[str, ...], str]] = [
         (("--forget", "rad"), "no class 'rad': did you mean red?"),
         (("--forget", "zzz"), "its classes are red, green, blue"),
@@ -357,8 +381,9 @@ def test_a_task_that_cannot_be_done_leaves_nothing_behind(
         (("--forget", "red", "--classifier", other_judge), "the judge knows no class like the erased 'red'"),
         (("--forget", "red", "--classifier", "empty"), "empty holds no classifier"),
         (("--forget", "red", "--sampling-steps", "2000"), "2000 sampling steps, but the model has 100 timesteps"),
-        (("--forget", "red", "--fid-reference", "partly"), "partly has no class blue: FID would compare different things"),
-        (("--forget", "red", "--fid-reference", "large"), "images (3, 9, 9), the model makes (3, 8, 8)"),
+        (("--forget", "red", *reference, "partly"), "partly has no class blue: FID would compare different things"),
+        (("--forget", "red", *reference, "large"), "images (3, 9, 9), the model makes (3, 8, 8)"),
+        (("--forget", "red", "--fid-reference", "partly"), "--fid-reference needs features to compare"),
     ]
     for flags, said in cases:
         refused(capsys, said, run(model_folder, *flags))
@@ -386,6 +411,13 @@ def test_a_run_is_replaced_only_when_told_and_other_folders_never(tmp_path: Path
     code = run(model_folder, "--forget", "red", "--output", str(photos), "--overwrite")
     refused(capsys, "holds no run, so it is not overwritten", code)
     assert (photos / "mine.txt").read_text() == "keep"
+    inside = pictures(tmp_path / "pictures")  # of the run that would be replaced
+    refused(
+        capsys,
+        f"--overwrite would delete {inside}",
+        run(model_folder, "--forget", "red", "--forget-images", inside, "--output", str(tmp_path), "--overwrite"),
+    )
+    assert len(list(Path(inside).iterdir())) > 0
 
 
 def test_runs_without_output_get_folders_of_their_own(
@@ -565,6 +597,20 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
         semu.erase_class(pipeline, "red", explained_variance=2.0)
     with pytest.raises(semu.InputError, match="no such folder"):
         semu.erase_class(pipeline, "red", forget_images="./nowhere")
+    for setting, choices in (("protect", "null-space, none"), ("preset", "default, official"), ("precision", "auto, fp32")):
+        with pytest.raises(semu.InputError, match=f"{setting} cannot be 'nulspace': choose from {choices}"):
+            semu.erase_class(pipeline, "red", **{setting: "nulspace"})
+
+
+def test_a_model_in_train_mode_gets_the_patch_that_it_gets_in_eval_mode() -> None:
+    """A model fresh from training: its dropout would make the same seed another patch."""
+    pipeline = tiny_model(dropout=0.5).pipeline
+    settings = {"steps": 2, "forget_samples": 4, "kept_samples": 6}
+    patches = [semu.erase_class(pipeline, "red", **settings)]
+    pipeline.unet.train()
+    patches.append(semu.erase_class(pipeline, "red", **settings))
+    assert pipeline.unet.training
+    assert all(torch.equal(patches[0].delta(name), patches[1].delta(name)) for name in patches[0].layers)
 
 
 def test_the_python_face_makes_the_patch_of_the_command_line(finished: Path, model_folder: str) -> None:

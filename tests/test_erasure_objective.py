@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.pipelines import scoring
 from semu_diffusion.pipelines.erasure_objective import second_nearest, training_loss
-from semu_diffusion.pipelines.image_sets import Images, kept_images, training_images
+from semu_diffusion.pipelines.image_sets import Images, kept_batches, kept_images, training_images
 from semu_diffusion.pipelines.settings import EraseClassConfig, EvaluationConfig
 
 FOUR = ("red", "green", "blue", "grey")
@@ -92,6 +92,19 @@ def test_unlabelled_predictions_lose_the_direction_of_the_class(model: ClassCond
         assert asked[1].tolist() == [model.null_class] * 2  # a quarter of eight, and nobody else
         targets = torch.tensor([1 + 1.5 * (7 - 5)] * 2 + [7 + 2.0 * (7 - 5)] * 6)
         assert found == pytest.approx(float(targets.square().mean()), rel=0.2)  # the tiny model answers about zero
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 8, 12, 20])
+def test_every_kept_class_is_protected_under_its_own_label_and_without(count: int, generator: torch.Generator) -> None:
+    """However many there are: of eight in turn, every fourth would always be the same two."""
+    names = tuple("abcdefghijklmnopqrst"[:count])
+    model = tiny_model(names=names, num_class_embeds=count + 1)
+    kept = Images(torch.zeros(120, 3, 8, 8), torch.arange(120) % count)
+    conditions = torch.cat([batch.condition for batch in kept_batches(model, kept, generator)])
+    shown = conditions[conditions != model.null_class]
+    assert set(shown.tolist()) == set(range(count))
+    assert torch.equal(shown, kept.labels[conditions != model.null_class])
+    assert 0.1 < float((conditions == model.null_class).double().mean()) <= 0.25
 
 
 def test_without_a_retain_term_there_is_none(model: ClassConditional) -> None:

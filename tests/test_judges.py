@@ -64,6 +64,13 @@ def test_features_do_not_depend_on_the_batch(judge: Judge) -> None:
     assert torch.equal(together, in_sevens)
 
 
+def test_a_judge_under_a_bfloat16_sampler_says_the_same(judge: Judge) -> None:
+    images = rand(6, 3, 8, 8)
+    plain = judge.features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(judge.features(images), plain)
+
+
 def test_chunks_have_one_size_and_fillings_are_cut_off() -> None:
     seen = []
 

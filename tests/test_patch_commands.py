@@ -16,6 +16,7 @@ from saved_models import QUICK, saved_judge, saved_model
 from semu_diffusion.models.loading import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines import scoring
 from semu_diffusion.pipelines.cli import main as semu
 from semu_diffusion.pipelines.erase_class import main as erase_class
 from semu_diffusion.pipelines.scoring import Scorer
@@ -139,6 +140,9 @@ def test_a_grid_shows_before_and_after(tmp_path: Path, finished: Path, capsys: C
     middle = drawn[0].shape[1] // 2
     assert (drawn[0][:, :middle] == drawn[1][:, :middle]).all()  # left: the original both times
     assert (drawn[0] != drawn[1]).any()
+    flags = ["--images", "9", "--sampling-steps", "2", "--output", str(tmp_path / "nine.png")]
+    assert semu(["grid", str(finished), *flags]) == 0
+    assert Image.open(tmp_path / "nine.png").width > 2 * drawn[0].shape[1]  # more than the eight that a run's picture has
 
 
 def test_evaluate_gives_the_numbers_of_the_run_again(tmp_path: Path, finished: Path, capsys: Capture) -> None:
@@ -163,6 +167,31 @@ def test_evaluate_takes_another_judge_and_refuses_an_existing_folder(tmp_path: P
     assert metrics["before"] == metrics["after"]  # at strength 0 nothing is changed
     assert metrics["side_effects"]["paired_mse"] == 0
     refused(capsys, "already holds a run", semu(arguments))
+
+
+def test_evaluate_never_replaces_the_run_whose_patch_it_scores(finished: Path, capsys: Capture) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    again = ["evaluate", str(finished), "--classifier", "none", *FEW, "--output", str(finished), "--overwrite"]
+    refused(capsys, "--overwrite would delete", semu(again))
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_revival_says_what_it_learned_from(
+    tmp_path: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "REVIVAL_STEPS", 2)
+    monkeypatch.setattr(scoring, "REVIVAL_SAMPLES", 2)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "photos" / "1.png")
+    arguments = ["evaluate", str(finished), "--classifier", saved_judge(tmp_path / "judge"), *FEW, "--revival"]
+    photos = str(tmp_path / "photos")
+    for name, flags, source, count in (
+        ("made", [], "made by the original model", 64),
+        ("given", ["--forget-images", photos], photos, 1),
+    ):
+        assert semu([*arguments, *flags, "--output", str(tmp_path / name)]) == 0
+        found = json.loads((tmp_path / name / "metrics.json").read_text())["protocol"]["revival"]
+        assert (found["learned_from"], found["training_images"]) == (source, count)
 
 
 def test_evaluate_says_so_and_fails_where_a_patch_destroys_the_model(tmp_path: Path, finished: Path, capsys: Capture) -> None:

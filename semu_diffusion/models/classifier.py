@@ -7,7 +7,6 @@ residual. Pooling before the normalisation and the activation halves the time of
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import save_tensors
+from semu_diffusion.files import save_tensors, write_text
 
 __all__ = ["ClassifierConfig", "ImageClassifier"]
 
@@ -117,9 +116,7 @@ class ImageClassifier(nn.Module):
             if not name.endswith("num_batches_tracked")
         }
         save_tensors(weights, folder / "model.safetensors", {"format": "pt", "kind": KIND})
-        beside = folder / "config.json.part"
-        beside.write_text(json.dumps({"kind": KIND, **asdict(self.config)}, indent=2) + "\n")
-        os.replace(beside, folder / "config.json")
+        write_text(folder / "config.json", json.dumps({"kind": KIND, **asdict(self.config)}, indent=2) + "\n")
         return folder
 
     @classmethod
