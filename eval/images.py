@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["load_images", "save_images", "to_float", "to_pil", "to_uint8"]
+__all__ = ["save_images", "to_float", "to_pil", "to_uint8"]
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -62,36 +62,3 @@ def save_images(images: torch.Tensor | Sequence[torch.Tensor], folder: str | Pat
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
-
-
-def load_images(folder: str | Path) -> torch.Tensor:
-    """The PNG files of a folder, in the order of their names, as uint8 (N, C, H, W).
-
-    Raises InputError for a folder without PNG files, an unreadable file, or images that differ in size or
-    channels.
-    """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise InputError(f"{folder} holds no PNG files")
-    images: list[torch.Tensor] = []
-    for file in files:
-        image = _read(file)
-        if images and image.shape != images[0].shape:
-            raise InputError(f"{file} is {_size(image)}, but {files[0].name} is {_size(images[0])}")
-        images.append(image)
-    return torch.stack(images)
-
-
-def _read(file: Path) -> torch.Tensor:
-    try:
-        with Image.open(file) as picture:
-            pixels = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # SyntaxError is PIL's "broken PNG"
-        raise InputError(f"{file} is not a readable picture ({error})") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
-
-
-def _size(image: torch.Tensor) -> str:
-    channels, height, width = image.shape
-    return f"{width}×{height} with {channels} channel{'s' * (channels > 1)}"

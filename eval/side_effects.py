@@ -25,13 +25,12 @@ _TRUNCATE = 3.5  # torchmetrics cuts the Gaussian window at 3.5 sigma
 
 @dataclass(frozen=True)
 class SideEffects:
-    """Means over classes of the per-class means, and these. ``images_per_class`` is by name too."""
+    """Means over classes of the per-class means, and these."""
 
     paired_mse: float
     paired_ssim: float
     per_class_mse: dict[str, float]
     per_class_ssim: dict[str, float]
-    images_per_class: dict[str, int]
 
 
 def side_effects(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> SideEffects:
@@ -44,8 +43,7 @@ def side_effects(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.T
         raise InputError("side effects need images of the same classes, at least one, before and after")
     mse = {name: float(paired_mse(before[name], after[name]).mean()) for name in before}
     ssim = {name: float(paired_ssim(before[name], after[name]).mean()) for name in before}
-    counts = {name: len(images) for name, images in before.items()}
-    return SideEffects(sum(mse.values()) / len(mse), sum(ssim.values()) / len(ssim), mse, ssim, counts)
+    return SideEffects(sum(mse.values()) / len(mse), sum(ssim.values()) / len(ssim), mse, ssim)
 
 
 def paired_mse(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

@@ -178,7 +178,6 @@ def _measure(
         "fid": fid,
         "trained_fraction": made.edit.trained_parameters / total,
         "bytes": made.edit.nbytes,
-        "model_bytes": total * 2,
         "erase_seconds": elapsed,
         "stages": dict(made.seconds),
         "settings": {k: getattr(erase, k) for k in ("steps", "lr", "layers", "protect", "protected_energy", "max_rank")},

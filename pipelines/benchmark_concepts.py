@@ -195,7 +195,6 @@ def _measure(
         "side_effects": paired(before, after, scorer.retained),
         "trained_fraction": made.trained_parameters / total,
         "bytes": made.nbytes,
-        "model_bytes": total * 2,
         "erase_seconds": prepared + made.seconds if made.trained_parameters else made.seconds,
     }
 

@@ -132,6 +132,9 @@ def table(metrics: Mapping[str, Any], names: Sequence[str], folder: RunFolder) -
     side, fid, patch, cost = metrics["side_effects"], metrics["fid"], metrics["patch"], metrics["cost"]
     if side["paired_mse"] is not None:
         rows.append(("drift of kept images (MSE; SSIM)", "0", f"{side['paired_mse']:.4f}; {side['paired_ssim']:.3f}"))
+        if len(side["per_class"]) > 1:
+            most = max(side["per_class"], key=lambda name: side["per_class"][name]["mse"])
+            rows.append((f"the class that drifts most: {most}", "0", "{mse:.4f}; {ssim:.3f}".format(**side["per_class"][most])))
     if fid["retain_after"] is not None:
         extractor = metrics["protocol"]["fid_extractor"]["name"]
         rows.append((f"FID of kept classes [{extractor}]", f"{fid['retain_before']:.2f}", f"{fid['retain_after']:.2f}"))

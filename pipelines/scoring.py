@@ -163,20 +163,22 @@ class Scorer:
                 shares.append(found.share)
         return sum(shares) / len(shares) if shares else None
 
-    def side_effects(self, before: Samples, after: Samples) -> dict[str, float | None]:
-        """Paired MSE (images in [-1, 1]) and SSIM over the kept classes, or over unlabelled samples if there are no labels."""
+    def side_effects(self, before: Samples, after: Samples) -> dict[str, Any]:
+        """Paired MSE (images in [-1, 1]) and SSIM of each kept class and their means; of unlabelled samples if there are no
+        labels."""
         if before.by_class:
-            pairs = [(before.by_class[name], after.by_class[name]) for name in self.kept]
+            pairs = {name: (before.by_class[name], after.by_class[name]) for name in self.kept}
         elif before.unlabelled is not None and after.unlabelled is not None:
-            pairs = [(before.unlabelled, after.unlabelled)]
+            pairs = {NO_LABEL: (before.unlabelled, after.unlabelled)}
         else:
-            pairs = []
+            pairs = {}
         if not pairs:
-            return {"paired_mse": None, "paired_ssim": None}
-        found = [side_effects({"": to_float(a)}, {"": to_float(b)}) for a, b in pairs]
+            return {"paired_mse": None, "paired_ssim": None, "per_class": {}}
+        found = [side_effects({name: to_float(a)}, {name: to_float(b)}) for name, (a, b) in pairs.items()]  # little memory
         return {
             "paired_mse": sum(f.paired_mse for f in found) / len(found),
             "paired_ssim": sum(f.paired_ssim for f in found) / len(found),
+            "per_class": {name: {"mse": f.paired_mse, "ssim": f.paired_ssim} for name, f in zip(pairs, found, strict=True)},
         }
 
     def fid(self, before: Samples, after: Samples) -> tuple[dict[str, float | None], list[str]]:

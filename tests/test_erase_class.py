@@ -113,7 +113,9 @@ SHAPE = {
     },
     "before": SCORE,
     "after": SCORE,
-    "side_effects": {"paired_mse": None, "paired_ssim": None},
+    "side_effects": {
+        "paired_mse": None, "paired_ssim": None, "per_class": {name: {"mse": None, "ssim": None} for name in ("green", "blue")},
+    },
     "fid": {"retain_before": None, "retain_after": None},
     "patch": {"layers": None, "trained_parameters": None, "model_parameters": None, "fraction": None, "bytes": None},
     "cost": {"seconds": {"collect": None, "subspace": None, "train": None, "evaluate": None}, "peak_memory_bytes": None},

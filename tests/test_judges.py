@@ -14,8 +14,9 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.class_mapping import map_classes, read_mapping
 from semu_diffusion.eval.classifiers import Judge, in_chunks, load_judge, with_channels
-from semu_diffusion.eval.images import load_images, save_images, to_uint8
+from semu_diffusion.eval.images import save_images, to_uint8
 from semu_diffusion.models.classifier import ClassifierConfig, ImageClassifier
+from semu_diffusion.pipelines.datasets import load_plain_images
 
 NAMES = ("cat", "dog", "fish", "bird")
 
@@ -87,7 +88,7 @@ def test_chunks_have_one_size_and_fillings_are_cut_off() -> None:
 
 def test_a_saved_picture_gets_the_verdict_of_the_sample(tmp_path: Path, judge: Judge) -> None:
     images = rand(40, 3, 8, 8)
-    saved = load_images(save_images(images, tmp_path / "images"))
+    saved = load_plain_images(save_images(images, tmp_path / "images"), (3, 8, 8)) / 2 + 0.5
     assert torch.equal(judge.features(saved), judge.features(images))
     assert torch.equal(judge.predict(saved), judge.predict(images))
 
