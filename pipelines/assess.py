@@ -93,11 +93,14 @@ def run(config: AssessConfig) -> int:
     from semu_diffusion.pipelines.run_folder import RunFolder, environment, write_json
 
     quiet_libraries()
-    folder = RunFolder(config.output, f"assess-{Path(config.model).name}", config.overwrite)
+    inputs = (config.model, config.data, config.classifier, config.style_classifier, config.inception_weights)
+    folder = RunFolder(config.output, f"assess-{Path(config.model).name}", config.overwrite, inputs)
     model, groups, vocabulary = groups_of(config.model, config.device)
     own = {"object": "embedded"} if vocabulary is None else vocabulary.judges
     if config.guidance_scale is None:
         config = dataclasses.replace(config, guidance_scale=3.0 if vocabulary is None else vocabulary.guidance_scale)
+    if model.null_class is None:
+        config = dataclasses.replace(config, guidance_scale=1.0)  # there is nothing to guide against
     judges: dict[str, Judge] = {}
     for kind, given in (("object", config.classifier), ("style", config.style_classifier)):
         names = [group.name for group in groups if group.kind == kind]

@@ -20,7 +20,7 @@ from semu_diffusion.models.conditional import Conditional
 from semu_diffusion.models.text_conditional import adapt_text_pipeline
 from semu_diffusion.models.text_loading import load_text_pipeline
 from semu_diffusion.pipelines.console import Bars
-from semu_diffusion.pipelines.datasets import ImageSet
+from semu_diffusion.pipelines.datasets import ImageSet, spread
 from semu_diffusion.pipelines.grids import contact_sheet, save_png
 from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.pipelines.run_folder import RunFolder
@@ -110,10 +110,9 @@ def copies(
         features.append(judge.features(chunk))
         bars.show("training images", sum(map(len, features)), len(train))
     among = torch.cat(features)
-    count = min(PAIRS, len(objects))
-    shown = objects[[index * len(objects) // count for index in range(count)]]
+    shown = objects[spread(len(objects), PAIRS)]
     similarity, index = nearest(judge.features(shown), among)
-    real, _ = nearest(judge.features(test.images[:: max(len(test) // PAIRS, 1)][:PAIRS]), among)
+    real, _ = nearest(judge.features(test.images[spread(len(test), PAIRS)]), among)
     rows = {}
     for start in range(0, len(shown), PER_ROW):
         part = slice(start, start + PER_ROW)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.datasets import load_images
+from semu_diffusion.pipelines.datasets import load_images, spread
 from semu_diffusion.pipelines.picture_styles import PHOTO, STYLES, in_styles
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def reconstruction(model: AutoencoderKL, source: str, classifier: str | None = N
         test = load_images(source, "test")
     except InputError:
         return {}
-    chosen = slice(None, None, max(len(test) // TEST_IMAGES, 1))  # folders come sorted by class
-    images, labels = test.images[chosen][:TEST_IMAGES], test.labels[chosen][:TEST_IMAGES]
+    chosen = spread(len(test), TEST_IMAGES)
+    images, labels = test.images[chosen], test.labels[chosen]
     psnr, photos = {}, images
     for style in STYLES:
         styled = in_styles(images, [style] * len(images))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
@@ -42,13 +44,25 @@ def class_accuracies(model: ImageClassifier, data: ImageSet, batch_size: int = 5
     return right.mean().item(), tuple(part.mean().item() if len(part) else float("nan") for part in each)
 
 
+def _in_the_order_of(class_names: Sequence[str], test: ImageSet) -> ImageSet:
+    """The test images of these classes, labelled in their order: folders number the classes of each split for themselves."""
+    import torch
+
+    table = torch.tensor([class_names.index(name) if name in class_names else -1 for name in test.class_names])
+    labels = table[test.labels]
+    known = labels >= 0
+    if not known.any():
+        raise InputError(f"{test.source} has no test images of {', '.join(class_names)}")
+    return replace(test, images=test.images[known], labels=labels[known], class_names=tuple(class_names))
+
+
 def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, config: Any) -> None:
     """Write ``<output>/model`` and measure what was written on the data set's test split, if it has one."""
     from semu_diffusion.models.classifier import ImageClassifier
 
     folder = model.save(run.folder / "model")
     try:
-        test = examples(config, "test")
+        test = _in_the_order_of(data.class_names, examples(config, "test"))
     except InputError:  # a data set without a test split is no fault
         test = None
     results: dict[str, Any] = {}
@@ -57,7 +71,7 @@ def export_classifier(run: TrainingRun, model: ImageClassifier, data: ImageSet, 
         results = {
             "test_accuracy": round(accuracy, 4),
             "test_images": len(test),
-            "per_class": {name: round(a, 4) for name, a in zip(test.class_names, each, strict=True)},
+            "per_class": {name: round(a, 4) for name, a in zip(test.class_names, each, strict=True) if a == a},  # no nan
         }
         run.log(**results)
         print(f"test accuracy {accuracy:.4f} on {len(test)} images", file=sys.stderr)

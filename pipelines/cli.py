@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark", "erase classes in turn with several methods: one table"),
     "benchmark-concepts": ("benchmark_concepts", "erase every object and style in turn: one table"),
     "benchmark-subspace": ("benchmark_subspace", "time the subspace against torch.linalg.svd"),
-    "train": ("train", "train a model: semu train ddpm, semu train classifier"),
+    "train": ("train", "train ddpm, classifier, autoencoder or text-to-image on your data"),
 }
 
 SEVERAL = ("patch_commands", "export_commands")  # modules of several commands: they are told which

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["ImageSet", "load_images", "load_plain_images"]
+__all__ = ["ImageSet", "load_images", "load_plain_images", "spread"]
 
 IMAGE_COLUMNS = ("img", "image", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+SPLITS = ("train", "test", "validation")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -54,6 +55,12 @@ class ImageSet:
     def of_class(self, index: int) -> torch.Tensor:
         """The uint8 images (n, C, H, W) of one class, in the data set's order."""
         return self.images[self.labels == index]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Indices of ``count`` of ``total`` images, or of all, evenly spaced: folders come sorted by class."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
 
 
 def load_images(source: str | Path, split: str = "train") -> ImageSet:
@@ -113,12 +120,16 @@ def _local_folder(source: str, split: str) -> tuple[Path, str | None]:
 
 
 def _parquet_files(folder: Path, split: str) -> list[Path]:
-    """Files of the split, by their name (``train-00000-of-00001.parquet``, ``train.parquet``) or folder (``train/``)."""
-    found = sorted(
-        path
-        for path in folder.rglob("*.parquet")
-        if path.name.startswith((f"{split}-", f"{split}.")) or path.parent.name == split
-    )
+    """Files of the split, by their name (``train-00000-of-00001.parquet``, ``train.parquet``) or folder (``train/``).
+
+    The name goes first: ``test/train-0.parquet`` is of the training images.
+    """
+
+    def of(path: Path) -> str:
+        named = [one for one in SPLITS if path.name.startswith((f"{one}-", f"{one}."))]
+        return named[0] if named else path.parent.name
+
+    found = sorted(path for path in folder.rglob("*.parquet") if of(path) == split)
     folders = sorted({str(path.parent.relative_to(folder)) for path in found})
     if len(folders) > 1:
         raise InputError(f"{folder} holds several data sets ({', '.join(folders[:4])}); download it and name one folder")

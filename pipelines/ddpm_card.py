@@ -57,23 +57,27 @@ def export_ddpm(
 
 
 def judged(model: ClassConditional, classifier: str, per_class: int) -> dict[str, Any]:
-    """Share of ``per_class`` samples of each class (guidance 3, 50 DDIM steps, seeds 0, 1, …) the judge calls that class."""
+    """Share of ``per_class`` samples of each class (guidance 3, 50 DDIM steps, seeds 0, 1, …) the judge calls that class.
+
+    Classes that the judge does not know are left out.
+    """
     import torch
     from tqdm import tqdm
 
     from semu_diffusion.eval.classifiers import load_judge
 
     judge = load_judge(classifier, model.class_names, model.device)
-    labels = [index for index in range(len(model.class_names)) for _ in range(per_class)]
+    known = [index for index, name in enumerate(model.class_names) if name not in judge.unjudged]
+    labels = [index for index in known for _ in range(per_class)]
     samples = model.sample(labels, range(len(labels)), SAMPLING_STEPS, GUIDANCE, BATCH)
     batches = tqdm(samples, "judging", -(-len(labels) // BATCH), disable=not sys.stderr.isatty(), leave=False)
     right = judge.predict(torch.cat(list(batches))) == torch.tensor(labels)
-    each = right.view(len(model.class_names), per_class).float().mean(dim=1).tolist()
+    each = right.view(len(known), per_class).float().mean(dim=1).tolist()
     return {
         "sample_accuracy": round(right.float().mean().item(), 4),
         "samples_per_class": per_class,
         "judge": judge.name,
-        "per_class": {name: round(share, 4) for name, share in zip(model.class_names, each, strict=True)},
+        "per_class": {model.class_names[index]: round(share, 4) for index, share in zip(known, each, strict=True)},
     }
 
 

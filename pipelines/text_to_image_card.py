@@ -60,10 +60,11 @@ def judgements(folder: Path, class_names: Sequence[str], config: Any) -> dict[st
     found: dict[str, Any] = {}
     if config.classifier:
         judge = load_judge(config.classifier, class_names, torch.device(device))
-        prompts = [article(PROMPTS[PHOTO].format(name)) for name in class_names for _ in range(count)]
-        right = judge.predict(sampled(pipeline, prompts)).view(-1, count) == torch.arange(len(class_names))[:, None]
+        known = [index for index, name in enumerate(class_names) if name not in judge.unjudged]
+        prompts = [article(PROMPTS[PHOTO].format(class_names[index])) for index in known for _ in range(count)]
+        right = judge.predict(sampled(pipeline, prompts)).view(-1, count) == torch.tensor(known)[:, None]
         shares = right.float().mean(1).tolist()
-        each = {name: round(share, 4) for name, share in zip(class_names, shares, strict=True)}
+        each = {class_names[index]: round(share, 4) for index, share in zip(known, shares, strict=True)}
         found |= {"object_accuracy": round(float(right.float().mean()), 4), "per_object": each}
     if config.style_classifier:
         judge = load_judge(config.style_classifier, list(STYLES), torch.device(device))

@@ -125,9 +125,15 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
 
 
 def new_scheduler(config: Any) -> DDPMScheduler:
-    """Linear noise schedule down to pure noise; the latents are not clipped."""
+    """The noise schedule of ``--init-from``, or a linear one down to pure noise; the latents are not clipped."""
     from diffusers import DDPMScheduler
 
+    if config.init_from:
+        folder = Path(config.init_from).expanduser() / "scheduler"
+        try:
+            return DDPMScheduler.from_config(DDPMScheduler.load_config(folder, local_files_only=True), clip_sample=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--init-from {config.init_from} has no noise schedule in scheduler/ ({error})") from error
     return DDPMScheduler(
         num_train_timesteps=config.timesteps, beta_schedule="linear", prediction_type=config.prediction, clip_sample=False
     )

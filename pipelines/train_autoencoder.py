@@ -12,7 +12,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import forget_places, write_text
 from semu_diffusion.pipelines.autoencoder_card import CHUNK, autoencoder_card, reconstruction, signed
 from semu_diffusion.pipelines.console import Parser, add_config_flags, build_config, epilog, option, run_guarded
-from semu_diffusion.pipelines.datasets import load_images
+from semu_diffusion.pipelines.datasets import load_images, spread
 from semu_diffusion.pipelines.optimisation import averaged, cosine_rate
 from semu_diffusion.pipelines.perceptual import load_critic, perceptual_distance
 from semu_diffusion.pipelines.picture_styles import drawn_styles, in_styles
@@ -172,7 +172,7 @@ def _export(run: TrainingRun, model: AutoencoderKL, data: ImageSet, config: Auto
 
     judge = model.float().eval()
     with torch.no_grad():
-        some = data.images[:: max(len(data) // 1000, 1)][:1000]
+        some = data.images[spread(len(data), 1000)]
         latents = torch.cat([judge.encode(signed(part)).latent_dist.mean for part in some.split(CHUNK)])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
     found = reconstruction(judge, config.data, config.classifier)

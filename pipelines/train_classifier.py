@@ -67,6 +67,8 @@ class ClassifierTraining:
             raise InputError("--batch-size must be at least 2; --epochs and --lr must be positive")
         if not 0 <= self.shift <= 0.5 or not 0 <= self.cutout < 1 or not 0 <= self.soften <= 1:
             raise InputError("--shift must lie in 0 to 0.5, --soften in 0 to 1, --cutout be at least 0 and less than 1")
+        if not 0 <= self.momentum < 1 or not 0 <= self.label_smoothing < 1 or not 0 <= self.warmup < 1:
+            raise InputError("--momentum, --label-smoothing and --warmup must be at least 0 and less than 1")
 
 
 def augmented(
@@ -122,7 +124,9 @@ def train(config: ClassifierTraining) -> Path:
     state = run.restored()
     accelerator = new_accelerator(config.precision)
     model = _new_model(config, data).to(accelerator.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(_decayed(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True)
+    optimizer = torch.optim.SGD(
+        _decayed(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
+    )
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if state is not None:
         model.load_state_dict(state["model"])

@@ -19,6 +19,7 @@ from semu_diffusion.pipelines.optimisation import averaged, cosine_rate, min_snr
 from semu_diffusion.pipelines.training import (
     TrainingRun,
     batch_indices,
+    dropout_of,
     mirrored,
     new_accelerator,
     step_generator,
@@ -53,9 +54,9 @@ class DDPMTraining:
     norm_groups: int = option(16, "groups of the group normalisation")
     dropout: float = option(0.0, "dropout in the residual blocks")
     # diffusion
-    schedule: Literal["linear", "squaredcos_cap_v2"] = option("linear", "noise schedule")
-    timesteps: int = option(1000, "diffusion timesteps T")
-    prediction: Literal["epsilon", "v_prediction"] = option("epsilon", "what the network predicts")
+    schedule: Literal["linear", "squaredcos_cap_v2"] = option("linear", "noise schedule of a new model")
+    timesteps: int = option(1000, "diffusion timesteps T of a new model")
+    prediction: Literal["epsilon", "v_prediction"] = option("epsilon", "what a new network predicts")
     label_drop: float = option(0.1, "share of labels replaced by the null class, for classifier-free guidance")
     min_snr: float = option(5.0, "gamma of the min-SNR loss weights; 0 for none")
     # optimisation
@@ -90,10 +91,16 @@ class DDPMTraining:
             raise InputError("--label-drop, --ema and --warmup must be at least 0 and less than 1")
         if self.norm_groups < 1 or not self.channels or any(c < 1 or c % self.norm_groups for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups {self.norm_groups}; got {self.channels}")
-        if self.head_dim < 1:
-            raise InputError(f"--head-dim {self.head_dim}: must be at least 1")
+        if self.classifier and self.judged_samples < 1:
+            raise InputError("--judged-samples must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout}: must be at least 0 and less than 1")
         if any(not 0 <= level < len(self.channels) for level in self.attention_levels):
             raise InputError(f"--attention-levels must lie in 0 to {len(self.channels) - 1}; got {self.attention_levels}")
+        # the innermost block attends whatever --attention-levels say
+        narrowest = min(self.channels[level] for level in (*self.attention_levels, len(self.channels) - 1))
+        if not 1 <= self.head_dim <= narrowest:
+            raise InputError(f"--head-dim {self.head_dim}: must lie in 1 to {narrowest}, the channels where it attends")
 
 
 def train(config: DDPMTraining) -> Path:
@@ -101,11 +108,15 @@ def train(config: DDPMTraining) -> Path:
     import torch
     from diffusers.training_utils import EMAModel
 
+    from semu_diffusion.eval.classifiers import load_judge
+
     data = load_images(config.data, "train")
     run = TrainingRun(config, data.fingerprint)
     state = run.restored()
     if config.export_only and state is None:
         raise InputError(f"--export-only: {run.folder} holds no checkpoint")
+    if config.classifier:
+        load_judge(config.classifier, data.class_names)  # a name that is wrong is said now, not after the training
     accelerator = new_accelerator(config.precision)
     model, scheduler = _new_model(config, data)
     on_cpu = accelerator.device.type == "cpu"
@@ -131,8 +142,9 @@ def train(config: DDPMTraining) -> Path:
         generator = step_generator(config.seed, run.step)
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(run.progress(), config)
-        loss = _loss(prepared, scheduler, data, chosen, generator, config, accelerator.device)
-        accelerator.backward(loss)
+        with dropout_of(config.seed, run.step, accelerator.device):
+            loss = _loss(prepared, scheduler, data, chosen, generator, config, accelerator.device)
+            accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()

@@ -51,8 +51,8 @@ class TextToImageTraining:
     text_layers: int = option(2, "layers of the text encoder")
     max_tokens: int = option(32, "tokens of the longest prompt")
     # diffusion
-    timesteps: int = option(1000, "diffusion timesteps T")
-    prediction: Literal["epsilon", "v_prediction"] = option("epsilon", "what the network predicts")
+    timesteps: int = option(1000, "diffusion timesteps T of a new model")
+    prediction: Literal["epsilon", "v_prediction"] = option("epsilon", "what a new network predicts")
     caption_drop: float = option(0.1, "share of captions replaced by the empty prompt, for classifier-free guidance")
     min_snr: float = option(5.0, "gamma of the min-SNR loss weights; 0 for none")
     # optimisation
@@ -87,6 +87,10 @@ class TextToImageTraining:
             raise InputError("--caption-drop, --ema and --warmup must be at least 0 and less than 1")
         if min(self.norm_groups, self.head_dim, self.text_width, self.text_layers) < 1:
             raise InputError("--norm-groups, --head-dim, --text-width and --text-layers must be at least 1")
+        if self.text_width >= 32 and self.text_width % (self.text_width // 32):
+            raise InputError(f"--text-width {self.text_width}: take a multiple of 32, the width of one of its heads")
+        if (self.classifier or self.style_classifier) and self.judged_samples < 1:
+            raise InputError("--judged-samples must be at least 1")
         if not self.channels or any(c < 1 or c % self.norm_groups or c % min(c, self.head_dim) for c in self.channels):
             raise InputError(f"--channels must be multiples of --norm-groups and --head-dim; got {self.channels}")
         if not 0 <= self.plain_levels < max(len(self.channels), 1):
@@ -172,11 +176,12 @@ def _loss(
     """Mean over the batch of w(t) |prediction - target|^2, averaged over the latent; every draw is the generator's."""
     import torch
 
-    t = torch.randint(0, config.timesteps, (len(latents),), generator=generator)
+    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     latents, noise, t, tokens = (tensor.to(accelerator.device) for tensor in (latents, noise, t, tokens))
     x_t = scheduler.add_noise(latents, noise, t)
-    target = scheduler.get_velocity(latents, noise, t) if config.prediction == "v_prediction" else noise
+    kind = scheduler.config.prediction_type
+    target = scheduler.get_velocity(latents, noise, t) if kind == "v_prediction" else noise
     with accelerator.autocast():
         text = networks["text_encoder"](tokens)[0]
         predicted = networks["unet"](x_t, t, text).sample

@@ -1,7 +1,7 @@
 """What every training command needs: an output folder with checkpoints, a log, a budget, and a polite end.
 
 Batches and random numbers are a function of (seed, step) alone, so a checkpoint needs no random state and a run that was
-stopped and resumed makes exactly the weights of one that was not.
+stopped and resumed makes exactly the weights of one that was not (with a budget of steps: minutes are the clock's).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainingRun",
     "batch_indices",
+    "dropout_of",
     "mirrored",
     "new_accelerator",
     "replace_folder",
@@ -48,6 +49,16 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
     (number,) = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(number) % 2**63)
+
+
+@contextmanager
+def dropout_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global generator, which dropout draws from, is that of this step; afterwards it is as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(step_generator(seed, step, stream=2).initial_seed())
+        yield
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> torch.Tensor:
@@ -134,10 +145,8 @@ class TrainingRun:
         import torch
 
         path = self.folder / CHECKPOINT
-        if not path.is_file():
-            return None
-        if not self.config.resume:
-            self._drop_log_after(-1)
+        if not path.is_file() or not self.config.resume:
+            self._drop_log_after(-1)  # of a run that ended before its first checkpoint, or that is not gone on with
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)

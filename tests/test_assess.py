@@ -58,6 +58,22 @@ def test_a_model_of_classes_is_judged_compared_and_searched_for_copies(data: str
     assert f"mean         {100 * found['object']['mean']:>6.1f} %" in capsys.readouterr().out
 
 
+def test_a_model_that_cannot_be_guided_is_said_to_be_unguided(tmp_path: Path) -> None:
+    names = ("red", "green")
+    model, judge = saved_model(tmp_path / "model", names=names, num_class_embeds=2), saved_judge(tmp_path / "judge", names)
+    assert main([model, *QUICK, "--classifier", judge, "--output", str(tmp_path / "run")]) == 0
+    assert metrics_of(tmp_path / "run")["protocol"]["guidance_scale"] == 1.0
+
+
+def test_the_model_is_never_deleted_with_the_run_it_lies_in(tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    model = saved_model(run / "merged", names=("red", "green"), num_class_embeds=3)
+    (run / "run.json").write_text("{}")
+    assert main([model, *QUICK, "--output", str(run), "--overwrite"]) == 2
+    assert f"--overwrite would delete {model}" in capsys.readouterr().err
+    assert (run / "merged" / "model_index.json").is_file()
+
+
 def test_a_model_of_words_is_judged_by_objects_and_styles(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "model")
     cifar_vocabulary(WORDS).save(tmp_path / "model")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.datasets import load_images, load_plain_images
+from semu_diffusion.pipelines.datasets import load_images, load_plain_images, spread
 
 NAMES = ("ant", "bee", "cow")
 
@@ -85,6 +85,21 @@ def test_a_hub_id_is_read_from_its_snapshot_and_known_by_its_commit(tmp_path: Pa
     assert (data.labels.tolist(), data.class_names, data.fingerprint) == ([2, 1], NAMES, "0123abc")
     with pytest.raises(InputError, match=r"loading it from the Hub failed \(404\)"):
         load_images("someone/else")
+
+
+def test_the_name_of_a_file_says_its_split_before_its_folder(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        write_parquet(tmp_path / "test" / f"{split}-0.parquet", pictures(count), [0, 1, 2, 0][:count])
+    assert len(load_images(tmp_path / "test", "test")) == 2
+    assert len(load_images(tmp_path / "test", "train")) == 4
+
+
+@pytest.mark.parametrize(("total", "count"), [(3, 10), (10, 10), (19, 10), (999, 500), (10_000, 500)])
+def test_a_part_of_a_sorted_set_reaches_from_its_first_to_its_last(total: int, count: int) -> None:
+    chosen = spread(total, count)
+    assert len(chosen) == len(set(chosen)) == min(total, count)
+    assert chosen[0] == 0
+    assert total - chosen[-1] <= -(-total // count)
 
 
 def test_two_data_sets_in_one_folder_are_not_mixed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,12 @@ def test_a_training_goes_on_from_a_pipeline(data: Path, tiny_sd: Path, tmp_path:
     folder = train_text_to_image.train(sd_config(data, tmp_path, init_from=str(tiny_sd), steps=1, lr=1e-30, final_lr=0.0))
     assert same(folder, tiny_sd)
     assert "on top of an earlier training" in (folder / "README.md").read_text()
+    other = shutil.copytree(tiny_sd, tmp_path / "other")
+    schedule = other / "scheduler" / "scheduler_config.json"
+    changed = {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear", "num_train_timesteps": 100}
+    schedule.write_text(json.dumps({**json.loads(schedule.read_text()), **changed}))
+    folder = train_text_to_image.train(sd_config(data, tmp_path / "more", init_from=str(other), steps=1))
+    assert changed.items() <= json.loads((folder / "scheduler" / "scheduler_config.json").read_text()).items()
 
 
 def test_words_of_the_captions_are_single_tokens_and_anything_else_is_spelled() -> None:
@@ -257,6 +264,7 @@ def test_styles_are_different_deterministic_and_drawn_half_as_photos() -> None:
         ({"autoencoder": "nowhere"}, "nowhere holds no autoencoder"),
         ({"init_from": "nowhere"}, "nowhere holds no autoencoder"),
         ({"autoencoder": "x", "channels": (12,)}, "multiples of --norm-groups and --head-dim"),
+        ({"autoencoder": "x", "text_width": 100}, "take a multiple of 32"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(data: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from saved_models import saved_judge
 from tiny_models import tiny_unet
 
 from semu_diffusion.errors import InputError
@@ -129,6 +131,16 @@ def test_a_stopped_and_resumed_ddpm_equals_one_that_was_not(
     assert same(weights(tmp_path), weights(ddpm))
 
 
+def test_dropout_is_the_steps_own_whatever_the_global_random_state(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    for name, draws in (("one", 1), ("two", 7)):
+        torch.rand(draws)  # the state before the training is another each time
+        before = torch.random.get_rng_state()
+        train_ddpm.train(ddpm_config(data, tmp_path / name, dropout=0.5))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert not same(weights(tmp_path / "one"), weights(ddpm))
+
+
 def test_a_finished_training_is_not_trained_further(data: Path, ddpm: Path) -> None:
     before = weights(ddpm)
     train_ddpm.train(ddpm_config(data, ddpm))
@@ -151,6 +163,32 @@ def test_the_card_says_what_the_judge_measured(data: Path, ddpm: Path, tmp_path:
     assert measured["samples_per_class"] == 2
     assert measured["sample_accuracy"] == pytest.approx(sum(measured["per_class"].values()) / 2)
     assert f"**{measured['sample_accuracy']:.3f}**" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_class_that_the_judge_does_not_know_is_no_failure_of_the_model(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    judge = saved_judge(tmp_path / "judge", names=("dark", "other"))
+    (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
+    train_ddpm.train(ddpm_config(data, tmp_path, export_only=True, classifier=judge, judged_samples=2))
+    measured = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[-1])
+    assert set(measured["per_class"]) == {"dark"}
+    assert measured["sample_accuracy"] == measured["per_class"]["dark"]
+
+
+def test_a_test_split_without_one_of_the_classes_is_measured_by_name(data: Path, tmp_path: Path) -> None:
+    part = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(part / "test" / "dark")  # the light ones are number 0 of the test folders now
+    shutil.copytree(part / "test" / "light", part / "test" / "unknown")
+    train_classifier.train(judge_config(part, tmp_path / "run"))
+    measured = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
+    assert measured["test_images"] == 10
+    assert measured["test_accuracy"] >= 0.9
+    assert set(measured["per_class"]) == {"light"}
+
+
+def test_the_log_of_a_training_without_a_checkpoint_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"step": 50, "loss": 9.0}) + "\n")
+    train_ddpm.train(ddpm_config(data, tmp_path))
+    assert [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()] == [6]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data: Path, ddpm: Path, tmp_path: Path) -> None:
@@ -254,6 +292,19 @@ def test_impossible_settings_are_refused(data: Path) -> None:
     for change in ({"channels": (6,)}, {"attention_levels": (2,)}, {"label_drop": 1.0}, {"steps": 0}, {"data": ""}):
         with pytest.raises(InputError):
             dataclasses.replace(good, **change)
+    judge = judge_config(data, Path("unused"))
+    for config, wrong, said in (
+        (good, {"head_dim": 32}, "--head-dim 32: must lie in 1 to 16"),
+        (good, {"attention_levels": (0,), "head_dim": 16}, "--head-dim 16: must lie in 1 to 8"),
+        (good, {"dropout": 1.0}, "--dropout"),
+        (good, {"classifier": "embedded", "judged_samples": 0}, "--judged-samples"),
+        (judge, {"momentum": 1.0}, "--momentum"),
+        (judge, {"label_smoothing": 2.0}, "--label-smoothing"),
+    ):
+        with pytest.raises(InputError, match=said):
+            dataclasses.replace(config, **wrong)
+    with pytest.raises(InputError, match="nowhere"):
+        train_ddpm.train(dataclasses.replace(good, classifier="./nowhere"))
     with pytest.raises(InputError, match="multiples of 16"):
         train_ddpm.train(dataclasses.replace(good, channels=(8,) * 5))
 
@@ -268,9 +319,9 @@ def test_the_commands_end_with_code_2_and_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_a_command_line_means_its_settings(data: Path) -> None:
-    flags = "--channels 8,16 --norm-groups 4 --attention-levels 1 --no-flip --lr 0.1"
+    flags = "--channels 8,16 --norm-groups 4 --attention-levels 1 --head-dim 8 --no-flip --lr 0.1"
     config = train_ddpm.parse(["--data", str(data), "--output", "out", *flags.split()])
-    assert config == ddpm_config(data, Path("out"), steps=100_000, head_dim=32, batch_size=64, flip=False, lr=0.1)
+    assert config == ddpm_config(data, Path("out"), steps=100_000, batch_size=64, flip=False, lr=0.1)
     assert train_classifier.parse(["--data", "x", "--output", "y", "--widths", "4,8"]).widths == (4, 8)
     with pytest.raises(InputError, match="--data and --output"):
         train_ddpm.parse([])
