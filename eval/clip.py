@@ -50,7 +50,8 @@ class Clip:
 
         def step(chunk: torch.Tensor) -> torch.Tensor:
             pixels = self._fitted(with_channels(to_float(chunk.to(self.device)), 3))
-            return F.normalize(self.network.encode_image(pixels), dim=-1)
+            with torch.autocast(self.device.type, enabled=False):
+                return F.normalize(self.network.encode_image(pixels), dim=-1)
 
         return in_chunks(step, to_uint8(images), CHUNK)
 
@@ -106,7 +107,8 @@ class ZeroShotJudge:
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Index into ``class_names`` for each image, (N,) int64."""
-        return (self.clip.image_features(images) @ self.texts.T).argmax(dim=1)
+        with torch.autocast("cpu", enabled=False):
+            return (self.clip.image_features(images) @ self.texts.T).argmax(dim=1)
 
 
 def load_clip(name: str = "clip", device: str | torch.device = "cpu") -> Clip:
@@ -137,7 +139,9 @@ def load_clip(name: str = "clip", device: str | torch.device = "cpu") -> Clip:
         weights = str(path)
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
-            network = open_clip.create_model(model, pretrained=weights, device=torch.device(device))
+            trained = open_clip.get_pretrained_cfg(model, weights) or {}  # OpenAI's weights want its own activation
+            quick = bool(trained.get("quick_gelu"))
+            network = open_clip.create_model(model, pretrained=weights, device=torch.device(device), force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # the Hub client, safetensors and open_clip raise a dozen classes for the same thing
         reason = " ".join(str(error).split())[:200] or type(error).__name__

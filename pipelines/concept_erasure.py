@@ -73,8 +73,9 @@ def prepare(
     forget = [model.row(prompt) for prompt in pairs]
     metadata = {
         "concept": [one.concept for one in plans],
-        "anchor": [anchors[one.concept] for one in plans],
+        "anchor": [anchors[one.concept] for one in plans] if config.target != "ascent" else [],
         "base_model": source,
+        "family": model.family,
         "prompts": list(pairs),
     }
     task = Task(
@@ -87,7 +88,8 @@ def prepare(
         None,
         metadata,
     )
-    return ConceptTask(task, _by_prompt(config, len(plans), len(forget)), plans, anchors)
+    # ascent has no answer: it only makes the concept's own images less likely
+    return ConceptTask(task, _by_prompt(config, len(plans), len(forget)), plans, anchors if config.target != "ascent" else {})
 
 
 def guided(config: Any, vocabulary: Vocabulary | None) -> Any:

@@ -44,8 +44,7 @@ class ConceptPlan:
             nouns: Sequence[str] = self.vocabulary.names(self.subject.kind)
         else:
             nouns = ANCHORS
-        taken = {word.lower() for word in (*self.words, *others)}
-        return [noun for noun in nouns if noun not in taken]
+        return [noun for noun in nouns if not any(contains(noun, word) for word in (*self.words, *others))]
 
     def answers(self, anchor: str) -> list[str]:
         """The prompt that answers each of ``prompts``; the empty prompt for an empty anchor."""
@@ -86,7 +85,7 @@ def plan(config: EraseConceptConfig, vocabulary: Vocabulary | None) -> tuple[lis
         if vocabulary is None or subject is None or config.forget_prompts:
             known = vocabulary.words(subject) if vocabulary is not None and subject is not None else ()
             made = [with_article(template, word) for word in (concept, *given) for template in TEMPLATES]
-            words = tuple(dict.fromkeys((concept, *given, *known)))
+            words = tuple(dict.fromkeys((bare(concept), *map(bare, given), *known)))
             prompts = [p for p in config.forget_prompts if any(contains(p, w) for w in words)] or made
             plans.append(ConceptPlan(concept, words, _once(prompts), (), subject, vocabulary))
             continue

@@ -47,6 +47,8 @@ def prove(
     distance = load_lpips(model.device)
     changed, stayed, empty = (paired(before, after, group, distance) for group in (forgotten, kept, [NO_PROMPT]))
     protocol = scorer.protocol()
+    if not shown:
+        protocol["revival"] = None
     for score in scores:  # each of the concepts shown has its own pseudo-word
         score["samples"]["revival"] = len(shown) * protocol["revival"]["samples"] if shown else 0
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
@@ -118,10 +120,10 @@ def _spread(rows: Sequence[str], count: int) -> list[str]:
     return [rows[index * len(rows) // min(count, len(rows))] for index in range(min(count, len(rows)))]
 
 
-def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFolder) -> str:
+def table(metrics: Mapping[str, Any], concepts: Sequence[str], anchors: Mapping[str, str], folder: RunFolder) -> str:
     """The short table the command ends with."""
     before, after = metrics["before"], metrics["after"]
-    named = ", ".join(anchors)
+    named = ", ".join(concepts)
     count = after["samples"]
     shares = [
         (f"sees {named} (erased)", "forget_accuracy", count["forget"]),
@@ -164,7 +166,9 @@ def table(metrics: Mapping[str, Any], anchors: Mapping[str, str], folder: RunFol
         )
     patch, seconds, lora = metrics["patch"], metrics["cost"]["seconds"], metrics["lora"]
     erase = sum(spent for stage, spent in seconds.items() if stage != "evaluate")
-    lines.append("\n" + "; ".join(f"{concept} answered with {anchor or 'no prompt'!r}" for concept, anchor in anchors.items()))
+    lines.append("")
+    if anchors:
+        lines.append("; ".join(f"{concept} answered with {anchor or 'no prompt'!r}" for concept, anchor in anchors.items()))
     lines.append(
         f"patch: {patch['trained_parameters']:,} numbers trained "
         f"({100 * patch['fraction']:.3f} % of the model) in {patch['layers']} layers, {patch['bytes'] / 1000:.0f} kB; "
@@ -182,5 +186,5 @@ def _said_of_lora(lora: Mapping[str, Any] | None, written: bool) -> str:
         return "lora/ was not checked: that needs PEFT (pip install 'semu-diffusion[lora]')"
     unloaded = "restores every weight" if lora["unloaded_equal"] else "DOES NOT RESTORE the weights"
     difference = lora["relative_difference"]
-    beyond = "" if difference <= lora["rounding"] else ", MORE THAN ROUNDING: the LoRA is not the patch"
+    beyond = "" if lora["same"] else ", MORE THAN ROUNDING: the LoRA is not the patch"
     return f"lora/, loaded by diffusers: {difference:.1e} from the patch{beyond}; unloading {unloaded}"

@@ -19,7 +19,7 @@ from semu_diffusion.pipelines.concept_plan import ConceptPlan
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
 from semu_diffusion.pipelines.image_sets import self_made
 from semu_diffusion.pipelines.precision import autocast, sampler_name
-from semu_diffusion.pipelines.prompts import bare
+from semu_diffusion.pipelines.prompts import bare, contains
 from semu_diffusion.pipelines.questions import Question, questions
 from semu_diffusion.pipelines.vocabulary import Vocabulary
 
@@ -52,6 +52,9 @@ class ConceptScorer:
         judged = config.classifier not in ("auto", "none")
         if known and config.alternatives:
             raise InputError("--alternatives: the model's vocabulary names what else a picture may show; leave them out")
+        for other in config.alternatives:
+            if any(contains(other, word) for one in plans for word in one.words):
+                raise InputError(f"--alternatives {other}: is what shall be erased; name what else a picture may show")
         alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
         if judged and not known and config.anchor and config.anchor.strip():
             alternatives = tuple(dict.fromkeys((*alternatives, bare(config.anchor))))  # what an erased picture shall show
@@ -194,7 +197,7 @@ class ConceptScorer:
     def concept_latents(self, model: TextConditional, show: Show | None = None) -> list[tuple[str, list[str], torch.Tensor]]:
         """For each concept that is judged: its name, sentences with ``{}`` and as many latents the original makes of them."""
         found = []
-        if not self.config.revival:
+        if not self.config.revival or model.book.pooled is not None:  # of SDXL's two text encoders no word is learned
             return []
         for number, (one, subject) in enumerate(zip(self.plans, self.subjects, strict=True)):
             asked = [q for q in self.questions["forget"] if q.answer == subject and q.kind in self.judges]
@@ -215,7 +218,9 @@ class ConceptScorer:
         for subject, sentences, latents in shown:
             kind = next(q.kind for q in self.questions["forget"] if q.answer == subject)
             judge = self.judges[kind]
-            with autocast(self.config.sampling_precision, model.device)():
+            # float16 has no room for the gradients of a learned word
+            precision = "bf16" if model.dtype == torch.float16 else self.config.sampling_precision
+            with autocast(precision, model.device)():
                 found = text_revival(
                     model,
                     latents,

@@ -109,7 +109,7 @@ class EraseConceptRun(EraseConceptConfig):
     )
     images_per_prompt: int = option(8, "images of every prompt, before and after", metavar="N", group="proof")
     judged_prompts: int = option(12, "retain prompts that are compared if no judge has its own", metavar="N", group="proof")
-    revival: bool = option(True, "measure what one learned pseudo-word brings back (needs a judge)", group="proof")
+    revival: bool = option(True, "measure what a learned pseudo-word brings back (needs a judge; not for XL)", group="proof")
     sampling_steps: int = option(25, "DDIM steps", metavar="N", group="proof")
     sampling_precision: Literal["fp32", "bf16", "auto"] = option(
         "auto", "arithmetic of the samples; auto: bf16 where the hardware has it", group="proof"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -86,9 +86,15 @@ def erase_conditions(
 ) -> Generator[Step, None, Outcome]:
     """Do the task; yields training steps, returns the `Outcome`. The model is unchanged.
 
-    Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
+    Raises InputError if no layer is left with a direction to train, and for float16 weights without bfloat16; Diverged if
+    the loss leaves the finite numbers.
     """
     model, forget, kept, target, retain_set = task.model, task.forget, task.kept, task.target, task.retain_set
+    if model.dtype == torch.float16 and autocast(config.precision, model.device) is nullcontext:
+        raise InputError(
+            "float16 weights need training in bfloat16, or small gradients vanish: --precision bf16 (slow where the hardware "
+            "has none), or --weights fp32"
+        )
     clock = _Clock()
     generator = torch.Generator().manual_seed(config.seed)
     layers = select_layers(model.denoiser, config.layers)

@@ -44,11 +44,16 @@ def parse(argv: Sequence[str] | None = None) -> EraseConceptRun:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_guarded("erase-concept", lambda: run(parse(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    files = [path for word in words if (path := word.rpartition("=")[2]).endswith(".txt")]  # `parse` takes their lines
+    return run_guarded("erase-concept", lambda: run(parse(argv), files))
 
 
-def run(config: EraseConceptRun) -> int:
-    """Do the whole job; 0, or 1 if the erasure destroyed the model (the run folder then says so)."""
+def run(config: EraseConceptRun, files: Sequence[str] = ()) -> int:
+    """Do the whole job; 0, or 1 if the erasure destroyed the model (the run folder then says so).
+
+    ``files`` are those that ``config`` was read from, which ``--overwrite`` leaves alone.
+    """
     import torch
 
     from semu_diffusion import assets
@@ -67,8 +72,7 @@ def run(config: EraseConceptRun) -> int:
     quiet_libraries()
     device = checked_device(config.device)
     name = "-".join(config.concept)[:80].replace(os.sep, "_")
-    inputs = (config.model, config.classifier, config.forget_images, *config.retain_prompts, *config.forget_prompts)
-    folder = RunFolder(config.output, name, config.overwrite, inputs)
+    folder = RunFolder(config.output, name, config.overwrite, (config.model, config.classifier, config.forget_images, *files))
     weights = torch.float32 if config.weights == "fp32" else torch.bfloat16 if config.weights == "bf16" else torch.float16
     source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
     vocabulary = read_vocabulary(source)
@@ -104,7 +108,7 @@ def run(config: EraseConceptRun) -> int:
     if config.json:
         print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
     else:
-        print(table(metrics, prepared.anchors, folder))
+        print(table(metrics, scorer.concepts, prepared.anchors, folder))
     return 0 if reason is None else 1
 
 

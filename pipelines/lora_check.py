@@ -21,8 +21,9 @@ ADAPTER = "semu_check"
 
 
 def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dict[str, Any] | None:
-    """Largest difference of the LoRA's predictions from the patch's, relative to the largest prediction, and whether
-    unloading it leaves every weight as it was. None without PEFT, which diffusers loads a LoRA with.
+    """Largest difference of the LoRA's predictions from the patch's, relative to the largest prediction; the share of the
+    patch's effect that the LoRA has (projected onto it, 1 if all was loaded); whether unloading it leaves every weight as it
+    was. None without PEFT, which diffusers needs for it.
 
     Compared on one noised batch: the first and the empty prompt at an early and a late timestep.
     """
@@ -33,6 +34,7 @@ def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dic
     t = torch.tensor([model.num_timesteps // 5, 4 * model.num_timesteps // 5] * 2, device=model.device)
     rows = torch.tensor([0, 0, model.null_class, model.null_class], device=model.device)
     with torch.no_grad(), _full_float32():
+        original = model.predict(x, t, rows).float()
         patch.apply(model.denoiser)
         try:
             wanted = model.predict(x, t, rows).float()
@@ -47,8 +49,16 @@ def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dic
     after = model.denoiser.state_dict()
     restored = before.keys() == after.keys() and all(torch.equal(value, after[name].cpu()) for name, value in before.items())
     difference = float((found - wanted).abs().max() / wanted.abs().max())
-    rounding = 1e-5 if model.dtype == torch.float32 else 2e-2  # of the weights' own precision
-    return {"relative_difference": difference, "rounding": rounding, "unloaded_equal": restored}
+    effect, shown = wanted - original, found - original
+    share = float((effect * shown).sum() / effect.square().sum().clamp(min=1e-30))
+    rounding = 1e-5 if model.dtype == torch.float32 else 5e-2  # of the weights' own precision
+    return {
+        "relative_difference": difference,
+        "share_of_effect": share,
+        # a file of which nothing was loaded may be within the rounding of half precision
+        "same": difference <= rounding and 0.5 < share < 1.5,
+        "unloaded_equal": restored,
+    }
 
 
 @contextmanager

@@ -35,10 +35,11 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     words = "concept" in config
     erased = ", ".join(config["concept"] if words else config["forget"])
     base = str(record["base_model"]["source"])
-    base = base if is_hub_id(base) else Path(base).name  # a path tells of a machine, not of a model
+    hub = is_hub_id(base) and record["base_model"].get("revision") is not None  # or a local folder of one slash
+    base = base if hub else Path(base).name  # a path tells of a machine, not of a model
     data = ModelCardData(
         library_name="diffusers",
-        base_model=base if is_hub_id(base) else None,
+        base_model=base if hub else None,
         tags=["concept-erasure", "machine-unlearning", "semu", *(["lora", "text-to-image"] if words else [])],
         pipeline_tag="text-to-image" if words else None,
     )

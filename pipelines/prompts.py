@@ -18,6 +18,7 @@ __all__ = [
     "contains",
     "listed",
     "retained",
+    "singular",
     "with_anchor",
     "with_article",
 ]
@@ -49,6 +50,12 @@ def bare(noun: str) -> str:
     return _ARTICLE.sub("", noun.strip(), count=1).lower()
 
 
+def singular(word: str) -> str:
+    """The word without a plural s; as it is if it is short or ends in ss."""
+    word = word.strip()
+    return word[:-1] if len(word) > 3 and word.lower().endswith("s") and not word.lower().endswith("ss") else word
+
+
 def with_anchor(prompt: str, words: Sequence[str], anchor: str) -> str:
     """The prompt with every one of the words replaced by the anchor; the empty prompt for an empty anchor.
 
@@ -57,7 +64,7 @@ def with_anchor(prompt: str, words: Sequence[str], anchor: str) -> str:
     noun = anchor.strip()
     if not noun:
         return ""
-    spoken = "|".join(re.escape(word.strip()) for word in sorted(words, key=len, reverse=True))
+    spoken = "|".join(re.escape(singular(word)) for word in sorted(words, key=len, reverse=True))
     before = r"(?:\b(?:a|an|the)\s+)?" if _ARTICLE.match(noun) else ""
     found = re.sub(rf"{before}(?<!\w)(?:{spoken})s?(?!\w)", lambda _: noun, prompt, flags=re.IGNORECASE)
     return article(re.sub(rf"\ban {re.escape(noun)}", f"a {noun}", found))
@@ -92,12 +99,12 @@ def listed(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def contains(prompt: str, word: str) -> bool:
-    """Whether the prompt has the word as a word of its own (a plural s allowed), in any case."""
+    """Whether the prompt has the word as a word of its own, with or without a plural s, in any case."""
     return _whole(word).search(prompt) is not None
 
 
 def _whole(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(word.strip())}s?(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?<!\w){re.escape(singular(word))}s?(?!\w)", re.IGNORECASE)
 
 
 def with_article(template: str, word: str) -> str:

@@ -6,6 +6,7 @@ Only tested against a stand-in of the Hub's client: nothing here has been upload
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -110,8 +111,10 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_paths(one) for one in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "./", "../")) and len(value) > 1:
-        return Path(value).name
+    if isinstance(value, str) and len(value) > 1:
+        relative = "/" in value and os.path.exists(value)
+        if relative or value.startswith(("/", "~", "./", "../")):
+            return Path(value).name
     return value
 
 

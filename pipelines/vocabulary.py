@@ -16,7 +16,7 @@ from typing import Any, Literal
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, PROMPTS, STYLE_WORDS, TEMPLATES, WORDS, article, words_of
-from semu_diffusion.pipelines.prompts import bare
+from semu_diffusion.pipelines.prompts import bare, singular
 
 __all__ = ["Subject", "Vocabulary", "cifar_vocabulary", "read_vocabulary"]
 
@@ -50,10 +50,10 @@ class Vocabulary:
 
     def subject(self, words: str) -> Subject | None:
         """The object or style that the words name, None if they are of no list."""
-        wanted = bare(words)
+        wanted = {bare(words), singular(bare(words))}
         for kind, table in (("object", self.objects), ("style", self.styles)):
             for name, known in table.items():
-                if wanted in (name, *known):
+                if wanted & {name, *known}:
                     return Subject(name, kind)  # type: ignore[arg-type]
         return None
 

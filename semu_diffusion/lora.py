@@ -47,7 +47,7 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor
     return up.float(), down.float()
 
 
-def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", family: Family = "sd1") -> Path:
+def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", family: Family | None = None) -> Path:
     """Write the patch as LoRA files that other tools load, and return the folder.
 
     ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
@@ -57,8 +57,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
     nothing in this format; the default layers of an erasure are not among them. A1111's table of names takes XL's
     ``up_blocks.0.upsamplers.0.conv`` for a block that XL does not have and leaves that one layer out.)
 
-    ``prefix`` is the pipeline's name of the network (unet, transformer); ``family`` is written for A1111, which would else
-    file every patch under SD 1. Raises InputError for a patch with per-channel convolutions.
+    ``prefix`` is the pipeline's name of the network (unet, transformer); ``family`` (default: the patch's own, else sd1) is
+    written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions.
     """
     diffusers: dict[str, torch.Tensor] = {}
     kohya: dict[str, torch.Tensor] = {}
@@ -77,7 +77,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
     folder = Path(folder)
     save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
     if prefix == "unet":
-        save_tensors(kohya, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
+        about_family = FAMILIES[family or patch.metadata.get("family", "sd1")]
+        save_tensors(kohya, folder / KOHYA_LORA, {"format": "pt", **about_family, "semu": about})
     return folder
 
 

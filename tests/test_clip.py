@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,30 @@ def test_pictures_are_prepared_as_open_clip_does(clip: Clip, shape: tuple[int, i
     with torch.no_grad():
         features = torch.nn.functional.normalize(clip.network.encode_image(wanted), dim=-1)
     assert (clip.image_features(images) * features).sum(1).min() > 0.999
+
+
+def test_a_sampler_in_bfloat16_changes_no_verdict(clip: Clip) -> None:
+    images, judge = pictures(4, 32, 32), zero_shot_judge(clip, ["cat", "owl", "dog"])
+    wanted, features = judge.predict(images), clip.image_features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(judge.predict(images), wanted)
+        assert torch.equal(clip.image_features(images), features)
+
+
+def test_weights_get_the_activation_they_were_trained_with(monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    import open_clip
+
+    asked: list[bool] = []
+    real = open_clip.create_model
+
+    def create(name: str, pretrained: str, force_quick_gelu: bool, **rest: Any) -> Any:
+        asked.append(force_quick_gelu)
+        return real("tiny-clip", pretrained=weights, force_quick_gelu=force_quick_gelu, **rest)
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    for name in ("clip:ViT-B-32:openai", "clip:ViT-B-32:laion2b_s34b_b79k"):
+        load_clip(name)
+    assert asked == [True, False]
 
 
 def test_the_judge_names_the_nearest_sentence(clip: Clip) -> None:

@@ -174,6 +174,9 @@ def test_several_concepts_make_one_patch() -> None:
 def test_words_are_found_whole_and_replaced_with_their_article() -> None:
     assert contains("two Cats on a mat", "cat")
     assert not contains("a catalogue", "cat")
+    assert contains("a photo of a cat", "cats")
+    assert contains("broken glass", "glass")
+    assert with_anchor("a photo of a cat", ["cats"], "owl") == "a photo of an owl"
     assert with_anchor("a photo of a cat", ["cat"], "owl") == "a photo of an owl"
     assert with_anchor("a photo of an owl", ["owl"], "cat") == "a photo of a cat"
     assert with_anchor("a house by Van Gogh", ["van gogh"], "a child") == "a house by a child"
@@ -230,6 +233,39 @@ def test_forget_prompts_in_any_word_of_the_concept_are_taken() -> None:
     config = EraseConceptConfig(concept=("cat",), forget_prompts=("a photo of a kitten",))
     plans, _ = plan(config, cifar_vocabulary(("cat", "dog", "bird")))
     assert plans[0].prompts == ("a photo of a kitten",)
+
+
+@pytest.mark.parametrize("concept", ["cats", "a cat", "The Cats"])
+def test_a_concept_in_the_plural_or_with_an_article_is_not_retained(concept: str) -> None:
+    vocabulary = cifar_vocabulary(("cat", "dog", "bird"))
+    for known in (None, vocabulary):
+        (one,), kept = plan(EraseConceptConfig(concept=(concept,)), known)
+        assert not any(contains(prompt, "cat") or (contains(prompt, "kitten") and known) for prompt in kept)
+        assert "cat" not in one.candidates()
+    assert one.subject == vocabulary.subject("cat")
+    assert "dog" not in plan(EraseConceptConfig(concept=("dogs",)), None)[0][0].candidates()
+
+
+def test_an_offloaded_pipeline_is_refused_with_what_to_do() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.unet._hf_hook = object()
+    with pytest.raises(InputError, match="remove_all_hooks"):
+        erase_concept(pipeline, "cat", anchor="dog", **QUICK)
+
+
+def test_float16_weights_are_not_trained_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semu_diffusion.pipelines.precision.has_bf16", lambda device: False)
+    pipeline = tiny_pipeline()
+    pipeline.unet.half()
+    with pytest.raises(InputError, match="float16 weights need training in bfloat16"):
+        erase_concept(pipeline, "cat", anchor="dog", **QUICK)
+
+
+def test_ascent_has_no_answer() -> None:
+    config = EraseConceptConfig(concept=("cat",), target="ascent")
+    prepared = prepare(tiny_pipeline(), config)
+    assert prepared.anchors == {}
+    assert prepared.task.metadata["anchor"] == []
 
 
 def test_one_synonym_may_be_given_as_a_string() -> None:

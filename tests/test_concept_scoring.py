@@ -112,7 +112,7 @@ def test_objects_are_answered_in_their_style_and_each_concept_by_its_own_anchor(
 def test_words_of_no_vocabulary_still_make_prompts_and_questions() -> None:
     (one,), kept = plan(config("the moon", synonyms=("full moon",)), None)
     assert "a photo of the moon" in one.prompts
-    assert one.answers("sun")[0] == "a photo of sun"
+    assert one.answers("sun")[0] == "a photo of the sun"
     asked = questions(["the moon"], one.prompts, kept[:3], alternatives=["sun"])
     assert [q.prompt for q in asked["in_domain"]] == ["a photo of a sun"]
     assert {q.answer for q in asked["cross_domain"]} == {None}
@@ -265,6 +265,16 @@ def test_a_judge_of_words_knows_what_the_concept_is_answered_with(monkeypatch: p
     known = config("cat", alternatives=("dog",), classifier="clip")
     with pytest.raises(InputError, match="--alternatives"):
         ConceptScorer(known, *plan(known, VOCABULARY), VOCABULARY, torch.device("cpu"))
+    itself = config("cassette player", alternatives=("radio", "a cassette player"), classifier="clip")
+    with pytest.raises(InputError, match="--alternatives a cassette player: is what shall be erased"):
+        ConceptScorer(itself, *plan(itself, None), None, torch.device("cpu"))
+
+
+def test_no_word_is_learned_of_a_model_of_two_text_encoders() -> None:
+    settings = config("cat", classifier="auto")
+    scorer = ConceptScorer(settings, *plan(settings, VOCABULARY), VOCABULARY, torch.device("cpu"))
+    text = adapt_text_pipeline(tiny_pipeline("sdxl"), scorer.prompts)
+    assert scorer.concept_latents(text) == []
 
 
 def test_a_vocabulary_names_the_judges_it_has() -> None:

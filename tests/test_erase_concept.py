@@ -154,6 +154,12 @@ def test_a_run_is_not_overwritten_unasked(finished: Path, model: str, capsys: Ca
     assert main(["dog", "--model", model, *QUICK, "--anchor", "bird", "--output", str(finished)]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert (finished / "run.json").read_bytes() == before
+    mine = finished / "keep.txt"
+    mine.write_text("a photo of a bird\n")
+    flags = ["--anchor", "bird", f"--retain-prompts={mine}", "--output", str(finished), "--overwrite"]
+    assert main(["dog", "--model", model, *QUICK, *flags]) == 2
+    assert f"--overwrite would delete {mine}" in capsys.readouterr().err
+    mine.unlink()
 
 
 def test_a_destroyed_model_is_no_success(model: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

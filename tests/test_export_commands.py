@@ -281,6 +281,17 @@ def test_an_unfinished_run_or_a_refusing_hub_is_one_line(
     assert "holds no finished run" in capsys.readouterr().err
 
 
-def test_local_paths_of_a_record_keep_their_last_part_alone() -> None:
+def test_a_relative_path_of_one_slash_is_no_id_of_the_hub(finished: Path) -> None:
+    record, metrics = (json.loads((finished / name).read_text()) for name in ("run.json", "metrics.json"))
+    for revision, said in (("f00d", "base_model: models/mine"), (None, "made by semu-diffusion")):
+        card = patch_card({**record, "base_model": {"source": "models/mine", "revision": revision}}, metrics)
+        assert said in card
+        assert ("models/mine" in card) == (revision is not None)
+
+
+def test_local_paths_of_a_record_keep_their_last_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"command": ["x"], "config": {"output": "~/secret/run", "model": "owner/name", "anchor": None}}
     assert public_record(record) == {"config": {"output": "run", "model": "owner/name", "anchor": None}}
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_record(record)["config"]["model"] == "name"

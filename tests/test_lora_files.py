@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
 from semu_diffusion.models.text_conditional import TextConditional, adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch
@@ -50,8 +51,30 @@ def test_the_check_of_a_lora_is_made_in_full_float32(tmp_path: Path, monkeypatch
     found = check_lora(adapt_text_pipeline(pipeline, ["a photo of a cat"]), patch, tmp_path)
     assert found is not None
     assert found["relative_difference"] < 1e-5
-    assert seen == [(False, False)] * 2
+    assert found["same"]
+    assert seen == [(False, False)] * 3
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_lora_of_which_nothing_is_loaded_is_not_the_patch_in_half_precision_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tiny_pipeline()
+    patch = erased(pipeline)
+    pipeline.unet.bfloat16()
+    patch = ErasurePatch(patch.layers, Fingerprint.of(pipeline.unet, patch.layers), patch.metadata, strength=0.04)
+    model = adapt_text_pipeline(pipeline, ["a photo of a cat"])
+    save_lora(patch, tmp_path)
+    found = check_lora(model, patch, tmp_path)
+    assert found is not None
+    assert found["same"]
+    assert found["share_of_effect"] > 0.5
+    monkeypatch.setattr(type(pipeline), "load_lora_weights", lambda *_, **__: None)
+    found = check_lora(model, patch, tmp_path)
+    assert found is not None
+    assert found["relative_difference"] < 5e-2  # by this alone it would pass
+    assert found["share_of_effect"] == 0
+    assert not found["same"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,7 +108,8 @@ def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> No
     save_lora(patch, tmp_path, family="sd2")
     with safe_open(tmp_path / KOHYA_LORA, "pt") as file:
         assert file.metadata()["ss_v2"] == "True"  # A1111 files it under SD 1 without
-    save_lora(patch, tmp_path, family="sdxl")
+    assert patch.metadata["family"] == "sd1"
+    save_lora(ErasurePatch(patch.layers, patch.fingerprint, {**patch.metadata, "family": "sdxl"}, patch.strength), tmp_path)
     weights = load_file(tmp_path / KOHYA_LORA)
     with safe_open(tmp_path / KOHYA_LORA, "pt") as file:
         assert file.metadata()["ss_base_model_version"].startswith("sdxl")

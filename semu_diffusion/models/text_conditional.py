@@ -201,6 +201,11 @@ def check_family(pipeline: Any, source: str = "") -> None:
         raise InputError(
             f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
         )
+    if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
+        raise InputError(
+            "the pipeline is offloaded to the CPU: call pipe.remove_all_hooks() and put pipe.unet on the GPU; the text "
+            "encoders and the autoencoder leave the GPU by themselves"
+        )
 
 
 def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
