@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
-BENCH_FLAGS ?= --output docs/results.md --images-per-class 20 --sampling-steps 20 --others cat --official-steps 60
+BENCH_FLAGS ?= --output docs/results.md --images-per-class 20 --sampling-steps 20 --sampling-precision fp32 --others cat --official-steps 60
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 8 --sampling-steps 20
 FIGURES_FLAGS ?= --forget cat --images-per-class 20 --sampling-steps 20

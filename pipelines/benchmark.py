@@ -28,7 +28,10 @@ EXAMPLES = (
     "semu benchmark --output docs/results.md",
     "semu benchmark --classes cat,ship --methods default,copy --work runs/small --output runs/small.md",
 )
-ALL_METHODS = ("default", "null-space", "retain", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain")
+SHOWN = ("steps", "lr", "layers", "protect", "protected_energy", "explained_variance", "max_rank")  # settings of a row
+ALL_METHODS = (
+    "default", "rank-8", "null-space", "retain", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def _measure(
         "bytes": made.edit.nbytes,
         "erase_seconds": elapsed,
         "stages": dict(made.seconds),
-        "settings": {k: getattr(erase, k) for k in ("steps", "lr", "layers", "protect", "protected_energy", "max_rank")},
+        "settings": {name: getattr(erase, name) for name in SHOWN},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,14 @@ class Rows:
         self.path = path
         self.found: list[dict[str, Any]] = []
         if path.is_file():
-            _drop_torn_line(path)
             self.found = read_rows(path)
             if self.found[0] != json.loads(json.dumps(protocol)):
                 raise InputError(f"{path} was measured by another protocol: choose another --work, or delete it")
+            text = path.read_text()
+            if not text.endswith("\n"):
+                if len(text.splitlines()) > len(self.found):
+                    print(f"{path}: its last row was written in part only; it is measured again", file=sys.stderr)
+                write_text(path, "".join(json.dumps(row) + "\n" for row in self.found))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.found = [json.loads(json.dumps(protocol))]
@@ -54,18 +59,16 @@ class Rows:
             file.write(json.dumps(row) + "\n")
 
 
-def _drop_torn_line(path: Path) -> None:
-    """A benchmark that was killed while it wrote a row, or on a full disk, has measured the other rows all the same."""
-    whole, newline, torn = path.read_text().rpartition("\n")
-    if newline and torn:
-        write_text(path, whole + newline)
-        print(f"{path}: its last row was written in part only; it is measured again", file=sys.stderr)
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Protocol and rows of a file; InputError for a file that is none."""
+    """Protocol and rows of a file; InputError for a file that is none.
+
+    A last row that was written in part only, by a benchmark that was killed or a disk that was full, is left out.
+    """
     try:
-        found = [json.loads(line) for line in path.read_text().splitlines()]
+        *whole, last = path.read_text().splitlines() or [""]
+        found = [json.loads(line) for line in whole]
+        with suppress(*((ValueError,) if found else ())):
+            found.append(json.loads(last))
         if not found or not all(isinstance(row, dict) for row in found):
             raise ValueError("no rows")
         return found

@@ -13,7 +13,7 @@ from semu_diffusion.layers import select_layers
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.loading import adapt_pipeline
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.condition_erasure import Task, erase_conditions, finished
+from semu_diffusion.pipelines.condition_erasure import Task, erase_conditions, finished, require_trainable
 from semu_diffusion.pipelines.console import build_config
 from semu_diffusion.pipelines.image_sets import Images
 from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
@@ -35,6 +35,7 @@ def prepare(model: ClassConditional, config: EraseClassConfig) -> Task[ClassCond
     if config.adversarial and not model.conditional:
         raise InputError("--adversarial needs class labels, and the model is unconditional")
     select_layers(model.denoiser, config.layers)
+    require_trainable(model.denoiser, config)
     metadata = {
         "forget": [model.class_names[index] for index in forget],
         "base_model": model.source,

@@ -11,11 +11,11 @@ import torch
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
-from semu_diffusion.models.text_conditional import TextConditional, adapt_text_pipeline
+from semu_diffusion.models.text_conditional import TextConditional, adapt_text_pipeline, check_family
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.concept_plan import ConceptPlan, plan
 from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
-from semu_diffusion.pipelines.condition_erasure import Task, erase_conditions, finished
+from semu_diffusion.pipelines.condition_erasure import Task, erase_conditions, finished, require_trainable
 from semu_diffusion.pipelines.console import build_config
 from semu_diffusion.pipelines.erasure_objective import second_nearest
 from semu_diffusion.pipelines.image_sets import Images, Progress, training_images
@@ -58,6 +58,8 @@ def prepare(
     """
     config = guided(config, vocabulary)
     plans, kept = plan(config, vocabulary)
+    check_family(pipeline, source)
+    require_trainable(pipeline.unet, config)
     anchors: dict[str, str] = {}
     for one in plans:
         if config.anchor is not None or config.target != "fixed":

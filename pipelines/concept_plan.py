@@ -92,7 +92,7 @@ def plan(config: EraseConceptConfig, vocabulary: Vocabulary | None) -> tuple[lis
         scenes = {prompt: (style, word) for prompt, style, word in vocabulary.forget_prompts(subject)}
         for word in given:
             scenes |= {vocabulary.prompt(style, word): (style, word) for style in vocabulary.styles}
-        words = tuple(dict.fromkeys((bare(concept), *vocabulary.words(subject), *given)))
+        words = tuple(dict.fromkeys((bare(concept), *vocabulary.words(subject), *map(bare, given))))
         plans.append(ConceptPlan(concept, words, tuple(scenes), tuple(scenes.values()), subject, vocabulary))
     every = [word for one in plans for word in one.words]
     for prompt in config.forget_prompts:

@@ -18,6 +18,7 @@ from semu_diffusion.pipelines.collapse import pictures_lost, recognition_lost
 from semu_diffusion.pipelines.concept_erasure import ConceptTask
 from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer, Samples
 from semu_diffusion.pipelines.console import Bars
+from semu_diffusion.pipelines.datasets import spread
 from semu_diffusion.pipelines.grids import make_grid, save_png
 from semu_diffusion.pipelines.run_folder import RunFolder, folder_names, peak_memory_bytes, write_json
 
@@ -80,11 +81,11 @@ def prove(
 
 
 def _draw(path: Path, before: Samples, after: Samples, scorer: ConceptScorer, metrics: Mapping[str, Any]) -> None:
-    forgotten = _spread(scorer.group("forget"), SHOWN_FORGOTTEN)
+    forgotten = _some(scorer.group("forget"), SHOWN_FORGOTTEN)
     own, other = scorer.group("in_domain"), scorer.group("cross_domain")
     half = max(SHOWN_KEPT // 2, SHOWN_KEPT - len(own))
     rest = [prompt for prompt in other if prompt not in own]
-    kept = [*_spread(own, SHOWN_KEPT - min(half, len(rest))), *_spread(rest, half)]
+    kept = [*_some(own, SHOWN_KEPT - min(half, len(rest))), *_some(rest, half)]
     rows = [{prompt: samples[prompt][:GRID_IMAGES] for prompt in (*forgotten, *kept)} for samples in (before, after)]
     first, last = metrics["before"], metrics["after"]
     caption = f"same seeds · DDIM {scorer.config.sampling_steps} steps · w = {scorer.config.guidance_scale:g}"
@@ -115,9 +116,9 @@ def _collapse(before: Samples, after: Samples, kept: Sequence[str], scores: Sequ
     return lost
 
 
-def _spread(rows: Sequence[str], count: int) -> list[str]:
+def _some(rows: Sequence[str], count: int) -> list[str]:
     """``count`` of the prompts, evenly spread."""
-    return [rows[index * len(rows) // min(count, len(rows))] for index in range(min(count, len(rows)))]
+    return [rows[index] for index in spread(len(rows), count)]
 
 
 def table(metrics: Mapping[str, Any], concepts: Sequence[str], anchors: Mapping[str, str], folder: RunFolder) -> str:

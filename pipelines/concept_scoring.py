@@ -17,9 +17,10 @@ from semu_diffusion.eval.unlearning import answers
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.pipelines.concept_plan import ConceptPlan
 from semu_diffusion.pipelines.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.datasets import spread
 from semu_diffusion.pipelines.image_sets import self_made
 from semu_diffusion.pipelines.precision import autocast, sampler_name
-from semu_diffusion.pipelines.prompts import bare, contains
+from semu_diffusion.pipelines.prompts import bare, singular
 from semu_diffusion.pipelines.questions import Question, questions
 from semu_diffusion.pipelines.vocabulary import Vocabulary
 
@@ -52,16 +53,16 @@ class ConceptScorer:
         judged = config.classifier not in ("auto", "none")
         if known and config.alternatives:
             raise InputError("--alternatives: the model's vocabulary names what else a picture may show; leave them out")
+        erased = {singular(word).lower() for one in plans for word in one.words}
         for other in config.alternatives:
-            if any(contains(other, word) for one in plans for word in one.words):
+            if singular(bare(other)) in erased:
                 raise InputError(f"--alternatives {other}: is what shall be erased; name what else a picture may show")
         alternatives = config.alternatives or (tuple(_shared(plans)) if judged and not known else ())
         if judged and not known and config.anchor and config.anchor.strip():
             alternatives = tuple(dict.fromkeys((*alternatives, bare(config.anchor))))  # what an erased picture shall show
-        count = min(config.judged_prompts, len(kept))
-        spread = [kept[index * len(kept) // count] for index in range(count)]
+        compared = [kept[index] for index in spread(len(kept), config.judged_prompts)]
         self.questions = questions(
-            self.concepts, forget, spread, config.paraphrases, vocabulary if known else None, alternatives
+            self.concepts, forget, compared, config.paraphrases, vocabulary if known else None, alternatives
         )
         self.judges: dict[str, Any] = {}
         if config.classifier == "auto":

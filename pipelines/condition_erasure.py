@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from semu_diffusion.erasure import Diverged, PatchedLayers, Step, erase
 from semu_diffusion.errors import InputError
@@ -36,7 +37,7 @@ from semu_diffusion.pipelines.precision import autocast
 from semu_diffusion.protection import InputMoments, collect_moments
 from semu_diffusion.subspace import Subspace, layer_subspace
 
-__all__ = ["Outcome", "Task", "chosen_anchors", "erase_conditions", "finished"]
+__all__ = ["Outcome", "Task", "chosen_anchors", "erase_conditions", "finished", "require_trainable"]
 
 OBJECTIVE_BATCHES = 8
 Made = TypeVar("Made")
@@ -86,15 +87,9 @@ def erase_conditions(
 ) -> Generator[Step, None, Outcome]:
     """Do the task; yields training steps, returns the `Outcome`. The model is unchanged.
 
-    Raises InputError if no layer is left with a direction to train, and for float16 weights without bfloat16; Diverged if
-    the loss leaves the finite numbers.
+    Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
     """
     model, forget, kept, target, retain_set = task.model, task.forget, task.kept, task.target, task.retain_set
-    if model.dtype == torch.float16 and autocast(config.precision, model.device) is nullcontext:
-        raise InputError(
-            "float16 weights need training in bfloat16, or small gradients vanish: --precision bf16 (slow where the hardware "
-            "has none), or --weights fp32"
-        )
     clock = _Clock()
     generator = torch.Generator().manual_seed(config.seed)
     layers = select_layers(model.denoiser, config.layers)
@@ -167,6 +162,16 @@ def erase_conditions(
     total = (update / max(own, 1e-30)) ** 0.5 if felt else None
     held = min((one.held for one in moments.values()), default=None)
     return Outcome(patch, anchors, gradient_left, total, held, by_layer, clock.seconds)
+
+
+def require_trainable(denoiser: nn.Module, config: ErasureConfig) -> None:
+    """InputError for float16 weights that would be trained in float16, in which small gradients vanish."""
+    weight = next(denoiser.parameters())
+    if weight.dtype == torch.float16 and autocast(config.precision, weight.device) is nullcontext:
+        raise InputError(
+            "float16 weights are trained in bfloat16, or small gradients vanish: give --precision bf16 (slow where the "
+            "hardware has none), or load the model in float32"
+        )
 
 
 def chosen_anchors(task: Task[Conditional], forget_set: Images, generator: torch.Generator) -> Mapping[int, int]:

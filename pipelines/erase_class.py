@@ -58,7 +58,10 @@ def run(config: EraseClassConfig) -> int:
     task = prepare(scoring.load_model(config), config)
     model = task.model
     names = [model.class_names[index] for index in task.forget]
-    inputs = (config.model, config.classifier, config.forget_images, config.retain, config.fid_reference, config.class_mapping)
+    inputs = (
+        config.model, config.classifier, config.forget_images, config.retain, config.fid_reference, config.class_mapping,
+        config.inception_weights,
+    )  # fmt: skip
     folder = RunFolder(config.output, "-".join(names)[:80].replace(os.sep, "_"), config.overwrite, inputs)
     scorer = scoring.Scorer(model, config, task.forget)
 

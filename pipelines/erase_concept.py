@@ -45,7 +45,8 @@ def parse(argv: Sequence[str] | None = None) -> EraseConceptRun:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    files = [path for word in words if (path := word.rpartition("=")[2]).endswith(".txt")]  # `parse` takes their lines
+    given = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words]
+    files = [word for word in given if word.endswith(".txt")]  # `parse` takes their lines
     return run_guarded("erase-concept", lambda: run(parse(argv), files))
 
 
@@ -141,7 +142,7 @@ def _erase_and_prove(
     }  # fmt: skip
     size = patch.save(folder / "patch.safetensors").stat().st_size
     if config.matricisation == "full":
-        save_lora(patch, folder / "lora", family=task.model.family)
+        save_lora(patch, folder / "lora")
         lora = check_lora(task.model, patch, folder / "lora")
     record |= {
         "status": "unchecked",

@@ -47,6 +47,7 @@ class Made:
 # name -> (what it is, settings that differ from the default's)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("SEMU, the default", {}),
+    "rank-8": ("SEMU, rank at most 8", {"max_rank": 8, "explained_variance": 0.95}),
     "null-space": ("SEMU, null space only", {"retain": "none"}),
     "retain": ("SEMU, retain term only", {"protect": "none"}),
     "unprotected": ("SEMU, nothing protected", {"protect": "none", "retain": "none"}),

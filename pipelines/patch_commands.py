@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.console import Bars, Parser, add_config_flags, build_config, option, run_guarded
+from semu_diffusion.pipelines.erasure_settings import require
 from semu_diffusion.pipelines.settings import EvaluationConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class RescoreConfig(EvaluationConfig):
         None, "images that --revival learns the class from (default: the model makes them)", metavar="DIR_OR_DATASET"
     )
     strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.revival or self.forget_images is None, "--forget-images is what --revival learns from: give both")
 
 
 CONFIGS = {"info": InfoConfig, "merge": MergeConfig, "grid": GridConfig, "evaluate": RescoreConfig}
@@ -173,7 +178,10 @@ def _evaluate(path: Path, config: RescoreConfig) -> int:
 
     patch, model, forget = _patched(path, config, config.strength)
     names = [model.class_names[index] for index in forget]
-    inputs = (path, config.model, config.classifier, config.forget_images, config.fid_reference, config.class_mapping)
+    inputs = (
+        path, model.source, config.classifier, config.forget_images, config.fid_reference, config.class_mapping,
+        config.inception_weights,
+    )  # fmt: skip
     folder = RunFolder(config.output, "-".join(["evaluate", *names])[:80], config.overwrite, inputs)
     scorer = Scorer(model, config, forget)
     settings = EraseClassConfig(

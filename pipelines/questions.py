@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from semu_diffusion.pipelines.captions import article
-from semu_diffusion.pipelines.prompts import HELD_OUT_TEMPLATES, contains, with_article
+from semu_diffusion.pipelines.prompts import HELD_OUT_TEMPLATES, bare, contains, with_article
 from semu_diffusion.pipelines.vocabulary import Subject, Vocabulary
 
 __all__ = ["GROUPS", "Question", "questions"]
@@ -101,4 +101,4 @@ def _of_words(
 
 def _named(prompt: str, concepts: Sequence[str]) -> str:
     """The concept that a prompt names; the first one for a prompt in other words."""
-    return next((concept for concept in concepts if contains(prompt, concept)), concepts[0])
+    return next((concept for concept in concepts if contains(prompt, bare(concept))), concepts[0])

@@ -76,8 +76,17 @@ def _class_section(found: Sequence[dict[str, Any]]) -> list[str]:
         group = [row for row in rows if row["method"] == method]
         if group:
             text += ["", f"## {words}", "", table_head("erased", COLUMNS)]
-            text += [table_line(row["class"], [row], COLUMNS) for row in group]
+            text += [table_line(_erased(row), [row], COLUMNS) for row in group]
     return text
+
+
+def _erased(row: dict[str, Any]) -> str:
+    """The erased class, and what the judge calls most of its samples now."""
+    shares = (row["after"].get("answers") or {}).get(row["class"]) or {}
+    if not shares:
+        return str(row["class"])
+    most = max(shares, key=lambda name: shares[name])
+    return f"{row['class']} ({most} {shares[most]:.0%})"
 
 
 WORDS = (
@@ -85,7 +94,8 @@ WORDS = (
     "that it calls right. drift: mean squared difference of the kept classes' images (in [-1, 1]) to the original's, same "
     "seeds. revival: share that one learned class vector brings back. unlabelled: share of the erased class among samples "
     "without a label (w = 1). trained: numbers trained, as a share of the UNet's. erase s: collect + subspace + train, "
-    "wall clock. A dash is what was not measured."
+    "wall clock. A dash is what was not measured. In brackets after an erased class: what the judge calls most of its samples "
+    "now."
 )
 
 

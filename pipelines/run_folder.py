@@ -53,7 +53,8 @@ class RunFolder:
                     f"{self.path} is not empty and holds no run, so it is not overwritten: choose another --output"
                 )
             for given in inputs:
-                if given and os.path.exists(given) and Path(given).resolve().is_relative_to(self.path.resolve()):
+                place = os.path.expanduser(given or "")
+                if place and os.path.exists(place) and Path(place).resolve().is_relative_to(self.path.resolve()):
                     raise InputError(f"--output {self.path} with --overwrite would delete {given}, which this run reads")
         parent = self.path
         while not parent.exists():

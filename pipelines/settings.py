@@ -85,6 +85,11 @@ class EraseClassConfig(EvaluationConfig, ErasureConfig):
     anchor: str | None = option(
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
+    # wider than for concepts: at rank 8 the class is answered with its anchor's background and nothing on it
+    explained_variance: float = option(
+        0.99, "gamma: share of the gradient's energy the subspace keeps", metavar="GAMMA", group="subspace"
+    )
+    max_rank: int | None = option(32, "greatest rank of a layer", metavar="R", group="subspace")
 
     def __post_init__(self) -> None:
         EvaluationConfig.__post_init__(self)

@@ -83,6 +83,7 @@ def model_card(run: TrainingRun, config: Any, pipeline: Any, data: ImageSet, mea
     parts = {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "vae")}
     sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in parts.items())
     settings = {name: getattr(config, name) for name in SETTINGS}
+    settings["prediction"] = pipeline.scheduler.config.prediction_type  # that of --init-from, if it goes on from one
     lines = [
         "---",
         "library_name: diffusers",

@@ -146,7 +146,6 @@ class TrainingRun:
 
         path = self.folder / CHECKPOINT
         if not path.is_file() or not self.config.resume:
-            self._drop_log_after(-1)  # of a run that ended before its first checkpoint, or that is not gone on with
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -192,6 +191,8 @@ class TrainingRun:
         """
         from tqdm import tqdm
 
+        if self.step == 0:
+            self._drop_log_after(-1)  # of a run that ended before its first checkpoint, or that is not gone on with
         self._started = saved = time.monotonic()
         before, first = self.seconds, self.step
         losses: list[float] = []
