@@ -1,4 +1,4 @@
-"""``semu``: look into a patch, merge it, draw it, score it again, compare methods, train the embedded models."""
+"""``semu``: look into a patch, merge it, draw it, score it again, compare methods, train models of your own."""
 
 from __future__ import annotations
 
