@@ -50,7 +50,8 @@ def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dic
     restored = before.keys() == after.keys() and all(torch.equal(value, after[name].cpu()) for name, value in before.items())
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     effect, shown = wanted - original, found - original
-    share = float((effect * shown).sum() / effect.square().sum().clamp(min=1e-30))
+    visible = bool(effect.abs().max() > 1e-5 * wanted.abs().max())  # of a patch that does nothing, nothing can be missing
+    share = float((effect * shown).sum() / effect.square().sum()) if visible else 1.0
     rounding = 1e-5 if model.dtype == torch.float32 else 5e-2  # of the weights' own precision
     return {
         "relative_difference": difference,

@@ -52,7 +52,11 @@ def test_the_check_of_a_lora_is_made_in_full_float32(tmp_path: Path, monkeypatch
     assert found is not None
     assert found["relative_difference"] < 1e-5
     assert found["same"]
-    assert seen == [(False, False)] * 3
+    save_lora(patch.scale(0.0), tmp_path / "nothing")
+    nothing = check_lora(adapt_text_pipeline(pipeline, ["a photo of a cat"]), patch.scale(0.0), tmp_path / "nothing")
+    assert nothing is not None
+    assert nothing["same"]  # a patch without an effect is no failure of its LoRA
+    assert seen == [(False, False)] * 6
     assert torch.backends.cudnn.allow_tf32
 
 
