@@ -12,9 +12,6 @@ CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 8 --sampling
 FIGURES_FLAGS ?= --forget cat --images-per-class 20 --sampling-steps 20
 CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
-# Folders that are installed under another name; the rest of the map is in pyproject.toml.
-ROOMS = pipelines eval assets
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo demo-concept test lint format types bench figures clean
@@ -39,13 +36,8 @@ lint: $(VENV)/installed-dev ## check style and format
 format: $(VENV)/installed-dev ## mend what a machine can mend of style and format
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
-# mypy cannot follow the renamed folders of an editable install, so it gets a tree in which they bear their real names.
 types: $(VENV)/installed-dev ## check the types
-	@rm -rf build/types && mkdir -p build/types/semu_diffusion
-	@ln -s "$(CURDIR)"/semu_diffusion/* build/types/semu_diffusion/
-	@for room in $(ROOMS); do ln -s "$(CURDIR)/$$room" build/types/semu_diffusion/$$room; done
-	@python="$$(cd $(BIN) && pwd)/python" && cd build/types && \
-		"$$python" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p semu_diffusion
+	@$(BIN)/python -m mypy -p semu_diffusion
 
 bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some three hours)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS)
@@ -62,7 +54,7 @@ figures: $(VENV)/installed-dev ## draw the pictures of the README again
 
 clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	@find $(ROOMS) semu_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find pipelines eval assets semu_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Three stamps, so that the demos do not wait for the tools of development; all fall behind when pyproject.toml changes.
 $(VENV)/installed: pyproject.toml $(BIN)/python

@@ -18,8 +18,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "ClassConditional": "semu_diffusion.models.class_conditional",
-    "load_class_conditional": "semu_diffusion.models.loading",
+    "ClassConditional": "semu_diffusion.models.ddpm",
+    "load_class_conditional": "semu_diffusion.models.checkpoints",
     "ClassConditionalPipeline": "semu_diffusion.models.pipeline",
     "ErasurePatch": "semu_diffusion.patch",
     "InputError": "semu_diffusion.errors",
@@ -29,8 +29,8 @@ _HOME = {
     "collect_gradients": "semu_diffusion.gradients",
     "collect_moments": "semu_diffusion.protection",
     "erase": "semu_diffusion.erasure",
-    "erase_class": "semu_diffusion.pipelines.class_erasure",
-    "erase_concept": "semu_diffusion.pipelines.concept_erasure",
+    "erase_class": "semu_diffusion.domains.classes",
+    "erase_concept": "semu_diffusion.domains.concepts",
     "layer_subspace": "semu_diffusion.subspace",
     "save_lora": "semu_diffusion.lora",
     "save_peft_folder": "semu_diffusion.lora",

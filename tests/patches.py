@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from semu_diffusion.erasure import PatchedLayers
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import Matricisation
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patched import PatchedLayers
 from semu_diffusion.subspace import layer_subspace
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tiny_models import NAMES, tiny_model
 
-from semu_diffusion.models.classifier import ClassifierConfig, ImageClassifier
+from semu_diffusion.eval.judges.image_classifier import ClassifierConfig, ImageClassifier
 
 QUICK = ("--images-per-class", "2", "--sampling-steps", "2", "--steps", "2", "--forget-samples", "4", "--kept-samples", "6")
 

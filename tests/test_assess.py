@@ -14,10 +14,10 @@ from saved_models import saved_judge, saved_model
 from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.nearest import nearest
-from semu_diffusion.pipelines.assess import main
-from semu_diffusion.pipelines.picture_styles import STYLES
-from semu_diffusion.pipelines.vocabulary import cifar_vocabulary
+from semu_diffusion.eval.metrics.nearest import nearest
+from semu_diffusion.pipelines.cli.assess import main
+from semu_diffusion.pipelines.train.captions import cifar_vocabulary
+from semu_diffusion.pipelines.train.picture_styles import STYLES
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--samples-per-class", "3", "--sampling-steps", "2"]

@@ -10,10 +10,12 @@ import pytest
 from saved_models import saved_judge, saved_model
 
 from semu_diffusion.erasure import Diverged
-from semu_diffusion.pipelines import benchmark, results_page, scoring
-from semu_diffusion.pipelines.benchmark_rows import table_line
-from semu_diffusion.pipelines.cli import main as semu
-from semu_diffusion.pipelines.settings import EraseClassConfig
+from semu_diffusion.pipelines.benchmark import classes as benchmark
+from semu_diffusion.pipelines.benchmark.rows import table_line
+from semu_diffusion.pipelines.cli.main import main as semu
+from semu_diffusion.pipelines.report import results_page
+from semu_diffusion.pipelines.runs import scoring
+from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,8 +17,8 @@ from saved_models import saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.class_conditional import ClassConditional
-from semu_diffusion.models.loading import adapt_pipeline, load_class_conditional
+from semu_diffusion.models.checkpoints import adapt_pipeline, load_class_conditional
+from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 SCHEDULER = {"num_train_timesteps": 100, "clip_sample": True}
@@ -87,7 +87,7 @@ def test_a_half_precision_model_samples_and_predicts_like_the_full_one(
     difference = (images_of(full) - images_of(half)).abs().max()
     assert 0 < difference < close
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 60])
-    vectors = full.class_vectors(torch.tensor([0, 1]))
+    vectors = full.condition_vectors(torch.tensor([0, 1]))
     for condition in (torch.tensor([0, 1]), vectors):
         with torch.no_grad():
             found = half.predict(x, t, condition)
@@ -120,7 +120,7 @@ def test_the_pipeline_takes_the_guided_ddim_step(model: ClassConditional, genera
 def test_class_vectors_stand_in_for_labels(model: ClassConditional, generator: torch.Generator) -> None:
     x, t, labels = torch.randn(2, 3, 8, 8, generator=generator), torch.tensor([1, 2]), torch.tensor([1, 3])
     with torch.no_grad():
-        assert torch.equal(model.predict(x, t, labels), model.predict(x, t, model.class_vectors(labels)))
+        assert torch.equal(model.predict(x, t, labels), model.predict(x, t, model.condition_vectors(labels)))
         assert torch.equal(model.predict(x, t, labels), model.predict(x, t, labels))  # the embedding is itself again
 
 
@@ -146,7 +146,7 @@ def test_the_pipeline_speaks_like_dits(model: ClassConditional) -> None:
 
 def test_guidance_without_a_null_class_is_refused_by_the_pipeline_and_left_out_by_the_adapter() -> None:
     model = tiny_model(num_class_embeds=3)
-    assert model.null_class is None
+    assert model.null is None
     with pytest.raises(ValueError, match="no null class"):
         model.pipeline([0], guidance_scale=3.0, num_inference_steps=1)
     assert torch.equal(images_of(model, guidance_scale=3.0), images_of(model, guidance_scale=1.0))
@@ -161,7 +161,7 @@ def test_a_saved_pipeline_is_the_same_however_it_is_loaded(tmp_path: Path, model
     pipeline = ClassConditionalPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     for found in (adapt_pipeline(pipeline), load_class_conditional(tmp_path)):
-        assert (found.class_names, found.null_class) == (NAMES, 3)
+        assert (found.names, found.null) == (NAMES, 3)
         assert torch.allclose(images_of(found), expected, atol=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_every_layout_is_the_same_model(tmp_path: Path, layout: str, classes: in
     found = load_class_conditional(tmp_path, NAMES if classes else ())
     expected = tiny_model(num_class_embeds=classes)
     assert found.conditional is (classes is not None)
-    assert (found.class_names, found.null_class) == ((NAMES, 3) if classes else ((), None))
+    assert (found.names, found.null) == ((NAMES, 3) if classes else ((), None))
     assert found.num_timesteps == 100
     assert torch.allclose(images_of(found), images_of(expected), atol=1e-5)
 
@@ -218,10 +218,10 @@ def test_class_names_and_null_class_are_found_or_given(tmp_path: Path) -> None:
     }
     for (names, null), expected in cases.items():
         model = load_class_conditional(tmp_path, names, null)
-        assert (model.class_names, model.null_class) == expected
+        assert (model.names, model.null) == expected
     edit_json(tmp_path / "model_index.json", id2label={"2": "blue", "0": "red", "1": "green"})
-    assert load_class_conditional(tmp_path).class_names == NAMES
-    assert load_class_conditional(tmp_path).null_class == 3
+    assert load_class_conditional(tmp_path).names == NAMES
+    assert load_class_conditional(tmp_path).null == 3
 
 
 def test_attention_weights_of_old_checkpoints_are_read(tmp_path: Path) -> None:
@@ -374,4 +374,4 @@ def test_networks_and_schedules_of_another_kind_are_refused_in_one_line(tmp_path
 
 def test_a_pipeline_without_names_has_its_indices_as_names() -> None:
     pipeline = ClassConditionalPipeline(tiny_unet(), DDPMScheduler(**SCHEDULER), None, 3)
-    assert adapt_pipeline(pipeline).class_names == ("0", "1", "2")
+    assert adapt_pipeline(pipeline).names == ("0", "1", "2")

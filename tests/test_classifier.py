@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.classifier import ClassifierConfig, ImageClassifier
+from semu_diffusion.eval.judges.image_classifier import ClassifierConfig, ImageClassifier
 
 TINY = ClassifierConfig(3, image_size=(8, 8), widths=(4, 6, 8), class_names=("ant", "bee", "cow"))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.clip import Clip, clip_score, load_clip, zero_shot_judge
+from semu_diffusion.eval.judges.clip import Clip, clip_score, load_clip, zero_shot_judge
 
 TINY = {
     "embed_dim": 8,
@@ -157,7 +157,7 @@ def test_what_cannot_be_loaded_is_one_line(name: str, said: str, weights: str, t
 def test_a_run_is_judged_and_scored_by_clip(weights: str, tmp_path: Path) -> None:
     from text_models import tiny_pipeline
 
-    from semu_diffusion.pipelines.erase_concept import main
+    from semu_diffusion.pipelines.cli.erase_concept import main
 
     tiny_pipeline().save_pretrained(tmp_path / "model")
     flags = [

@@ -14,13 +14,14 @@ from text_models import FAMILIES, tiny_pipeline
 
 import semu_diffusion
 from semu_diffusion import erase_concept
+from semu_diffusion.domains.concepts import prepare
+from semu_diffusion.domains.config import ConceptErasureConfig
+from semu_diffusion.domains.plan import plan
+from semu_diffusion.domains.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.text_conditional import adapt_text_pipeline
-from semu_diffusion.pipelines.concept_erasure import prepare
-from semu_diffusion.pipelines.concept_plan import plan
-from semu_diffusion.pipelines.concept_settings import EraseConceptConfig
-from semu_diffusion.pipelines.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
-from semu_diffusion.pipelines.vocabulary import cifar_vocabulary
+from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
+from semu_diffusion.pipelines.data.images import load_plain_images
+from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 QUICK: dict[str, Any] = {
     "forget_samples": 4,
@@ -44,7 +45,7 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     assert patch.metadata["anchor"] == ["dog"]
     assert not any(".attn2.to_k" in name or ".attn2.to_v" in name for name in patch.layers)
     model = adapt_text_pipeline(pipeline, ["a photo of a cat", "a photo of a dog"])
-    x = torch.randn(16, *model.clean_shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(16, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     t = torch.arange(20, 100, 5)
     with torch.no_grad():
         wanted, before = (model.predict(x, t, torch.full((16,), row)) for row in (1, 0))
@@ -81,9 +82,9 @@ def test_protection_and_retain_term_keep_the_retained_prompts() -> None:
 
 
 def test_the_tasks_rows_are_the_prompts() -> None:
-    config = EraseConceptConfig(concept=("cat",), synonyms=("kitten",), anchor="dog", forget_samples=64, anchor_samples=30)
+    config = ConceptErasureConfig(concept=("cat",), synonyms=("kitten",), anchor="dog", forget_samples=64, anchor_samples=30)
     prepared = prepare(tiny_pipeline(), config)
-    task, book = prepared.task, prepared.task.model.book.prompts
+    task, book = prepared.task, prepared.task.model.table.prompts
     forgotten = [book[row] for row in task.forget]
     assert forgotten == [
         t.format(w) for w in ("cat", "kitten") for t in ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
@@ -111,10 +112,10 @@ def test_an_anchor_is_chosen_and_said() -> None:
 
 def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
     """ESD's target: eps(x, null) - eta (eps(x, c) - eps(x, null))."""
-    from semu_diffusion.pipelines.erasure_objective import training_loss
-    from semu_diffusion.pipelines.image_sets import Images
+    from semu_diffusion.erase.loss import training_loss
+    from semu_diffusion.erase.samples import Images
 
-    config = EraseConceptConfig(
+    config = ConceptErasureConfig(
         concept=("cat",),
         target="unconditional",
         overshoot=2.0,
@@ -125,7 +126,7 @@ def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
     )
     task = prepare(tiny_pipeline(), config).task
     model = task.model
-    latents = torch.randn(4, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(4, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     images = Images(latents, torch.tensor([task.forget[0]] * 4))
     asked: dict[int, torch.Tensor] = {}
 
@@ -135,7 +136,7 @@ def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
 
     with torch.no_grad():
         loss = training_loss(model, config, "unconditional", original, images, None, {}, task.kept, torch.Generator())(1)
-    null, own = asked[model.null_class], asked[task.forget[0]]
+    null, own = asked[model.null], asked[task.forget[0]]
     target = null - 2 * (own - null)
     assert float(loss["forget"]) > 0
     assert float(loss["forget"]) == pytest.approx(float((own - target).square().mean()), rel=1e-4)
@@ -147,17 +148,18 @@ def test_given_images_are_encoded_under_the_concepts_prompts(tmp_path: Path) -> 
     for index in range(3):
         pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    task = prepare(pipeline, EraseConceptConfig(concept=("cat",), anchor="dog", forget_images=str(tmp_path))).task
+    images = load_plain_images(tmp_path, (3, side, side))
+    task = prepare(pipeline, ConceptErasureConfig(concept=("cat",), anchor="dog"), forget_images=images).task
     assert task.forget_set is not None
-    assert task.forget_set.images.shape == (4, *task.model.clean_shape)  # three images for four prompts
+    assert task.forget_set.images.shape == (4, *task.model.latent_shape)  # three images for four prompts
     assert sorted(task.forget_set.labels.tolist()) == sorted(task.forget)
     with pytest.raises(InputError, match="--forget-images shows one concept"):
-        prepare(pipeline, EraseConceptConfig(concept=("cat", "bird"), anchor="dog", forget_images=str(tmp_path)))
+        prepare(pipeline, ConceptErasureConfig(concept=("cat", "bird"), anchor="dog"), forget_images=images)
 
 
 def test_sample_counts_are_for_each_concept_not_for_all() -> None:
     one, three = (
-        prepare(tiny_pipeline(), EraseConceptConfig(concept=concepts, anchor="tree", forget_samples=40)).config
+        prepare(tiny_pipeline(), ConceptErasureConfig(concept=concepts, anchor="tree", forget_samples=40)).config
         for concepts in (("cat",), ("cat", "dog", "bird"))
     )
     assert one.forget_samples == three.forget_samples == 10  # of each of the four prompts of a concept
@@ -189,7 +191,7 @@ def test_words_are_found_whole_and_replaced_with_their_article() -> None:
     with pytest.raises(InputError, match="every retain prompt names"):
         retained(["a cat"], ["cat"])
     with pytest.raises(InputError, match="names none of cat"):
-        plan(EraseConceptConfig(concept=("cat",), forget_prompts=("a dog",)), None)
+        plan(ConceptErasureConfig(concept=("cat",), forget_prompts=("a dog",)), None)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_words_are_found_whole_and_replaced_with_their_article() -> None:
 )
 def test_settings_that_make_no_sense_are_one_line(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        EraseConceptConfig(**{"concept": ("cat",), **changes})
+        ConceptErasureConfig(**{"concept": ("cat",), **changes})
 
 
 def test_unknown_settings_are_named() -> None:
@@ -226,11 +228,11 @@ def test_an_anchor_that_means_the_concept_or_is_of_another_kind_is_refused(
     concepts: tuple[str, ...], anchor: str, said: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
-        plan(EraseConceptConfig(concept=concepts, anchor=anchor), cifar_vocabulary(("cat", "dog", "bird")))
+        plan(ConceptErasureConfig(concept=concepts, anchor=anchor), cifar_vocabulary(("cat", "dog", "bird")))
 
 
 def test_forget_prompts_in_any_word_of_the_concept_are_taken() -> None:
-    config = EraseConceptConfig(concept=("cat",), forget_prompts=("a photo of a kitten",))
+    config = ConceptErasureConfig(concept=("cat",), forget_prompts=("a photo of a kitten",))
     plans, _ = plan(config, cifar_vocabulary(("cat", "dog", "bird")))
     assert plans[0].prompts == ("a photo of a kitten",)
 
@@ -239,11 +241,11 @@ def test_forget_prompts_in_any_word_of_the_concept_are_taken() -> None:
 def test_a_concept_in_the_plural_or_with_an_article_is_not_retained(concept: str) -> None:
     vocabulary = cifar_vocabulary(("cat", "dog", "bird"))
     for known in (None, vocabulary):
-        (one,), kept = plan(EraseConceptConfig(concept=(concept,)), known)
+        (one,), kept = plan(ConceptErasureConfig(concept=(concept,)), known)
         assert not any(contains(prompt, "cat") or (contains(prompt, "kitten") and known) for prompt in kept)
         assert "cat" not in one.candidates()
     assert one.subject == vocabulary.subject("cat")
-    assert "dog" not in plan(EraseConceptConfig(concept=("dogs",)), None)[0][0].candidates()
+    assert "dog" not in plan(ConceptErasureConfig(concept=("dogs",)), None)[0][0].candidates()
 
 
 def test_an_offloaded_pipeline_is_refused_with_what_to_do() -> None:
@@ -254,7 +256,7 @@ def test_an_offloaded_pipeline_is_refused_with_what_to_do() -> None:
 
 
 def test_float16_weights_are_not_trained_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semu_diffusion.pipelines.precision.has_bf16", lambda device: False)
+    monkeypatch.setattr("semu_diffusion.models.precision.has_bf16", lambda device: False)
     pipeline = tiny_pipeline()
     pipeline.unet.half()
     with pytest.raises(InputError, match="float16 weights are trained in bfloat16"):
@@ -262,7 +264,7 @@ def test_float16_weights_are_not_trained_in_float16(monkeypatch: pytest.MonkeyPa
 
 
 def test_ascent_has_no_answer() -> None:
-    config = EraseConceptConfig(concept=("cat",), target="ascent")
+    config = ConceptErasureConfig(concept=("cat",), target="ascent")
     prepared = prepare(tiny_pipeline(), config)
     assert prepared.anchors == {}
     assert prepared.task.metadata["anchor"] == []

@@ -11,21 +11,23 @@ import pytest
 import torch
 from text_models import WORDS, tiny_pipeline
 
+from semu_diffusion.domains.concepts import prepare
+from semu_diffusion.domains.config import ConceptErasureConfig
+from semu_diffusion.domains.plan import plan
+from semu_diffusion.domains.questions import questions
+from semu_diffusion.domains.vocabulary import Subject, read_vocabulary
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.text_probes import learn_pseudo_word, text_revival
-from semu_diffusion.eval.unlearning import answer_words, with_interval
-from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts
+from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
+from semu_diffusion.eval.probes.pseudo_word import learn_pseudo_word, text_revival
+from semu_diffusion.models.stable_diffusion import adapt_text_pipeline, encode_prompts
 from semu_diffusion.peers.token_remap import remap_prompts
-from semu_diffusion.pipelines import benchmark_concepts, concept_proof
-from semu_diffusion.pipelines.captions import HELD_OUT_TEMPLATES, HELD_OUT_WORDS, STYLE_WORDS
-from semu_diffusion.pipelines.concept_erasure import prepare
-from semu_diffusion.pipelines.concept_methods import erased_by
-from semu_diffusion.pipelines.concept_plan import plan
-from semu_diffusion.pipelines.concept_scoring import NO_PROMPT, ConceptScorer
-from semu_diffusion.pipelines.concept_settings import EraseConceptConfig, EraseConceptRun
-from semu_diffusion.pipelines.erase_concept import main
-from semu_diffusion.pipelines.questions import questions
-from semu_diffusion.pipelines.vocabulary import Subject, cifar_vocabulary, read_vocabulary
+from semu_diffusion.pipelines.benchmark import concepts as benchmark_concepts
+from semu_diffusion.pipelines.benchmark.concept_methods import erased_by
+from semu_diffusion.pipelines.cli.erase_concept import main
+from semu_diffusion.pipelines.runs import concept_proof
+from semu_diffusion.pipelines.runs.concept_scoring import NO_PROMPT, ConceptScorer
+from semu_diffusion.pipelines.runs.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.train.captions import HELD_OUT_TEMPLATES, HELD_OUT_WORDS, STYLE_WORDS, cifar_vocabulary
 
 VOCABULARY = cifar_vocabulary(WORDS)
 QUICK = [
@@ -137,7 +139,7 @@ def test_a_pseudo_word_learns_what_the_images_show() -> None:
     model = adapt_text_pipeline(pipeline, ["a photo of a cat"])
     before = {name: value.clone() for name, value in pipeline.text_encoder.state_dict().items()}
     rows = torch.zeros(8, dtype=torch.long)
-    latents = torch.cat(list(model.clean_samples(rows.tolist(), range(8), 4)))
+    latents = torch.cat(list(model.sample_latents(rows.tolist(), range(8), 4)))
     vector, losses = learn_pseudo_word(model, latents, ["a photo of a {}"] * 8, steps=60, lr=1.0, seed=1)
     assert vector.shape == (pipeline.text_encoder.config.hidden_size,)
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -147,7 +149,7 @@ def test_a_pseudo_word_learns_what_the_images_show() -> None:
 
 def test_revival_is_the_share_the_judge_sees_and_the_pseudo_word_stands_where_it_should() -> None:
     model = adapt_text_pipeline(tiny_pipeline(), ["a photo of a cat"])
-    latents = torch.zeros(3, *model.clean_shape)
+    latents = torch.zeros(3, *model.latent_shape)
     quick: dict[str, Any] = {"steps": 2, "samples": 6, "sampling_steps": 2}
     shares = [text_revival(model, latents, ["a {} here"] * 3, Seer(), wanted, **quick) for wanted in (0, 1)]
     assert shares[0] is not None
@@ -162,7 +164,7 @@ def test_revival_is_the_share_the_judge_sees_and_the_pseudo_word_stands_where_it
 def test_the_remap_answers_listed_prompts_like_the_anchor_and_nothing_else() -> None:
     model = adapt_text_pipeline(tiny_pipeline(), ["a cat", "a dog", "a bird"])
     remapped = remap_prompts(model, {"a cat": "a dog"})
-    x, t = torch.randn(1, *model.clean_shape), torch.tensor([50])
+    x, t = torch.randn(1, *model.latent_shape), torch.tensor([50])
     with torch.no_grad():
         cat, dog, bird = (remapped.predict(x, t, torch.tensor([row])) for row in (0, 1, 2))
         assert torch.equal(cat, dog)
@@ -258,7 +260,7 @@ def test_a_benchmark_without_a_judge_is_refused(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_judge_of_words_knows_what_the_concept_is_answered_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semu_diffusion.pipelines.concept_scoring._judge", lambda name, names, device: Named(names))
+    monkeypatch.setattr("semu_diffusion.pipelines.runs.concept_scoring._judge", lambda name, names, device: Named(names))
     settings = config("cassette player", anchor="a radio", classifier="clip")
     scorer = ConceptScorer(settings, *plan(settings, None), None, torch.device("cpu"))
     assert {"cassette player", "radio", "dog"} <= set(scorer.judges["object"].class_names)
@@ -295,13 +297,13 @@ def test_given_paraphrases_are_judged_as_what_the_vocabulary_calls_them() -> Non
 def test_the_remap_answers_every_sentence_with_a_known_word_and_not_the_word_held_back() -> None:
     vocabulary, pipeline = cifar_vocabulary(WORDS), tiny_pipeline()
     asked = ["the cat", "a tomcat here", "the bird"]
-    task = prepare(pipeline, EraseConceptConfig(concept=("cat",), anchor="dog", guidance_scale=3.0), "", vocabulary, asked)
+    task = prepare(pipeline, ConceptErasureConfig(concept=("cat",), anchor="dog", guidance_scale=3.0), "", vocabulary, asked)
     with erased_by("remap", task) as made:
         book, own = made.model, task.task.model
         for prompt, answer in (("the cat", "the dog"), ("a tomcat here", "a tomcat here"), ("the bird", "the bird")):
             expected = encode_prompts(pipeline, [answer]).embeddings[0]
-            assert torch.allclose(book.book.embeddings[book.row(prompt)], expected, atol=1e-5)
-        assert book.book.prompts[-1] == own.book.prompts[-1] == ""
+            assert torch.allclose(book.table.embeddings[book.row(prompt)], expected, atol=1e-5)
+        assert book.table.prompts[-1] == own.table.prompts[-1] == ""
         assert made.trained_parameters == 0
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.datasets import load_images, load_plain_images, spread
+from semu_diffusion.pipelines.data.images import load_images, load_plain_images, spread
 
 NAMES = ("ant", "bee", "cow")
 

@@ -19,16 +19,19 @@ from saved_models import QUICK, saved_judge, saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
-from semu_diffusion.eval.unlearning import answer_words, with_interval
-from semu_diffusion.models.loading import load_class_conditional
+from semu_diffusion.domains.classes import plan
+from semu_diffusion.domains.classes import task as class_task
+from semu_diffusion.erase.samples import Images
+from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
+from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines import run_folder, scoring
-from semu_diffusion.pipelines.class_erasure import prepare
-from semu_diffusion.pipelines.erase_class import main
-from semu_diffusion.pipelines.image_sets import Images
-from semu_diffusion.pipelines.scoring import Samples, Scorer, collapse
-from semu_diffusion.pipelines.settings import EraseClassConfig
+from semu_diffusion.pipelines.cli.erase_class import main
+from semu_diffusion.pipelines.runs import folder as run_folder
+from semu_diffusion.pipelines.runs import scoring
+from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
+from semu_diffusion.pipelines.runs.inputs import forget_images, retain_images
+from semu_diffusion.pipelines.runs.scoring import Samples, Scorer, collapse
 
 Capture = pytest.CaptureFixture[str]
 
@@ -322,7 +325,10 @@ def test_an_unconditional_model_retains_and_is_compared_with_what_is_not_erased(
         fid_reference=data,
         classifier=judge_folder,
     )
-    task = prepare(scoring.load_model(config), config)
+    model = scoring.load_model(config)
+    planned = plan(model, config, images_given=True)
+    images = forget_images(config.forget_images, planned.model)
+    task = class_task(planned, images, retain_images(data, planned.model, planned.erased))
     assert task.retain_set is not None
     assert len(task.retain_set.images) == 4 + 5  # of green and blue
     scorer = scoring.Scorer(task.model, config, task.forget)
@@ -490,7 +496,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(
     if moment == "proof":
         monkeypatch.setattr(Scorer, "sample", stop)
     else:
-        monkeypatch.setattr("semu_diffusion.pipelines.condition_erasure.training_loss", lambda *_: stop)
+        monkeypatch.setattr("semu_diffusion.erase.run.training_loss", lambda *_: stop)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "red", "--output", str(folder)) == 130
     out, err = capsys.readouterr()
@@ -597,7 +603,7 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
         semu.erase_class(pipeline, "red", speed=3)
     with pytest.raises(semu.InputError, match="must lie in"):
         semu.erase_class(pipeline, "red", explained_variance=2.0)
-    with pytest.raises(semu.InputError, match="no such folder"):
+    with pytest.raises(semu.InputError, match="must be a tensor"):
         semu.erase_class(pipeline, "red", forget_images="./nowhere")
     for setting, choices in (("protect", "null-space, none"), ("preset", "default, official"), ("precision", "auto, fp32")):
         with pytest.raises(semu.InputError, match=f"{setting} cannot be 'nulspace': choose from {choices}"):

@@ -15,8 +15,8 @@ from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines import erase_concept
-from semu_diffusion.pipelines.erase_concept import main
+from semu_diffusion.pipelines.cli import erase_concept
+from semu_diffusion.pipelines.cli.erase_concept import main
 
 Capture = pytest.CaptureFixture[str]
 QUICK = [
@@ -97,7 +97,7 @@ def test_only_json_is_printed_when_asked(model: str, tmp_path: Path, capsys: Cap
 def test_without_peft_the_lora_is_written_and_said_to_be_unchecked(
     model: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semu_diffusion.pipelines.lora_check.find_spec", lambda name: None)
+    monkeypatch.setattr("semu_diffusion.pipelines.runs.lora_check.find_spec", lambda name: None)
     assert main(["cat", "--model", model, *QUICK, "--output", str(tmp_path / "run")]) == 0
     assert "lora/ was not checked" in capsys.readouterr().out
     assert (tmp_path / "run" / "lora" / DIFFUSERS_LORA).is_file()
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semu_diffusion.pipelines.concept_scoring.ConceptScorer.sample", stop)
+    monkeypatch.setattr("semu_diffusion.pipelines.runs.concept_scoring.ConceptScorer.sample", stop)
     assert main(["cat", "--model", model, *QUICK, "--output", str(tmp_path / "run")]) == 130
     assert "patch.safetensors" in capsys.readouterr().err
     assert read(tmp_path / "run", "run.json")["status"] == "interrupted"
@@ -163,7 +163,7 @@ def test_a_run_is_not_overwritten_unasked(finished: Path, model: str, capsys: Ca
 
 
 def test_a_destroyed_model_is_no_success(model: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from semu_diffusion.pipelines.concept_scoring import ConceptScorer
+    from semu_diffusion.pipelines.runs.concept_scoring import ConceptScorer
 
     real, calls = ConceptScorer.sample, []
 
@@ -185,7 +185,7 @@ def test_help_is_there_without_torch() -> None:
     import sys
 
     code = (
-        "import sys; from semu_diffusion.pipelines.erase_concept import main\n"
+        "import sys; from semu_diffusion.pipelines.cli.erase_concept import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -12,13 +12,14 @@ from patches import random_layers, weight_bytes
 from tiny_models import tiny_model, tiny_unet
 from torch import nn
 
-from semu_diffusion import erasure
-from semu_diffusion.erasure import Diverged, PatchedLayers, Step, erase
+from semu_diffusion import patched as patched_module
+from semu_diffusion.erasure import Diverged, Step, erase
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
-from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.objectives import NoisyBatch, denoising, relabel
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patched import PatchedLayers
 from semu_diffusion.subspace import layer_subspace
 
 
@@ -28,7 +29,7 @@ def batch_of(model: ClassConditional, seed: int = 0, count: int = 8) -> NoisyBat
     noise = torch.randn(images.shape, generator=generator)
     t = torch.randint(0, model.num_timesteps, (count,), generator=generator)
     erased, anchor = torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.long)
-    return NoisyBatch(model.noised(images, noise, t), t, erased, noise, anchor)
+    return NoisyBatch(model.add_noise(images, noise, t), t, erased, noise, anchor)
 
 
 def subspaces_of(model: ClassConditional, matricisation: str = "full", rank: int = 8):  # type: ignore[no-untyped-def]
@@ -103,7 +104,7 @@ def test_attached_is_the_patch_applied_and_original_switches_it_off(model: Class
 def test_in_half_precision_the_trained_weights_are_the_applied_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Sequential(nn.Linear(16, 16)).bfloat16()
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    monkeypatch.setattr(erasure, "_factored_is_cheaper", lambda *_: False)
+    monkeypatch.setattr(patched_module, "_factored_is_cheaper", lambda *_: False)
     patched = random_layers(layer)
     with patched.attached(), torch.no_grad():
         inside = layer(x)
@@ -127,8 +128,8 @@ def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monke
     layer, shape = LAYERS[kind]
     net = nn.Sequential(copy.deepcopy(layer)).requires_grad_(False)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    choose, thin, taken = erasure._factored_is_cheaper, erasure._thin, []
-    monkeypatch.setattr(erasure, "_thin", lambda *args: (taken.append(1), thin(*args))[1])
+    choose, thin, taken = patched_module._factored_is_cheaper, patched_module._thin, []
+    monkeypatch.setattr(patched_module, "_thin", lambda *args: (taken.append(1), thin(*args))[1])
     results = {}
     for factored in (True, False):
         patched = random_layers(net, size=0.5)
@@ -136,7 +137,7 @@ def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monke
         possible = kind not in ("reflecting", "grouped")
         assert isinstance(choose(net[0], patched.subspaces["0"], x), bool)
         if possible:
-            monkeypatch.setattr(erasure, "_factored_is_cheaper", lambda *_, answer=factored: answer)
+            monkeypatch.setattr(patched_module, "_factored_is_cheaper", lambda *_, answer=factored: answer)
         given = x.clone().requires_grad_(True)
         with patched.attached():
             output = net(given)
@@ -153,7 +154,7 @@ def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monke
 def test_the_way_is_chosen_by_cost() -> None:
     def factored(layer: nn.Module, rank: int, *shape: int) -> bool:
         space = random_layers(nn.Sequential(layer), rank=rank).subspaces["0"]
-        return erasure._factored_is_cheaper(layer, space, torch.zeros(shape))
+        return patched_module._factored_is_cheaper(layer, space, torch.zeros(shape))
 
     assert factored(nn.Linear(512, 512), 2, 4, 512)
     assert not factored(nn.Linear(64, 64), 32, 1000, 64)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from semu_diffusion.models.class_conditional import ClassConditional
-from semu_diffusion.pipelines import scoring
-from semu_diffusion.pipelines.erasure_objective import second_nearest, training_loss
-from semu_diffusion.pipelines.image_sets import Images, kept_batches, kept_images, training_images
-from semu_diffusion.pipelines.settings import EraseClassConfig, EvaluationConfig
+from semu_diffusion.erase.loss import second_nearest, training_loss
+from semu_diffusion.erase.samples import Images, kept_batches, kept_images, training_images
+from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.pipelines.runs import scoring
+from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig, EvaluationConfig
 
 FOUR = ("red", "green", "blue", "grey")
 
@@ -67,8 +67,8 @@ def test_the_self_retain_term_is_zero_at_the_original_and_keeps_predictions_with
         assert float(parts["retain"]) == 0
         assert float(parts["forget"]) > 0
         kept = asked[-1]
-        assert (kept == model.null_class).sum() == 2  # a quarter of eight
-        assert set(kept.tolist()) <= {1, 2, model.null_class}
+        assert (kept == model.null).sum() == 2  # a quarter of eight
+        assert set(kept.tolist()) <= {1, 2, model.null}
         moved, twice = (
             float(loss_parts(model, lambda *given: model.predict(*given) + 0.1, retain_weight=weight)["retain"])
             for weight in (2.0, 4.0)
@@ -89,7 +89,7 @@ def test_unlabelled_predictions_lose_the_direction_of_the_class(model: ClassCond
     with torch.no_grad():
         settings = {"overshoot": 2.0, "unlabelled": 0.25, "unlabelled_shift": 1.5, "weighting": "noise"}
         found = float(loss_parts(model, original, **settings)["forget"])
-        assert asked[1].tolist() == [model.null_class] * 2  # a quarter of eight, and nobody else
+        assert asked[1].tolist() == [model.null] * 2  # a quarter of eight, and nobody else
         targets = torch.tensor([1 + 1.5 * (7 - 5)] * 2 + [7 + 2.0 * (7 - 5)] * 6)
         assert found == pytest.approx(float(targets.square().mean()), rel=0.2)  # the tiny model answers about zero
 
@@ -101,10 +101,10 @@ def test_every_kept_class_is_protected_under_its_own_label_and_without(count: in
     model = tiny_model(names=names, num_class_embeds=count + 1)
     kept = Images(torch.zeros(120, 3, 8, 8), torch.arange(120) % count)
     conditions = torch.cat([batch.condition for batch in kept_batches(model, kept, generator)])
-    shown = conditions[conditions != model.null_class]
+    shown = conditions[conditions != model.null]
     assert set(shown.tolist()) == set(range(count))
-    assert torch.equal(shown, kept.labels[conditions != model.null_class])
-    assert 0.1 < float((conditions == model.null_class).double().mean()) <= 0.25
+    assert torch.equal(shown, kept.labels[conditions != model.null])
+    assert 0.1 < float((conditions == model.null).double().mean()) <= 0.25
 
 
 def test_without_a_retain_term_there_is_none(model: ClassConditional) -> None:

@@ -16,16 +16,17 @@ from saved_models import saved_model
 from text_models import tiny_pipeline
 from torch import nn
 
+from semu_diffusion.domains.concepts import erase_concept
+from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.interference import interference
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli import main
-from semu_diffusion.pipelines.concept_erasure import erase_concept
-from semu_diffusion.pipelines.erase_concept import main as erase
-from semu_diffusion.pipelines.patch_card import patch_card
-from semu_diffusion.pipelines.push import public_record
-from semu_diffusion.pipelines.vocabulary import cifar_vocabulary, read_vocabulary
+from semu_diffusion.pipelines.cli.erase_concept import main as erase
+from semu_diffusion.pipelines.cli.main import main
+from semu_diffusion.pipelines.cli.push import public_record
+from semu_diffusion.pipelines.report.card import patch_card
+from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 Capture = pytest.CaptureFixture[str]
 QUICK: dict[str, Any] = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "anchor_samples": 2, "retain_prompts": ("a tree",)}
@@ -219,7 +220,7 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
 def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saved_models import QUICK as CLASS_QUICK
 
-    from semu_diffusion.pipelines.erase_class import main as erase_class
+    from semu_diffusion.pipelines.cli.erase_class import main as erase_class
 
     source = saved_model(tmp_path / "ddpm")
     flags = ["--model", source, "--forget", "red", *CLASS_QUICK, "--classifier", "none", "--output", str(tmp_path / "run")]

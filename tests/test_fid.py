@@ -12,15 +12,15 @@ from PIL import Image
 from tiny_models import tiny_model
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval import fid
-from semu_diffusion.eval.class_mapping import ClassMapping
-from semu_diffusion.eval.classifiers import Judge
-from semu_diffusion.eval.fid import SmallSampleWarning, frechet_distance, load_fid_extractor
 from semu_diffusion.eval.images import save_images, to_float, to_uint8
-from semu_diffusion.eval.networks import JudgeNetwork
-from semu_diffusion.pipelines.datasets import load_plain_images
-from semu_diffusion.pipelines.scoring import Scorer
-from semu_diffusion.pipelines.settings import EvaluationConfig
+from semu_diffusion.eval.judges.class_mapping import ClassMapping
+from semu_diffusion.eval.judges.judge import Judge
+from semu_diffusion.eval.judges.networks import JudgeNetwork
+from semu_diffusion.eval.metrics import fid
+from semu_diffusion.eval.metrics.fid import SmallSampleWarning, frechet_distance, load_fid_extractor
+from semu_diffusion.pipelines.data.images import load_plain_images
+from semu_diffusion.pipelines.runs.class_settings import EvaluationConfig
+from semu_diffusion.pipelines.runs.scoring import Scorer
 
 
 def exactly(mean: torch.Tensor, covariance: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:

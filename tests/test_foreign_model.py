@@ -14,10 +14,10 @@ from PIL import Image
 from saved_models import saved_judge
 from tiny_models import tiny_unet
 
-from semu_diffusion.models.loading import load_class_conditional
+from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli import main as semu
-from semu_diffusion.pipelines.erase_class import main, parse
+from semu_diffusion.pipelines.cli.erase_class import main, parse
+from semu_diffusion.pipelines.cli.main import main as semu
 
 DIGITS = ("zero", "one", "two", "three")
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines import grids
-from semu_diffusion.pipelines.grids import contact_sheet, make_grid, save_png
+from semu_diffusion.pipelines.report import grid as grids
+from semu_diffusion.pipelines.report.grid import contact_sheet, make_grid, save_png
 
 RED = (0xCF, 0x22, 0x2E)
 

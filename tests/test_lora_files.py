@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from text_models import FAMILIES, tiny_pipeline
 
+from semu_diffusion.domains.concepts import erase_concept
 from semu_diffusion.errors import InputError
 from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
-from semu_diffusion.models.text_conditional import TextConditional, adapt_text_pipeline
+from semu_diffusion.models.stable_diffusion import TextConditional, adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.concept_erasure import erase_concept
-from semu_diffusion.pipelines.lora_check import check_lora
+from semu_diffusion.pipelines.runs.lora_check import check_lora
 
 
 def erased(pipeline: Any) -> ErasurePatch:
@@ -30,7 +30,7 @@ def erased(pipeline: Any) -> ErasurePatch:
 
 def answer(pipeline: Any) -> torch.Tensor:
     model = adapt_text_pipeline(pipeline, ["a photo of a cat"])
-    x = torch.randn(2, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.predict(x, torch.tensor([10, 60]), torch.tensor([0, 1]))
 

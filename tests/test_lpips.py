@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.lpips import load_lpips, paired_lpips
+from semu_diffusion.eval.metrics.lpips import load_lpips, paired_lpips
 
 
 def test_without_weights_in_the_cache_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -17,10 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("semu_diffusion", "pipelines", "eval", "assets")
 SHORT_NAMES = ROOMS[1:]
-COMMANDS = (
-    "cli", "erase_class", "erase_concept", "assess", "benchmark_concepts", "train_ddpm", "train_classifier",
-    "train_autoencoder", "train_text_to_image",
-)  # fmt: skip
+COMMANDS = tuple(sorted(path.stem for path in (ROOT / "pipelines" / "cli").glob("[!_]*.py")))
 HEAVY = {
     "accelerate", "datasets", "diffusers", "open_clip", "peft", "pyarrow", "scipy", "timm", "torch",
     "torch_fidelity", "torchmetrics", "torchvision", "transformers",
@@ -39,19 +37,27 @@ def python(code: str, *flags: str, cwd: Path) -> str:
     return done.stdout
 
 
+def checkout(folder: Path) -> Path:
+    """A copy of the checkout, its links kept as links, with one more embedded model planted in it."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    for name in PLANTED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+def build(kind: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = f"import setuptools.build_meta as backend; backend.build_{kind}('dist')"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of the checkout, with one more embedded model planted in it."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, copy)
-    for name in PLANTED:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_text("{}")
-    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True)
+    copy = checkout(tmp_path_factory.mktemp("checkout"))
+    done = build("wheel", copy)
     assert done.returncode == 0, done.stderr
     (built,) = (copy / "dist").glob("*.whl")
     return built
@@ -78,7 +84,8 @@ def test_the_wheel_has_one_top_level_package(names: set[str]) -> None:
 
 
 def test_the_wheel_holds_every_module_and_its_types(names: set[str]) -> None:
-    ours = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    found = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.resolve() == path]
+    ours = [path.relative_to(ROOT) for path in found]
     expected = {str(p if p.parts[0] == "semu_diffusion" else Path("semu_diffusion") / p) for p in ours}
     assert {name for name in names if name.endswith(".py")} == expected
     assert "semu_diffusion/py.typed" in names
@@ -92,6 +99,34 @@ def test_the_embedded_models_travel_in_the_wheel(names: set[str]) -> None:
         assert any(name.endswith(".safetensors") for name in ours), f"assets/{model} holds no weights"
         assert f"assets/{model}/README.md" in ours, f"assets/{model} has no model card"
     assert {f"semu_diffusion/{name}" for name in (*models, *PLANTED)} <= names
+
+
+def test_a_wheel_of_the_source_distribution_holds_the_same_files(tmp_path: Path, names: set[str]) -> None:
+    copy = checkout(tmp_path / "checkout")
+    assert build("sdist", copy).returncode == 0
+    (archive,) = (copy / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert build("wheel", unpacked).returncode == 0
+    (built,) = (unpacked / "dist").glob("*.whl")
+    with zipfile.ZipFile(built) as again:
+        assert set(again.namelist()) == names
+
+
+def test_a_checkout_without_links_is_refused_in_one_line(tmp_path: Path) -> None:
+    copy = checkout(tmp_path)
+    for room in SHORT_NAMES:  # as git writes a link where the system has none
+        (copy / "semu_diffusion" / room).unlink()
+        (copy / "semu_diffusion" / room).write_text(f"../{room}")
+    done = build("wheel", copy)
+    assert done.returncode != 0
+    assert "git config core.symlinks true" in done.stderr.splitlines()[-1]
+
+
+def test_every_room_at_the_root_is_a_link_inside_the_package() -> None:
+    for room in SHORT_NAMES:
+        assert os.readlink(ROOT / "semu_diffusion" / room) == f"../{room}"
 
 
 def test_the_licence_travels_whole(wheel: Path) -> None:
@@ -127,7 +162,7 @@ def test_this_environment_has_no_global_pipelines_or_eval(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
-    code = f"import sys, semu_diffusion.pipelines.{command}; print(*{HEAVY} & set(sys.modules))"
+    code = f"import sys, semu_diffusion.pipelines.cli.{command}; print(*{HEAVY} & set(sys.modules))"
     assert python(code, cwd=tmp_path).split() == []
 
 
@@ -145,12 +180,6 @@ sys.exit(main())
     assert "usage:" in shown
     assert "examples:" in shown
     assert shown.splitlines()[-1].split() == ["heavy:"]
-
-
-def test_make_types_sees_every_renamed_folder() -> None:
-    (rooms,) = re.findall(r"^ROOMS = (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    renamed = PROJECT["tool"]["setuptools"]["package-dir"]
-    assert sorted(rooms.split()) == sorted(folder for name, folder in renamed.items() if name != folder)
 
 
 def make(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:

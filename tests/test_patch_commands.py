@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from saved_models import QUICK, saved_judge, saved_model
 
-from semu_diffusion.models.loading import load_class_conditional
+from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines import scoring
-from semu_diffusion.pipelines.cli import main as semu
-from semu_diffusion.pipelines.erase_class import main as erase_class
-from semu_diffusion.pipelines.scoring import Scorer
+from semu_diffusion.pipelines.cli.erase_class import main as erase_class
+from semu_diffusion.pipelines.cli.main import main as semu
+from semu_diffusion.pipelines.runs import scoring
+from semu_diffusion.pipelines.runs.scoring import Scorer
 
 FEW = ("--images-per-class", "2", "--sampling-steps", "2")
 Capture = pytest.CaptureFixture[str]
@@ -72,7 +72,7 @@ def test_a_merged_model_is_the_patched_one(tmp_path: Path, finished: Path, model
     plain = samples(model)
     ErasurePatch.load(patch_file).scale(strength).apply(model.denoiser)
     merged = load_class_conditional(target)
-    assert (merged.class_names, merged.null_class) == (model.class_names, model.null_class)
+    assert (merged.names, merged.null) == (model.names, model.null)
     weights = model.denoiser.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in merged.denoiser.state_dict().items())
     assert torch.equal(samples(merged), samples(model))
@@ -90,7 +90,7 @@ def test_applied_patches_leave_the_classes_their_names(tmp_path: Path) -> None:
     runs = [str(tmp_path / name) for name in ("red", "green")]
     assert semu(["apply", *runs, "--model", model, "--output", str(tmp_path / "both")]) == 0
     both = load_class_conditional(tmp_path / "both")
-    assert (both.class_names, both.null_class) == (("red", "green", "blue"), 3)
+    assert (both.names, both.null) == (("red", "green", "blue"), 3)
 
 
 def test_merge_needs_a_new_folder_and_the_right_model(

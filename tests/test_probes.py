@@ -13,11 +13,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.class_mapping import ClassMapping
-from semu_diffusion.eval.classifiers import Judge
-from semu_diffusion.eval.networks import JudgeNetwork
-from semu_diffusion.eval.probes import injected_class, learn_class_vector, revival
-from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.eval.judges.class_mapping import ClassMapping
+from semu_diffusion.eval.judges.judge import Judge
+from semu_diffusion.eval.judges.networks import JudgeNetwork
+from semu_diffusion.eval.probes.class_vector import injected_class, learn_class_vector, revival
+from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 NAMES = ("white", "grey", "black")
@@ -206,7 +206,7 @@ def test_an_injected_vector_changes_its_own_label_only() -> None:
     t, known = torch.full((5,), 500), torch.tensor([0, 1, 2, 3, 1])
     with torch.no_grad():
         plain = model.predict(x, t, known)
-        with injected_class(model, model.class_vectors(torch.tensor(2))) as label:
+        with injected_class(model, model.condition_vectors(torch.tensor(2))) as label:
             assert torch.equal(model.predict(x, t, known), plain)
             as_two = model.predict(x, t, torch.full((5,), label))
         assert torch.equal(as_two, model.predict(x, t, torch.full((5,), 2)))

@@ -16,12 +16,15 @@ from test_readme import README, command_lines, fences
 from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion import assets
-from semu_diffusion.eval import networks
-from semu_diffusion.pipelines import benchmark, benchmark_concepts, concept_scoring, erase_class, erase_concept, scoring
-from semu_diffusion.pipelines.cli import main as semu
-from semu_diffusion.pipelines.picture_styles import STYLES
-from semu_diffusion.pipelines.settings import EraseClassConfig
-from semu_diffusion.pipelines.vocabulary import cifar_vocabulary
+from semu_diffusion.eval.judges import networks
+from semu_diffusion.pipelines.benchmark import classes as benchmark
+from semu_diffusion.pipelines.benchmark import concepts as benchmark_concepts
+from semu_diffusion.pipelines.cli import erase_class, erase_concept
+from semu_diffusion.pipelines.cli.main import main as semu
+from semu_diffusion.pipelines.runs import concept_scoring, scoring
+from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
+from semu_diffusion.pipelines.train.captions import cifar_vocabulary
+from semu_diffusion.pipelines.train.picture_styles import STYLES
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SCORED = ("--images-per-class", "2", "--sampling-steps", "2")

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from semu_diffusion.domains.config import PRESETS
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.cli import main as semu
-from semu_diffusion.pipelines.cli import parse as parse_semu
-from semu_diffusion.pipelines.console import run_guarded
-from semu_diffusion.pipelines.erase_class import main, parse, parser
-from semu_diffusion.pipelines.settings import PRESETS, EraseClassConfig
+from semu_diffusion.pipelines.cli.erase_class import main, parse, parser
+from semu_diffusion.pipelines.cli.errors import run_guarded
+from semu_diffusion.pipelines.cli.main import main as semu
+from semu_diffusion.pipelines.cli.main import parse as parse_semu
+from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
 
 
 def write_run(folder: Path, config: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval import side_effects as side_effects_module
-from semu_diffusion.eval.side_effects import paired_mse, paired_ssim, side_effects
+from semu_diffusion.eval.metrics import side_effects as side_effects_module
+from semu_diffusion.eval.metrics.side_effects import paired_mse, paired_ssim, side_effects
 
 SIZES = [(3, 3), (4, 5), (8, 8), (10, 10), (11, 11), (28, 28), (32, 32)]
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models import text_loading
-from semu_diffusion.models.text_conditional import adapt_text_pipeline, encode_prompts, family_of
+from semu_diffusion.models import text_checkpoints as text_loading
+from semu_diffusion.models.stable_diffusion import adapt_text_pipeline, encode_prompts, family_of
 
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")
 
@@ -22,9 +22,9 @@ PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")
 def test_a_row_is_predicted_as_the_pipeline_predicts_its_prompt(family: str) -> None:
     pipeline = tiny_pipeline(family)
     model = adapt_text_pipeline(pipeline, PROMPTS)
-    assert model.class_names == PROMPTS[:2]
-    assert model.book.prompts[model.null_class] == ""
-    latents = torch.randn(1, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    assert model.names == PROMPTS[:2]
+    assert model.table.prompts[model.null] == ""
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     seen: list[torch.Tensor] = []
     forward = pipeline.unet.forward
 
@@ -42,7 +42,7 @@ def test_a_row_is_predicted_as_the_pipeline_predicts_its_prompt(family: str) -> 
         assert torch.allclose(model.predict(latents, t, torch.tensor([1])), conditional, atol=1e-5)
         guided = unconditional + 3 * (conditional - unconditional)
         assert torch.allclose(model.predict_guided(latents, t, torch.tensor([1]), 3.0), guided, atol=1e-4)
-        vectors = model.class_vectors(torch.tensor([1]))
+        vectors = model.condition_vectors(torch.tensor([1]))
         if family != "sdxl":  # a vector of XL has the empty prompt's pooled part
             assert torch.allclose(model.predict(latents, t, vectors), conditional, atol=1e-5)
 
@@ -96,24 +96,24 @@ def test_other_families_are_refused_by_one_line() -> None:
 
 def test_a_replaced_model_keeps_its_book() -> None:
     model = adapt_text_pipeline(tiny_pipeline(), PROMPTS, "there")
-    assert dataclasses.replace(model, source="here").book is model.book
+    assert dataclasses.replace(model, source="here").table is model.table
 
 
 def test_pictures_latents_and_embeddings_do_not_depend_on_their_neighbours() -> None:
     pipeline = tiny_pipeline()
     model = adapt_text_pipeline(pipeline, PROMPTS)
-    latents = torch.randn(11, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(11, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.decode(latents)[9:], model.decode(latents[9:]))
     images = torch.rand(11, *model.image_shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.encode(images)[:3], model.encode(images[:3]))
     alone = encode_prompts(pipeline, [PROMPTS[1]]).embeddings
-    assert torch.equal(alone, model.book.embeddings[1:])
+    assert torch.equal(alone, model.table.embeddings[1:])
 
 
 def test_an_autoencoder_in_half_precision_works_in_float32_and_stays_as_it_was() -> None:
     pipeline = tiny_pipeline()
     model = adapt_text_pipeline(pipeline, PROMPTS)
-    latents = torch.randn(2, *model.clean_shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     pipeline.vae.half().float()  # what half precision can hold
     wanted = model.decode(latents)
     pipeline.vae.half()

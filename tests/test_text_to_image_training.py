@@ -14,17 +14,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_training import stop_at
 
+from semu_diffusion.domains.prompts import article
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.classifier import ClassifierConfig, ImageClassifier
-from semu_diffusion.pipelines import train_autoencoder, train_text_to_image
-from semu_diffusion.pipelines.captioned_latents import CaptionedLatents
-from semu_diffusion.pipelines.captions import HELD_OUT_WORDS, WORDS, article, captions, every_caption
-from semu_diffusion.pipelines.datasets import load_images
-from semu_diffusion.pipelines.perceptual import perceptual_distance
-from semu_diffusion.pipelines.picture_styles import PHOTO, STYLES, drawn_styles, in_style, in_styles
-from semu_diffusion.pipelines.text_to_image_parts import new_tokenizer
-from semu_diffusion.pipelines.train_autoencoder import AutoencoderTraining
-from semu_diffusion.pipelines.train_text_to_image import TextToImageTraining
+from semu_diffusion.eval.judges.image_classifier import ClassifierConfig, ImageClassifier
+from semu_diffusion.pipelines.data.images import load_images
+from semu_diffusion.pipelines.train import autoencoder as train_autoencoder
+from semu_diffusion.pipelines.train import text_to_image as train_text_to_image
+from semu_diffusion.pipelines.train.autoencoder import AutoencoderTraining
+from semu_diffusion.pipelines.train.captioned_latents import CaptionedLatents
+from semu_diffusion.pipelines.train.captions import HELD_OUT_WORDS, WORDS, captions, every_caption
+from semu_diffusion.pipelines.train.perceptual import perceptual_distance
+from semu_diffusion.pipelines.train.picture_styles import PHOTO, STYLES, drawn_styles, in_style, in_styles
+from semu_diffusion.pipelines.train.text_to_image import TextToImageTraining
+from semu_diffusion.pipelines.train.text_to_image_parts import new_tokenizer
 
 
 @pytest.fixture(scope="module")

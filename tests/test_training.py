@@ -19,13 +19,14 @@ from saved_models import saved_judge
 from tiny_models import tiny_unet
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.classifier import ImageClassifier
-from semu_diffusion.models.loading import load_class_conditional
-from semu_diffusion.pipelines import train_classifier, train_ddpm
-from semu_diffusion.pipelines.optimisation import min_snr_weights, plain_attention
-from semu_diffusion.pipelines.train_classifier import ClassifierTraining, augmented
-from semu_diffusion.pipelines.train_ddpm import DDPMTraining
-from semu_diffusion.pipelines.training import batch_indices, step_generator
+from semu_diffusion.eval.judges.image_classifier import ImageClassifier
+from semu_diffusion.models.checkpoints import load_class_conditional
+from semu_diffusion.pipelines.train import classifier as train_classifier
+from semu_diffusion.pipelines.train import ddpm as train_ddpm
+from semu_diffusion.pipelines.train.classifier import ClassifierTraining, augmented
+from semu_diffusion.pipelines.train.ddpm import DDPMTraining
+from semu_diffusion.pipelines.train.optimisation import min_snr_weights, plain_attention
+from semu_diffusion.pipelines.train.training import batch_indices, step_generator
 
 TINY: dict[str, Any] = {"channels": (8, 16), "attention_levels": (1,), "head_dim": 8, "norm_groups": 4, "batch_size": 16}
 
@@ -105,8 +106,8 @@ def test_a_stopped_and_resumed_classifier_equals_one_that_was_not(
 
 def test_a_trained_ddpm_is_a_model_with_names_and_a_null_class(ddpm: Path) -> None:
     loaded = load_class_conditional(ddpm / "model")
-    assert loaded.class_names == ("dark", "light")
-    assert loaded.null_class == 2
+    assert loaded.names == ("dark", "light")
+    assert loaded.null == 2
     assert loaded.image_shape == (3, 8, 8)
     (images,) = loaded.sample([0, 1], [0, 1], steps=2)
     assert images.shape == (2, 3, 8, 8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.unlearning import (
+from semu_diffusion.eval.metrics.unlearning import (
     NO_CLASS,
     accuracies,
     answer_words,

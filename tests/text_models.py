@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from semu_diffusion.pipelines.text_to_image_parts import new_tokenizer
+from semu_diffusion.pipelines.train.text_to_image_parts import new_tokenizer
 
 FAMILIES = ("sd15", "sd21", "sdxl")
 WORDS = ("cat", "dog", "bird")

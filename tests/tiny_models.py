@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 NAMES = ("red", "green", "blue")

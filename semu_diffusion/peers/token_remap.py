@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.models.stable_diffusion import TextConditional
 
 __all__ = ["remap_prompts"]
 
@@ -18,14 +18,14 @@ __all__ = ["remap_prompts"]
 def remap_prompts(model: TextConditional, answers: Mapping[str, str]) -> TextConditional:
     """``model`` with the embeddings of every prompt replaced by those of its answer; the network is the same object.
 
-    Raises KeyError for a prompt or an answer that the model's book does not have.
+    Raises KeyError for a prompt or an answer that the model's table does not have.
     """
-    book = model.book
-    embeddings = book.embeddings.clone()
-    pooled = None if book.pooled is None else book.pooled.clone()
+    table = model.table
+    embeddings = table.embeddings.clone()
+    pooled = None if table.pooled is None else table.pooled.clone()
     for prompt, answer in answers.items():
         place, source = model.row(prompt), model.row(answer)
-        embeddings[place] = book.embeddings[source]
-        if pooled is not None and book.pooled is not None:
-            pooled[place] = book.pooled[source]
-    return dataclasses.replace(model, book=dataclasses.replace(book, embeddings=embeddings, pooled=pooled))
+        embeddings[place] = table.embeddings[source]
+        if pooled is not None and table.pooled is not None:
+            pooled[place] = table.pooled[source]
+    return dataclasses.replace(model, table=dataclasses.replace(table, embeddings=embeddings, pooled=pooled))

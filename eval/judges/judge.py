@@ -1,0 +1,128 @@
+"""The judge: an independent classifier of generated images, whose features also serve beside Inception's.
+
+What happens to an image before a judge sees it: it is rounded to 8 bits (a judge sees what a saved picture
+shows); a grey image is repeated for an RGB judge, an RGB image becomes luminance (ITU-R BT.601) for a grey
+one; our own classifier gets it resized to the size it was trained on (bilinear, antialiased), the others get
+their own published transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import to_float, to_uint8
+from semu_diffusion.eval.judges.class_mapping import ClassMapping, map_classes, read_mapping
+from semu_diffusion.eval.judges.networks import JudgeNetwork, load_network
+
+__all__ = ["Judge", "in_chunks", "load_judge", "with_channels"]
+
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier that answers in the classes of the model under test, ``class_names``."""
+
+    network: JudgeNetwork
+    class_names: tuple[str, ...]
+    mapping: ClassMapping
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights: of their file, or of the bytes of the state dict."""
+        return self.network.sha256
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return self.network.dim
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Classes of the model that the judge has no class for."""
+        return self.mapping.unjudged
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Index into ``class_names`` for each image, (N,) int64; -1 if the judge's class has no counterpart.
+
+        Images are (N, C, H, W), floats in [0, 1] or uint8. The images beside it do not change a prediction.
+        """
+        return self.mapping.targets[self._run(self.network.logits, images).argmax(dim=1)]
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features before the last layer, (N, dim) float32 on the CPU, of images as for `predict`."""
+        return self._run(self.network.features, images)
+
+    def _run(self, network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        def step(chunk: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, enabled=False):  # a judge is the same under any sampler
+                return network(with_channels(to_float(chunk.to(self.device)), self.network.channels))
+
+        return in_chunks(step, to_uint8(images), self.network.chunk)
+
+
+def load_judge(
+    name_or_folder: str | Path,
+    class_names: Sequence[str],
+    device: str | torch.device = "cpu",
+    class_mapping: str | Path | Mapping[str, Sequence[str | int]] | None = None,
+) -> Judge:
+    """The judge for a model with these classes.
+
+    ``name_or_folder``: ``embedded`` (or ``cifar10``), ``torchvision:NAME``, ``timm:NAME``, or a folder of our
+    own classifier. ``class_mapping``: a JSON file or a mapping {model class: [judge class, ...]}; classes it
+    does not list are matched by name. A classifier without names, of as many classes, is matched by index.
+    The global random state stays as it is.
+
+    Raises InputError for an unknown name, weights that cannot be had, no class in common, a mapping that does
+    not fit.
+    """
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+        network = load_network(str(name_or_folder), torch.device(device))
+    listed = read_mapping(class_mapping) if isinstance(class_mapping, str | Path) else class_mapping
+    names = tuple(class_names)
+    categories = network.categories
+    if not categories:
+        same = network.classes == len(names) and not listed
+        categories = names if same else tuple(str(index) for index in range(network.classes))
+    return Judge(network, names, map_classes(network.name, categories, names, listed), torch.device(device))
+
+
+def in_chunks(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, size: int) -> torch.Tensor:
+    """``network`` over images (N, C, H, W) in chunks of exactly ``size``: (N, D) float32 on the CPU.
+
+    Libraries choose their kernels by the batch, so the last bits of a result depend on its size. With one
+    size for every call (the last chunk is filled up), an image's result is the same whatever the caller's
+    batches are.
+    """
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"images must be (N, C, H, W) with N > 0, not {tuple(images.shape)}")
+    parts = []
+    with torch.no_grad():
+        for chunk in images.split(size):
+            filling = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
+            parts.append(network(torch.cat([chunk, filling]))[: len(chunk)].float().cpu())
+    return torch.cat(parts)
+
+
+def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Images (N, C, H, W) as grey (``channels`` 1) or RGB (3); InputError for counts without a meaning."""
+    own = images.shape[1]
+    if own == channels:
+        return images
+    if (own, channels) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (own, channels) == (3, 1):
+        weights = torch.tensor(_LUMINANCE, device=images.device).view(1, 3, 1, 1)
+        return (images * weights).sum(dim=1, keepdim=True)
+    raise InputError(f"images of {own} channels cannot be shown to a network that takes {channels}")

@@ -1,0 +1,51 @@
+"""From an exception to one clear line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Callable
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["run_guarded"]
+
+
+def run_guarded(program: str, job: Callable[[], int | None]) -> int:
+    """Run ``job``; turn bad input into one line on standard error and exit code 2, Ctrl-C into 130."""
+    try:
+        return job() or 0
+    except InputError as error:
+        message = str(error)
+    except KeyboardInterrupt as stop:
+        print(f"\n{program}: stopped by Ctrl-C. {stop}".rstrip(), file=sys.stderr)
+        return 130
+    except Exception as error:
+        found = _memory_trouble(error) or _file_trouble(error)
+        if found is None:
+            raise
+        message = found
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _memory_trouble(error: Exception) -> str | None:
+    """One line if a GPU's or the machine's memory was not enough; torch is not imported to learn that."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+        return "out of memory; take a smaller --batch-size, another --device or fewer --layers"
+    return None
+
+
+def _file_trouble(error: Exception) -> str | None:
+    """One line on an error of the file system; None for any other. safetensors hides the code in its message."""
+    hidden = re.search(r"\(os error (\d+)\)", str(error))
+    if not isinstance(error, OSError) and hidden is None:
+        return None
+    code = error.errno if isinstance(error, OSError) else int(hidden.group(1)) if hidden else None
+    where = getattr(error, "filename", None) or "the output folder"
+    if code == errno.ENOSPC:
+        return f"no space left on the device ({where}); free some or choose another --output"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read {where}; choose another folder with --output"
+    return f"{where}: {error.strerror}" if isinstance(error, OSError) and error.filename else None

@@ -1,0 +1,136 @@
+"""The domain of classes: what the user's words mean on a class-conditional DDPM."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from semu_diffusion.domains.config import PRESETS, ClassErasureConfig
+from semu_diffusion.erase.run import Task, require_trainable, run_erasure, run_to_end
+from semu_diffusion.erase.samples import Images
+from semu_diffusion.errors import InputError
+from semu_diffusion.layers import select_layers
+from semu_diffusion.models.checkpoints import adapt_pipeline
+from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.options import build_config
+from semu_diffusion.patch import ErasurePatch
+
+__all__ = ["ClassPlan", "erase_class", "forget_set_of", "plan", "task"]
+
+
+@dataclass(frozen=True)
+class ClassPlan:
+    """Rows ``forget`` and ``kept`` of ``model``, the objective, and the row that answers the erased ones if it was named."""
+
+    model: ClassConditional
+    forget: tuple[int, ...]
+    kept: tuple[int, ...]
+    target: str
+    anchor: int | None
+
+    @property
+    def erased(self) -> tuple[str, ...]:
+        return tuple(self.model.names[row] for row in self.forget)
+
+
+def plan(model: ClassConditional, config: ClassErasureConfig, images_given: bool = False) -> ClassPlan:
+    """What ``config`` means on ``model``; InputError for anything that this model cannot do, before any work.
+
+    An unconditional model has the class that its images are given for.
+    """
+    if not model.conditional and not model.names:
+        model = dataclasses.replace(model, names=tuple(dict.fromkeys(config.forget)))
+    forget = tuple(dict.fromkeys(model.class_index(name) for name in config.forget))
+    kept = tuple(row for row in range(len(model.names)) if row not in forget)
+    target = _target_of(model, config)
+    anchor = _given_anchor(model, config, target, forget, kept)
+    if config.adversarial and not model.conditional:
+        raise InputError("--adversarial needs class labels, and the model is unconditional")
+    select_layers(model.denoiser, config.layers)
+    require_trainable(model.denoiser, config)
+    if not images_given and not model.conditional:
+        raise InputError("the model is unconditional, so it cannot make images of one class: give them with --forget-images")
+    if images_given and len(forget) > 1:
+        raise InputError("--forget-images holds the images of one class: give one --forget with it")
+    return ClassPlan(model, forget, kept, target, anchor)
+
+
+def task(
+    plan: ClassPlan, forget_images: torch.Tensor | None = None, retain_set: Images | None = None
+) -> Task[ClassConditional]:
+    """The task of a plan. ``forget_images`` (N, C, H, W) in [-1, 1] show the class, ``retain_set`` kept ones."""
+    model = plan.model
+    metadata = {
+        "forget": list(plan.erased),
+        "base_model": model.source,
+        "class_names": list(model.names),
+    }
+    return Task(
+        model,
+        list(plan.forget),
+        list(plan.kept),
+        plan.target,
+        None if plan.anchor is None else dict.fromkeys(plan.forget, plan.anchor),
+        forget_set_of(model, plan.forget, forget_images),
+        retain_set,
+        metadata,
+    )
+
+
+def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
+    """The public face: erase the classes ``names`` from a `ClassConditionalPipeline`; ``settings`` as on the command line.
+
+        patch = erase_class(pipe, "cat", explained_variance=0.9)
+
+    ``forget_images`` (N, C, H, W) in [-1, 1] define the class; the model makes its own without them. The pipeline is
+    unchanged: apply the patch to ``pipe.unet``. Raises InputError for an unknown class or setting, and
+    Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch: the command line does that.
+    """
+    unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(ClassErasureConfig)})
+    if unknown:
+        raise InputError(f"unknown settings: {', '.join(unknown)}")
+    config = build_config(ClassErasureConfig, {"forget": names, **settings}, PRESETS)
+    if forget_images is not None and not isinstance(forget_images, torch.Tensor):
+        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
+    planned = plan(adapt_pipeline(pipeline), config, forget_images is not None)
+    return run_to_end(run_erasure(task(planned, forget_images), config)).patch
+
+
+def forget_set_of(model: ClassConditional, forget: Sequence[int], images: torch.Tensor | None) -> Images | None:
+    """The given images as those of the class to forget, None if the model makes them; InputError if they do not fit."""
+    if images is None:
+        return None
+    if tuple(images.shape[1:]) != model.image_shape:
+        raise InputError(f"the forget images are {tuple(images.shape[1:])}, but the model makes {model.image_shape}")
+    return Images(images.to(model.device), torch.full((len(images),), forget[0], device=model.device))
+
+
+def _target_of(model: ClassConditional, config: ClassErasureConfig) -> str:
+    """The objective that ``auto`` means, or the one asked for, if this model can have it."""
+    target = config.target
+    if target == "auto":
+        return "fixed" if model.conditional else "ascent"
+    if target != "ascent" and not model.conditional:
+        raise InputError(f"--target {target} needs class labels, and the model is unconditional: use --target ascent")
+    if target == "unconditional" and model.null is None:
+        raise InputError("--target unconditional needs a null class, and the model has none")
+    return target
+
+
+def _given_anchor(
+    model: ClassConditional, config: ClassErasureConfig, target: str, forget: Sequence[int], kept: Sequence[int]
+) -> int | None:
+    if target in ("fixed", "random") and not kept:
+        raise InputError("every class is to be erased: no class is left to relabel to (--target unconditional needs none)")
+    if config.anchor is None:
+        return None
+    if target != "fixed":
+        raise InputError("--anchor needs class labels, and the model is unconditional")
+    anchor = model.class_index(config.anchor)
+    if anchor in forget:
+        raise InputError(f"--anchor {config.anchor} is itself to be erased")
+    return anchor

@@ -1,0 +1,128 @@
+"""What the user can set of an erasure of classes, and of one of concepts; light, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.options import option, require
+
+__all__ = ["PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
+
+
+@dataclass(frozen=True)
+class ClassErasureConfig(ErasureConfig):
+    """Settings of the erasure of classes."""
+
+    forget: tuple[str, ...] = option((), "class to erase, by name or index; repeat for several", metavar="CLASS", group="erase")
+    preset: Literal["default", "official"] = option("default", "official: the choices of the reference code", group="erase")
+    anchor: str | None = option(
+        None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
+    )
+    # wider than for concepts: at rank 8 the class is answered with its anchor's background and nothing on it
+    explained_variance: float = option(
+        0.99, "gamma: share of the gradient's energy the subspace keeps", metavar="GAMMA", group="subspace"
+    )
+    max_rank: int | None = option(32, "greatest rank of a layer", metavar="R", group="subspace")
+
+    def __post_init__(self) -> None:
+        ErasureConfig.__post_init__(self)
+        require(len(self.forget) > 0, "nothing to erase: name a class with --forget")
+        require(
+            self.anchor is None or self.target in ("auto", "fixed"),
+            f"--anchor contradicts --target {self.target}: only --target fixed has an anchor",
+        )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # github.com/gmum/semu: un-squared projection, per input channel, greatest rank not above gamma, moving target, random
+    # relabelling (drawn for each image here, once for a batch there), label drop 0.1, Adam 1e-3, 1,000 steps of 64. It
+    # edits every layer and protects nothing.
+    "official": {
+        "layers": ("all",),
+        "explained_variance": 0.95,
+        "rank_rule": "official",
+        "min_rank": 0,
+        "max_rank": None,
+        "matricisation": "per_channel",
+        "gradient": "denoising",
+        "anchor_samples": 0,
+        "overshoot": 0.0,
+        "projection": "official",
+        "protect": "none",
+        "retain": "none",
+        "target": "random",
+        "weighting": "noise",
+        "moving_target": True,
+        "label_drop": 0.1,
+        "unlabelled": 0.0,
+        "adversarial": 0.0,
+        "steps": 1000,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "lr_decay": False,
+        "gradient_clip": 1.0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class ConceptErasureConfig(ErasureConfig):
+    """Settings of the erasure of concepts; ``--target unconditional`` with ``--overshoot`` eta is ESD's negative guidance."""
+
+    concept: tuple[str, ...] = option(
+        (), "what to erase, in words; several are erased at once", metavar="CONCEPT", group="erase", positional=True
+    )
+    synonyms: tuple[str, ...] = option((), "other words for it, erased too", metavar="A,B,…", comma=True, group="erase")
+    anchor: str | None = option(
+        None, "what it is answered with: words in its place, or '' for no prompt (default: chosen, and said)",
+        metavar="WORDS", group="erase",
+    )  # fmt: skip
+    forget_prompts: tuple[str, ...] = option(
+        (),
+        "prompt with the concept in it, or a text file of them; repeat (default: made from templates)",
+        metavar="PROMPT_OR_FILE",
+        group="erase",
+    )
+    retain_prompts: tuple[str, ...] = option(
+        (),
+        "a prompt whose pictures shall stay as they are, or a text file of them, one a line; repeat (default: the model's "
+        "vocabulary, or a general list)",
+        metavar="PROMPT_OR_FILE",
+        group="erase",
+    )
+    retain: Literal["self", "none"] = option(  # type: ignore[assignment]
+        "self", "retain term: the model's own predictions on images it makes of the retain prompts, or none", group="erase"
+    )
+    layers: tuple[str, ...] = option(
+        ("attention", "conv", "!*.attn2.to_k", "!*.attn2.to_v"),
+        "layers to edit: all, attention, cross-attention, conv, linear, globs; !x leaves x out (keys and values of text only "
+        "remap words)",
+        metavar="A,B,…", comma=True, group="subspace",
+    )  # fmt: skip
+    guidance_scale: float | None = option(  # type: ignore[assignment]
+        None,
+        "classifier-free guidance w; 1 is none (default: the model's own, else 7.5)",
+        metavar="W",
+        group="evaluation",
+    )
+    target: Literal["fixed", "unconditional", "ascent"] = option(  # type: ignore[assignment]
+        "fixed", "what the concept is answered with: its anchor, no prompt; or denoise it worse", group="training"
+    )
+
+    def __post_init__(self) -> None:
+        ErasureConfig.__post_init__(self)
+        require(self.retain in ("self", "none"), f"retain {self.retain!r}: self or none")
+        require(len(self.concept) > 0, "nothing to erase: say what, in words")
+        require(all(words.strip() for words in self.concept), "the concept is empty: say what to erase, in words")
+        require(
+            self.anchor is None or self.target == "fixed",
+            f"--anchor contradicts --target {self.target}: only --target fixed has an anchor",
+        )
+        same = {words.strip().lower() for words in (*self.concept, *self.synonyms)}
+        require(
+            self.anchor is None or self.anchor.strip().lower() not in same,
+            f"--anchor {self.anchor!r} is what shall be erased: name something else",
+        )

@@ -1,0 +1,103 @@
+"""What a model is asked before and after the erasure of concepts, and what the right answers are.
+
+Four groups, as UnlearnCanvas (Zhang et al. 2024) names them: the erased concept by the words it was erased with; by words
+and sentences that were held back; its own domain (the other objects, or the other styles); the other domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from semu_diffusion.domains.prompts import HELD_OUT_TEMPLATES, article, bare, contains, with_article
+from semu_diffusion.domains.vocabulary import Subject, Vocabulary
+
+__all__ = ["GROUPS", "Question", "questions"]
+
+GROUPS = ("forget", "paraphrase", "in_domain", "cross_domain")
+STYLED = 3  # objects that each style is asked with
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the class that a judge of this ``kind`` must see in its pictures; ``answer`` None: nothing is judged."""
+
+    prompt: str
+    kind: str = "object"
+    answer: str | None = None
+
+
+Questions = Mapping[str, tuple[Question, ...]]
+
+
+def questions(
+    concepts: Sequence[str],
+    forget: Sequence[str],
+    kept: Sequence[str],
+    paraphrases: Sequence[str] = (),
+    vocabulary: Vocabulary | None = None,
+    alternatives: Sequence[str] = (),
+) -> Questions:
+    """The questions of each group of `GROUPS`, each prompt once.
+
+    ``forget`` and ``kept`` are the prompts of the erasure. With a vocabulary that knows every concept the groups come from
+    it. Else a judge is asked to tell the concepts from the ``alternatives``, and the kept prompts are only compared in pairs.
+    """
+    subjects = [] if vocabulary is None else [vocabulary.subject(concept) for concept in concepts]
+    known = [subject for subject in subjects if subject is not None]
+    if vocabulary is not None and len(known) == len(concepts):
+        parts = [_of_vocabulary(vocabulary, subject, known) for subject in dict.fromkeys(known)]
+        found = {group: [question for part in parts for question in part[group]] for group in GROUPS}
+    else:
+        found = _of_words(concepts, forget, kept, alternatives)
+    if paraphrases:
+        answers = [(subject.kind, subject.name) for subject in known] if len(known) == len(concepts) else []
+        meant = dict(zip(concepts, answers or [("object", concept) for concept in concepts], strict=True))
+        found["paraphrase"] = [Question(p, *meant[_named(p, concepts)]) for p in paraphrases]
+    asked = {question.prompt for question in found["forget"]}
+    found["paraphrase"] = [question for question in found["paraphrase"] if question.prompt not in asked]
+    return {group: tuple(dict.fromkeys(found[group])) for group in GROUPS}
+
+
+def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -> dict[str, list[Question]]:
+    gone = {one.name for one in erased}
+    objects = [name for name in v.objects if name not in gone]
+    styles = [name for name in v.styles if name not in gone]
+    plain = [Question(v.prompt(v.plain_style, name), "object", name) for name in objects]
+    styled = [
+        Question(v.prompt(style, objects[(row + step) % len(objects)]), "style", style)
+        for row, style in enumerate(styles)
+        for step in range(0, min(STYLED, len(objects)))
+    ]
+    held = v.held_out_templates[subject.name if subject.kind == "style" else v.plain_style]
+    if subject.kind == "style":
+        named = [v.prompt(subject.name, name) for name in objects]
+        other = [article(held[row % len(held)].format(name)) for row, name in enumerate(objects)]
+    else:
+        named = [v.prompt(v.plain_style, word) for word in v.shown_words(subject.name)]
+        unseen = [word for word in v.words(subject) if word not in v.shown_words(subject.name)]
+        other = [v.prompt(v.plain_style, word) for word in unseen]
+        other += [article(template.format(word)) for template in held for word in (subject.name, *unseen)]
+    return {
+        "forget": [Question(prompt, subject.kind, subject.name) for prompt in named],
+        "paraphrase": [Question(prompt, subject.kind, subject.name) for prompt in other],
+        "in_domain": styled if subject.kind == "style" else plain,
+        "cross_domain": plain if subject.kind == "style" else styled,
+    }
+
+
+def _of_words(
+    concepts: Sequence[str], forget: Sequence[str], kept: Sequence[str], alternatives: Sequence[str]
+) -> dict[str, list[Question]]:
+    other = [with_article(template, concept) for concept in concepts for template in HELD_OUT_TEMPLATES]
+    return {
+        "forget": [Question(prompt, "object", _named(prompt, concepts)) for prompt in forget],
+        "paraphrase": [Question(prompt, "object", _named(prompt, concepts)) for prompt in other],
+        "in_domain": [Question(with_article("a photo of a {}", name), "object", name) for name in alternatives],
+        "cross_domain": [Question(prompt) for prompt in kept],
+    }
+
+
+def _named(prompt: str, concepts: Sequence[str]) -> str:
+    """The concept that a prompt names; the first one for a prompt in other words."""
+    return next((concept for concept in concepts if contains(prompt, bare(concept))), concepts[0])

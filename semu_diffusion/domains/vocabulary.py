@@ -1,0 +1,131 @@
+"""What a small text-to-image model knows, written beside it: its objects by their words, its styles, its sentences.
+
+``vocabulary.json`` in a model's folder saves the user from spelling out synonyms, retain prompts and alternatives, and
+holds back words and sentences by which an erasure is tested. Any model may have one; `erase-concept` works without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from semu_diffusion.domains.prompts import article, bare, singular
+from semu_diffusion.errors import InputError
+from semu_diffusion.files import write_text
+
+__all__ = ["Subject", "Vocabulary", "read_vocabulary"]
+
+FILE = "vocabulary.json"
+Table = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An object or a style of a vocabulary."""
+
+    name: str
+    kind: Literal["object", "style"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words of every object (the last one is held out if there are several), words of every style (the first is plain).
+
+    ``prompts``: the plain sentence of each style, with ``{}`` for an object's word. ``templates`` and
+    ``held_out_templates``: other sentences, trained on and not. ``judges``: of objects and of styles, if any.
+    """
+
+    objects: Table
+    styles: Table
+    prompts: Mapping[str, str]
+    templates: Table
+    held_out_templates: Table
+    guidance_scale: float
+    judges: Mapping[str, str]
+
+    def subject(self, words: str) -> Subject | None:
+        """The object or style that the words name, None if they are of no list."""
+        wanted = {bare(words), singular(bare(words))}
+        for kind, table in (("object", self.objects), ("style", self.styles)):
+            for name, known in table.items():
+                if wanted & {name, *known}:
+                    return Subject(name, kind)  # type: ignore[arg-type]
+        return None
+
+    def words(self, subject: Subject) -> tuple[str, ...]:
+        """Every word of a subject, held out or not."""
+        return tuple(dict.fromkeys((self.objects if subject.kind == "object" else self.styles)[subject.name]))
+
+    def shown_words(self, name: str) -> tuple[str, ...]:
+        """The words of an object that an erasure may use: all but the one that tests it."""
+        words = self.objects[name]
+        return words[:-1] if len(words) > 1 else words
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        return tuple(self.objects if kind == "object" else self.styles)
+
+    @property
+    def plain_style(self) -> str:
+        return next(iter(self.styles))
+
+    def prompt(self, style: str, word: str) -> str:
+        """The plain sentence for a word in a style."""
+        return article(self.prompts[style].format(word))
+
+    def forget_prompts(self, subject: Subject) -> list[tuple[str, str, str]]:
+        """(prompt, style, word) of the sentences that name a subject: an object in every style, a style with every object."""
+        if subject.kind == "style":
+            pairs = [(t, name) for t in self._templates(subject.name) for name in self.objects]
+            return [(article(template.format(name)), subject.name, name) for template, name in pairs]
+        found = [(t, style, w) for w in self.shown_words(subject.name) for style, t in self.prompts.items()]
+        found += [
+            (t, self.plain_style, w) for w in self.shown_words(subject.name) for t in self.templates[self.plain_style][1:]
+        ]
+        return [(article(template.format(word)), style, word) for template, style, word in found]
+
+    def answer(self, style: str, word: str, subject: Subject, anchor: Subject) -> str | None:
+        """The plain sentence with the anchor in the subject's place; None if they are not of one kind."""
+        if anchor.kind != subject.kind:
+            return None
+        return self.prompt(anchor.name, word) if subject.kind == "style" else self.prompt(style, anchor.name)
+
+    def retain_prompts(self, erased: Sequence[Subject]) -> list[str]:
+        """A sentence for every other object in every other style, the words in turn."""
+        gone = {subject.name for subject in erased}
+        pairs = [(s, o) for o in self.objects for s in self.styles if s not in gone and o not in gone]
+        spoken = [self.shown_words(o)[i % len(self.shown_words(o))] for i, (_, o) in enumerate(pairs)]
+        return [self.prompt(style, word) for (style, _), word in zip(pairs, spoken, strict=True)]
+
+    def _templates(self, style: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.prompts[style], *self.templates[style])))
+
+    def save(self, folder: Path) -> Path:
+        path = folder / FILE
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+        return path
+
+
+def read_vocabulary(source: str | Path) -> Vocabulary | None:
+    """The vocabulary of a model's folder, None if it has none; InputError for a file that is no vocabulary."""
+    path = Path(source).expanduser() / FILE
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tables = ("objects", "styles", "templates", "held_out_templates")
+        for name in tables:
+            content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}
+        found = Vocabulary(**content)
+        tables_of_styles = (found.prompts, found.templates, found.held_out_templates)
+        complete = all(style in table for style in found.styles for table in tables_of_styles)
+        if not complete or not all(found.objects.values()):
+            raise ValueError("a style without a sentence, or an object without a word")
+        if not set(found.judges) <= {"object", "style"}:
+            raise ValueError("a judge of neither objects nor styles")
+        return found
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise InputError(f"{path} is no readable vocabulary ({error!r})") from error

@@ -1,0 +1,292 @@
+"""The text-to-image family: Stable Diffusion 1.x, 2.x and XL, conditioned on the prompts of a fixed table.
+
+The table is made once: its embeddings are all that the erasure needs of the text encoders, so that these (and the
+autoencoder, while nothing is decoded) may leave the device. A row of the table is to this model what a class is to a DDPM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.base import DiffusionModel
+
+__all__ = [
+    "PromptTable",
+    "TextConditional",
+    "adapt_text_pipeline",
+    "check_family",
+    "encode_prompts",
+    "family_of",
+    "image_shape",
+    "on_device",
+]
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """Prompts and their embeddings (P, T, D); the last row is the empty prompt.
+
+    ``pooled`` (P, E) and ``time_ids`` (6,) are the added conditions of SDXL, else None.
+    """
+
+    prompts: tuple[str, ...]
+    embeddings: torch.Tensor
+    pooled: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TextConditional(DiffusionModel):
+    """A Stable Diffusion pipeline and the prompts that are spoken of; ``names`` are the prompts of its table.
+
+    ``schedule`` is the noise schedule of the training (a DDPMScheduler made from the pipeline's config).
+    """
+
+    pipeline: Any
+    table: PromptTable
+    schedule: DDPMScheduler
+    source: str = ""
+    revision: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.table.prompts[:-1]
+
+    @property
+    def null(self) -> int:  # type: ignore[override]
+        """The row of the empty prompt."""
+        return len(self.table.prompts) - 1
+
+    @property
+    def denoiser(self) -> Any:
+        return self.pipeline.unet
+
+    @property
+    def scheduler(self) -> Any:
+        return self.schedule
+
+    @property
+    def conditional(self) -> bool:
+        return True
+
+    @property
+    def family(self) -> Literal["sd1", "sd2", "sdxl"]:
+        return family_of(self.pipeline)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.denoiser.config.in_channels), int(height), int(width)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return image_shape(self.pipeline)
+
+    def row(self, prompt: str) -> int:
+        """Row of a prompt of the table; raises KeyError for any other."""
+        try:
+            return self.table.prompts.index(prompt)
+        except ValueError as error:
+            raise KeyError(prompt) from error
+
+    def with_rows(self, names: Sequence[str], embeddings: torch.Tensor) -> TextConditional:
+        """The model with more rows after the named prompts, of ``embeddings`` (n, T, D); InputError for SDXL."""
+        if self.table.pooled is not None:
+            raise InputError("rows of given embeddings are not made for SDXL, which has a pooled condition too")
+        more = embeddings.to(self.table.embeddings)
+        table = PromptTable(
+            (*self.table.prompts[:-1], *names, ""),
+            torch.cat([self.table.embeddings[:-1], more, self.table.embeddings[-1:]]),
+        )
+        return dataclasses.replace(self, table=table)
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The UNet's prediction (N, C, h, w) for rows (N,) int64, or for flattened embeddings (N, T D) float."""
+        if labels is None:
+            labels = torch.full((len(x_t),), self.null, device=x_t.device)
+        rows = torch.full_like(labels[:, 0], self.null, dtype=torch.long) if labels.is_floating_point() else labels
+        if labels.is_floating_point():
+            text = labels.view(len(labels), *self.table.embeddings.shape[1:])
+        else:
+            text = self.table.embeddings[labels]
+        added = None
+        if self.table.pooled is not None and self.table.time_ids is not None:
+            pooled, time_ids = self.table.pooled[rows], self.table.time_ids.expand(len(rows), -1)
+            added = {"text_embeds": pooled.to(self.dtype), "time_ids": time_ids.to(self.dtype)}
+        return self.denoiser(x_t.to(self.dtype), t, text.to(self.dtype), added_cond_kwargs=added).sample
+
+    def condition_vectors(self, labels: torch.Tensor) -> torch.Tensor:
+        return self.table.embeddings[labels].flatten(1)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
+        config = self.pipeline.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        means = self._by_autoencoder(images, lambda vae, part: vae.encode(part).latent_dist.mean)
+        return ((means - shift) * config.scaling_factor).to(self.device)
+
+    @torch.no_grad()
+    def decode(self, clean: torch.Tensor) -> torch.Tensor:
+        config = self.pipeline.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        images = self._by_autoencoder(clean / config.scaling_factor + shift, lambda vae, part: vae.decode(part).sample)
+        if torch.isfinite(clean).all() and not torch.isfinite(images).all():
+            raise FloatingPointError("the autoencoder's pictures are not finite numbers: load it in float32 or bfloat16")
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def _by_autoencoder(self, batch: torch.Tensor, step: Callable[[Any, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """``step`` over chunks of one fixed size, the last one filled up, so that an image does not depend on its neighbours.
+
+        Half precision overflows in most autoencoders (``force_upcast``): they work in float32 then, whatever is around.
+        """
+        vae, dtype = self.pipeline.vae, self.pipeline.vae.dtype
+        upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", True)
+        _, height, width = self.image_shape
+        size = max(1, min(8, 8 * 512 * 512 // (height * width)))
+        parts = []
+        with on_device(vae, self.device), torch.autocast(self.device.type, enabled=False) if upcast else nullcontext():
+            try:
+                if upcast:
+                    vae.float()
+                for part in batch.split(size):
+                    filled = torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
+                    parts.append(step(vae, filled.to(vae.device, vae.dtype))[: len(part)].float().cpu())
+            finally:
+                if upcast:
+                    vae.to(dtype)
+        return torch.cat(parts)
+
+    def sample_latents(
+        self,
+        labels: Sequence[int] | None,
+        seeds: Sequence[int],
+        steps: int = 50,
+        guidance_scale: float = 3.0,
+        batch_size: int = 64,
+    ) -> Iterator[torch.Tensor]:
+        """Latents by DDIM with guidance against the empty prompt; latent i depends on ``seeds[i]`` alone."""
+        self.check_steps(steps)
+        sampler: Any = DDIMScheduler.from_config(self.schedule.config, clip_sample=False, timestep_spacing="trailing")
+        sampler.set_timesteps(steps, device=self.device)
+
+        @torch.no_grad()
+        def make(rows: list[int] | None, noise: torch.Tensor) -> torch.Tensor:
+            # The latent stays in float32 whatever the network computes in: half precision would round it at every step.
+            x = noise.to(self.device)
+            given = [self.null] * len(noise) if rows is None else rows
+            labels = torch.tensor(given, device=self.device)
+            for t in sampler.timesteps:
+                predicted = self.predict_guided(x, t.expand(len(x)), labels, guidance_scale).float()
+                x = sampler.step(predicted, t, x).prev_sample
+            return x
+
+        yield from self._in_pieces(labels, seeds, batch_size, make)
+
+
+def image_shape(pipeline: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of the pictures that a pipeline is made for."""
+    size = pipeline.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    factor = pipeline.vae_scale_factor
+    return int(pipeline.vae.config.in_channels), height * factor, width * factor
+
+
+def check_family(pipeline: Any, source: str = "") -> None:
+    """InputError for anything but a text-to-image pipeline of text encoders, a UNet and an autoencoder."""
+    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
+    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not parts:
+        raise InputError(
+            f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
+        )
+    if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
+        raise InputError(
+            "the pipeline is offloaded to the CPU: call pipe.remove_all_hooks() and put pipe.unet on the GPU; the text "
+            "encoders and the autoencoder leave the GPU by themselves"
+        )
+
+
+def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
+    """What other tools call this kind: by its second text encoder, or by the width of the text (1024 is SD 2's)."""
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        return "sdxl"
+    return "sd2" if pipeline.unet.config.cross_attention_dim == 1024 else "sd1"
+
+
+@contextmanager
+def on_device(module: Any, device: torch.device) -> Iterator[None]:
+    """Inside, the module is on the device; afterwards where it was, so that it may rest in the machine's own memory."""
+    home = module.device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
+
+
+def adapt_text_pipeline(pipeline: Any, prompts: Sequence[str], source: str = "") -> TextConditional:
+    """The adapter of a pipeline in memory, with a table of the prompts.
+
+    Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
+    """
+    check_family(pipeline, source)
+    unet = pipeline.unet
+    if unet.config.in_channels != pipeline.vae.config.latent_channels:
+        raise InputError(
+            f"{source or 'the pipeline'} is made for inpainting or editing; erase-concept takes a text-to-image model"
+        )
+    if "beta_schedule" not in pipeline.scheduler.config:
+        raise InputError(f"{source or 'the pipeline'} has a {type(pipeline.scheduler).__name__}, which is no DDPM schedule")
+    schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
+    return TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source)
+
+
+@torch.no_grad()
+def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
+    """The table of the prompts, in order and once each, and the empty prompt as its last row.
+
+    Prompts are encoded ``batch_size`` at a time, the last batch filled up, so that no embedding depends on the others.
+
+    Raises InputError, naming the prompt, if one is longer than a text encoder takes: it would be cut silently.
+    """
+    wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = getattr(pipeline, name, None)
+        if tokenizer is None:
+            continue
+        lengths = [len(ids) for ids in tokenizer(list(wanted), truncation=False).input_ids]
+        for prompt, length in zip(wanted, lengths, strict=True):
+            most = tokenizer.model_max_length
+            if length > most:
+                raise InputError(f"the prompt {prompt[:60]!r} has {length} tokens, the text encoder takes {most}: shorten it")
+    device = pipeline.unet.device
+    options: dict[str, Any] = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    embeddings, pooled = [], []
+    with ExitStack() as stack:
+        for name in ("text_encoder", "text_encoder_2"):
+            if getattr(pipeline, name, None) is not None:
+                stack.enter_context(on_device(getattr(pipeline, name), device))
+        for start in range(0, len(wanted), batch_size):
+            part = list(wanted[start : start + batch_size])
+            found = pipeline.encode_prompt(part + [""] * (batch_size - len(part)), **options)  # always as many, see above
+            embeddings.append(found[0][: len(part)].float())
+            if len(found) == 4:
+                pooled.append(found[2][: len(part)].float())
+    table = torch.cat(embeddings)
+    if not pooled:
+        return PromptTable(wanted, table)
+    added = torch.cat(pooled)
+    if pipeline.config.force_zeros_for_empty_prompt:  # XL was trained with zeros, not with an encoded empty prompt
+        table[-1], added[-1] = 0.0, 0.0
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    time_ids = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=device)
+    return PromptTable(wanted, table, added, time_ids)

@@ -1,0 +1,107 @@
+"""Settings as frozen dataclasses: a field with its help text, and one config out of defaults, a preset, a file and words.
+
+Field metadata: ``help``; ``group`` (heading in ``--help``); ``comma=True`` lets a tuple be written ``a,b,c`` (otherwise the
+flag repeats); ``positional=True`` makes it the words without a flag; ``replayed=False`` keeps ``--config`` from taking it
+over (where a run was written is not part of it).
+Precedence: dataclass defaults < ``--preset`` < ``--config run.json`` < flags on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["at_least", "build_config", "element_type", "option", "require"]
+
+Config = TypeVar("Config")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with a default and its help text."""
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with the message unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def at_least(config: Any, name: str, least: int) -> None:
+    """Raise InputError if a setting is below ``least``."""
+    value = getattr(config, name)
+    require(value >= least, f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def element_type(annotation: Any) -> tuple[Any, bool]:
+    """(type of one value, whether the flag takes several) of a field's annotation; ``X | None`` is ``X``."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    return annotation, False
+
+
+def build_config(
+    config_class: type[Config],
+    flags: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    config_file: str | None = None,
+) -> Config:
+    """Merge defaults, preset, a run.json and flags into one config. Raises InputError for a bad file or value."""
+    saved = _read_saved(config_class, config_file) if config_file else {}
+    if saved and flags.get("preset", saved.get("preset")) != saved.get("preset"):
+        raise InputError("--preset contradicts --config: the run.json already gives every setting that a preset would")
+    merged: dict[str, Any] = {**saved, **flags}
+    preset = merged.get("preset")
+    if presets and preset is not None and preset in presets:
+        merged = {**presets[preset], **merged}
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if isinstance(field.default, tuple) and isinstance(merged.get(field.name), str):
+            merged[field.name] = (merged[field.name],)  # one word is no list of letters
+        kind, _ = element_type(hints[field.name])
+        value = merged.get(field.name)
+        if value is not None and typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+            raise InputError(f"{field.name} cannot be {value!r}: choose from {', '.join(typing.get_args(kind))}")
+    return config_class(**merged)
+
+
+def _read_saved(config_class: type, path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"--config {path}: not a readable run.json ({error})") from error
+    saved = content.get("config", content) if isinstance(content, dict) else None
+    if not isinstance(saved, dict):
+        raise InputError(f"--config {path}: holds no config; pass the run.json of a run folder")
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(saved) - known)
+    if unknown:
+        raise InputError(f"--config {path}: unknown settings {', '.join(unknown)}; written by another command or version?")
+    once = {field.name for field in dataclasses.fields(config_class) if not field.metadata.get("replayed", True)}
+    hints = typing.get_type_hints(config_class)
+    return {name: _checked(path, name, hints[name], value) for name, value in saved.items() if name not in once}
+
+
+def _checked(path: str, name: str, annotation: Any, value: Any) -> Any:
+    """A value from JSON as the field's type has it: lists become tuples. Raises InputError for a value of another type."""
+    kind, several = element_type(annotation)
+    if value is None and type(None) in typing.get_args(annotation):
+        return None
+    values = value if several and isinstance(value, list) else [value]
+    if typing.get_origin(kind) is Literal:
+        right = all(v in typing.get_args(kind) for v in values)
+    else:
+        wanted = (int, float) if kind is float else kind
+        right = all(isinstance(v, wanted) and (kind is bool or not isinstance(v, bool)) for v in values)
+    if not right or several != isinstance(value, list):
+        raise InputError(f"--config {path}: {name} cannot be {json.dumps(value)}")
+    return tuple(values) if several else value
