@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.sampling import in_pieces
 
 __all__ = [
     "PromptTable",
@@ -90,13 +91,6 @@ class TextConditional(DiffusionModel):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.pipeline)
-
-    def row(self, prompt: str) -> int:
-        """Row of a prompt of the table; raises KeyError for any other."""
-        try:
-            return self.table.prompts.index(prompt)
-        except ValueError as error:
-            raise KeyError(prompt) from error
 
     def with_rows(self, names: Sequence[str], embeddings: torch.Tensor) -> TextConditional:
         """The model with more rows after the named prompts, of ``embeddings`` (n, T, D); InputError for SDXL."""
@@ -190,7 +184,7 @@ class TextConditional(DiffusionModel):
                 x = sampler.step(predicted, t, x).prev_sample
             return x
 
-        yield from self._in_pieces(labels, seeds, batch_size, make)
+        yield from in_pieces(self.denoiser, self.latent_shape, labels, seeds, batch_size, make)
 
 
 def image_shape(pipeline: Any) -> tuple[int, int, int]:
