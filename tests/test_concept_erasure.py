@@ -113,7 +113,7 @@ def test_an_anchor_is_chosen_and_said() -> None:
 def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
     """ESD's target: eps(x, null) - eta (eps(x, c) - eps(x, null))."""
     from semu_diffusion.erase.loss import training_loss
-    from semu_diffusion.erase.samples import Images
+    from semu_diffusion.erase.task import Images
 
     config = ConceptErasureConfig(
         concept=("cat",),

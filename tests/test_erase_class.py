@@ -21,7 +21,7 @@ from tiny_models import NAMES, tiny_model, tiny_unet
 import semu_diffusion as semu
 from semu_diffusion.domains.classes import plan
 from semu_diffusion.domains.classes import task as class_task
-from semu_diffusion.erase.samples import Images
+from semu_diffusion.erase.task import Images
 from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline

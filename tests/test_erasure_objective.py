@@ -10,7 +10,8 @@ import torch
 from tiny_models import tiny_model
 
 from semu_diffusion.erase.loss import second_nearest, training_loss
-from semu_diffusion.erase.samples import Images, kept_batches, kept_images, training_images
+from semu_diffusion.erase.samples import kept_batches, kept_images, training_images
+from semu_diffusion.erase.task import Images
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.pipelines.runs import scoring
 from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig, EvaluationConfig

@@ -92,6 +92,25 @@ class TextConditional(DiffusionModel):
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.pipeline)
 
+    def with_prompts(self, prompts: Sequence[str]) -> TextConditional:
+        """The model with those of the prompts that its table lacks; InputError for one that is too long."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and prompt not in self.table.prompts]
+        if not missing:
+            return self
+        more = encode_prompts(self.pipeline, missing)
+        old = self.table
+
+        def joined(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+            return torch.cat([mine[:-1], theirs])
+
+        table = PromptTable(
+            (*old.prompts[:-1], *more.prompts),
+            joined(old.embeddings, more.embeddings),
+            None if old.pooled is None or more.pooled is None else joined(old.pooled, more.pooled),
+            old.time_ids,
+        )
+        return dataclasses.replace(self, table=table)
+
     def with_rows(self, names: Sequence[str], embeddings: torch.Tensor) -> TextConditional:
         """The model with more rows after the named prompts, of ``embeddings`` (n, T, D); InputError for SDXL."""
         if self.table.pooled is not None:
