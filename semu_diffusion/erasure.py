@@ -18,7 +18,7 @@ from semu_diffusion.gradients import only_trainable
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patched import PatchedLayers
 
-__all__ = ["Diverged", "Step", "erase"]
+__all__ = ["Diverged", "Step", "train_patch"]
 
 
 class Diverged(RuntimeError):
@@ -36,37 +36,40 @@ class Step:
     seconds: float
 
 
-WARMUP = 0.15  # Adam's first steps are as long as its learning rate, whatever the gradient: begin with short ones
+def rate(done: int, steps: int, warmup: float, decay: bool) -> float:
+    """Factor on the learning rate after ``done`` of ``steps``: linear for the share ``warmup``, then 1 or a cosine to zero.
 
-
-def _rate(done: int, steps: int) -> float:
-    """Factor on the learning rate after ``done`` of ``steps``: a linear warm-up, then a cosine to zero."""
-    warm = max(1, round(WARMUP * steps))
+    Adam's first steps are as long as its learning rate, whatever the gradient: a warm-up begins with short ones.
+    """
+    warm = max(1, round(warmup * steps)) if warmup else 0
     if done < warm:
         return (done + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(steps - warm, 1)))
+    return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(steps - warm, 1))) if decay else 1.0
 
 
-def erase(
+def train_patch(
     patched: PatchedLayers,
     loss: Callable[[int], Mapping[str, torch.Tensor]],
     steps: int,
     learning_rate: float = 1e-3,
-    clip: float | None = 1.0,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    warmup: float = 0.0,
     decay: bool = False,
+    clip: float | None = 1.0,
     metadata: Mapping[str, Any] | None = None,
 ) -> Generator[Step, None, ErasurePatch]:
     """Train R with Adam for ``steps`` steps and return the patch (the generator's return value).
 
     ``loss(step)`` draws its own batch and gives the named parts of the loss, whose sum is minimised; it sees the patched
-    model, and the original one inside ``patched.original()``. ``clip`` bounds the norm of the gradient by all R; ``decay``
-    lowers the learning rate to zero along a cosine. The model itself is never changed: apply the patch for that.
+    model, and the original one inside ``patched.original()``. ``warmup`` and ``decay`` shape the learning rate as in `rate`;
+    ``clip`` bounds the norm of the gradient by all R. The model itself is never changed: apply the patch for that.
 
     Raises Diverged on a loss or gradient that is not finite.
     """
     core = patched.parameters()
-    optimizer = torch.optim.Adam(core, lr=learning_rate, betas=(0.9, 0.99) if decay else (0.9, 0.999))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done, steps)) if decay else None
+    optimizer = torch.optim.Adam(core, lr=learning_rate, betas=betas)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup, decay))
     start = time.perf_counter()
     for parameter in core:
         parameter.requires_grad_(True)
@@ -82,8 +85,7 @@ def erase(
         if not norm < float("inf"):
             raise Diverged(f"the gradient is not finite at step {index}: lower --lr or the rank")
         optimizer.step()
-        if schedule is not None:
-            schedule.step()
+        schedule.step()
         values = {name: float(part.detach()) for name, part in parts.items()}
         yield Step(index, float(total.detach()), values, norm, time.perf_counter() - start)
     return patched.patch(metadata)

@@ -24,7 +24,7 @@ Batch = TypeVar("Batch")
 class InputMoments:
     """Running second moment of a layer's input rows, exact up to ``max_side`` columns and a Nystroem sketch beyond.
 
-    ``held`` is the share of the energy that the last `protected_basis` holds, of the matrix where it is least.
+    ``energy_covered`` is the share of the energy that the last `protected_basis` holds, of the matrix where it is least.
 
     The sketch keeps Y = C Omega with a fixed Gaussian Omega (n, l), so that memory is n*l instead of n^2 and
     C ~ Y (Omega^T Y)^+ Y^T (Tropp et al. 2017); the trace, and with it the energy share, stays exact.
@@ -34,7 +34,7 @@ class InputMoments:
         self.max_side, self.sketch = max_side, sketch
         self.generator = generator or torch.Generator().manual_seed(0)
         self.count = 0
-        self.held = 0.0
+        self.energy_covered = 0.0
         self.trace: torch.Tensor | None = None  # (C,)
         self._moment: torch.Tensor | None = None  # (C, n, n), or (C, n, l) for the sketch
         self._omega: torch.Tensor | None = None
@@ -75,7 +75,7 @@ class InputMoments:
     def protected_basis(self, share: float) -> torch.Tensor:
         """Orthonormal (C, n, k): the fewest leading eigenvectors that hold ``share`` of the energy; zero columns pad.
 
-        All of a sketch's, if together they hold less: ``held`` says what they do hold.
+        All of a sketch's, if together they hold less: ``energy_covered`` says what they do hold.
         """
         values, vectors = self.eigen()
         assert self.trace is not None
@@ -84,10 +84,10 @@ class InputMoments:
         taken = (before < share * total - 1e-7 * total) & (values > 0)  # rounding is no energy
         width = int(taken.sum(-1).max())
         live = self.trace > 0
-        self.held = float(((values * taken).sum(-1, keepdim=True) / total)[live].min()) if live.any() else 1.0
+        self.energy_covered = float(((values * taken).sum(-1, keepdim=True) / total)[live].min()) if live.any() else 1.0
         return vectors[..., :width] * taken[:, None, :width].to(vectors)
 
-    def felt(self, matrices: torch.Tensor) -> float:
+    def response_on_kept(self, matrices: torch.Tensor) -> float:
         """||M C^{1/2}||_F^2 summed over the C matrices M (C, m, n): mean squared output that kept inputs make of M.
 
         With a sketch, the energy that it does not hold counts as if it were spread evenly over all n directions.

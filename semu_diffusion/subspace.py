@@ -31,7 +31,7 @@ _GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measure
 class Subspace:
     """Orthonormal factors of a layer's update: ``left`` (C, m, r), ``right`` (C, n, r), zero columns beyond ``ranks`` (C,).
 
-    ``explained`` is the share of the (projected) gradient's energy inside; ``remaining`` the share of the original
+    ``explained`` is the share of the (projected) gradient's energy inside; ``gradient_energy_kept`` the share of the original
     gradient's energy that the projections left to choose from.
     """
 
@@ -41,7 +41,7 @@ class Subspace:
     shape: tuple[int, ...]
     matricisation: Matricisation
     explained: float
-    remaining: float
+    gradient_energy_kept: float
 
     @property
     def trained_parameters(self) -> int:
@@ -223,7 +223,7 @@ def layer_subspace(
         shape=tuple(weight.shape),
         matricisation=matricisation,
         explained=kept / after if after > 0 else 0.0,
-        remaining=after / before if before > 0 else 0.0,
+        gradient_energy_kept=after / before if before > 0 else 0.0,
     )
 
 

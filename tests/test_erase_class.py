@@ -21,7 +21,7 @@ from tiny_models import NAMES, tiny_model, tiny_unet
 import semu_diffusion as semu
 from semu_diffusion.domains.classes import plan
 from semu_diffusion.domains.classes import task as class_task
-from semu_diffusion.erase.samples import Images
+from semu_diffusion.erase.task import Images
 from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
@@ -496,7 +496,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(
     if moment == "proof":
         monkeypatch.setattr(Scorer, "sample", stop)
     else:
-        monkeypatch.setattr("semu_diffusion.erase.run.training_loss", lambda *_: stop)
+        monkeypatch.setattr("semu_diffusion.erase.run.loss_of", lambda *_: stop)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "red", "--output", str(folder)) == 130
     out, err = capsys.readouterr()
@@ -585,10 +585,10 @@ def test_titles_that_a_file_system_takes_for_one_get_folders_of_their_own() -> N
 
 def test_a_part_of_a_large_set_is_of_different_images(generator: torch.Generator) -> None:
     images = Images(torch.arange(50.0).view(50, 1, 1, 1), torch.arange(50))
-    some = images.some(20, generator)
+    some = images.subset(20, generator)
     assert len(set(some.labels.tolist())) == 20
     assert torch.equal(some.images.flatten().long(), some.labels)
-    assert images.some(50, generator) is images
+    assert images.subset(50, generator) is images
 
 
 def test_peak_memory_is_that_of_the_process() -> None:

@@ -50,7 +50,7 @@ def test_protected_inputs_do_not_feel_an_update_and_others_do(kind: str, matrici
         matricisation=matricisation,
         protected=moments.protected_basis(0.999999),
     )
-    assert 0.05 < space.remaining < 0.95
+    assert 0.05 < space.gradient_energy_kept < 0.95
     core = torch.randn(len(space.left), space.left.shape[-1], space.left.shape[-1], generator=generator)
     update = from_matrices(space.left @ core @ space.right.transpose(1, 2), space.shape, matricisation)
 
@@ -87,7 +87,7 @@ def test_nothing_is_protected_of_a_share_of_zero_or_of_dead_inputs() -> None:
         dead = InputMoments(**settings)  # type: ignore[arg-type]
         dead.add(torch.zeros(1, 30, 5))
         assert dead.protected_basis(0.99).abs().sum() == 0
-        assert dead.felt(torch.ones(1, 2, 5)) == 0
+        assert dead.response_on_kept(torch.ones(1, 2, 5)) == 0
 
 
 def test_per_channel_bases_have_their_own_widths_padded_with_zeros(generator: torch.Generator) -> None:
@@ -110,7 +110,7 @@ def test_felt_is_the_mean_squared_output_of_the_update_on_the_same_inputs(layer,
     rows = torch.cat([input_rows(layer, x, matricisation) for x in batches], 1)
     outputs = to_matrices(update, matricisation) @ rows.transpose(1, 2)  # (C, m, rows)
     assert moments.count == rows.shape[1]
-    assert moments.felt(to_matrices(update, matricisation)) == pytest.approx(
+    assert moments.response_on_kept(to_matrices(update, matricisation)) == pytest.approx(
         float(outputs.square().sum() / rows.shape[1]), rel=1e-4
     )
 
@@ -137,7 +137,7 @@ def test_a_sketch_of_low_rank_inputs_is_as_good_as_the_exact_moments(generator: 
     assert a.shape == b.shape
     assert torch.linalg.matrix_norm(a - b @ (b.T @ a), 2) < 5e-3
     update = torch.randn(1, 6, 400, generator=generator)
-    assert sketched.felt(update) == pytest.approx(exact.felt(update), rel=1e-2)
+    assert sketched.response_on_kept(update) == pytest.approx(exact.response_on_kept(update), rel=1e-2)
 
 
 def test_a_sketch_never_holds_a_matrix_of_the_wide_side_squared(generator: torch.Generator) -> None:
@@ -146,11 +146,11 @@ def test_a_sketch_never_holds_a_matrix_of_the_wide_side_squared(generator: torch
     held = [value for value in vars(moments).values() if isinstance(value, torch.Tensor)]
     assert max(tensor.numel() for tensor in held) == 3000 * 16
     assert moments.protected_basis(0.99).shape[1:] <= (3000, 16)
-    assert 0.2 < moments.held < 0.9  # 16 directions of inputs that fill 50: less than asked for, and said
+    assert 0.2 < moments.energy_covered < 0.9  # 16 directions of inputs that fill 50: less than asked for, and said
     narrow = InputMoments(max_side=100, sketch=512)  # a sketch wider than the layer
     narrow.add(torch.randn(1, 50, 200, generator=generator))
     assert narrow.protected_basis(0.9).shape[1] == 200
-    assert narrow.held >= 0.9
+    assert narrow.energy_covered >= 0.9
 
 
 def test_what_a_sketch_cannot_see_still_counts_as_felt(generator: torch.Generator) -> None:
@@ -163,7 +163,7 @@ def test_what_a_sketch_cannot_see_still_counts_as_felt(generator: torch.Generato
     basis = sketched.protected_basis(0.999)[0]
     update = torch.randn(1, 5, 300, generator=generator)
     update = update - update @ basis @ basis.T
-    assert sketched.felt(update) == pytest.approx(exact.felt(update), rel=0.2)
+    assert sketched.response_on_kept(update) == pytest.approx(exact.response_on_kept(update), rel=0.2)
 
 
 def test_only_the_layers_that_ran_have_moments_and_no_hook_or_gradient_is_left(generator: torch.Generator) -> None:
@@ -200,7 +200,7 @@ def test_moments_without_any_input_are_refused() -> None:
     with pytest.raises(ValueError, match="no input"):
         InputMoments().protected_basis(0.9)
     with pytest.raises(ValueError, match="no input"):
-        InputMoments().felt(torch.ones(1, 1, 1))
+        InputMoments().response_on_kept(torch.ones(1, 1, 1))
 
 
 def test_a_channel_of_which_nothing_is_left_is_not_trained(generator: torch.Generator) -> None:

@@ -54,7 +54,7 @@ def test_a_gradient_along_the_weight_has_nothing_to_train(generator: torch.Gener
     weight = torch.randn(8, 5, generator=generator)
     space = layer_subspace(3 * weight, weight)
     assert space.trained_parameters == 0
-    assert space.remaining < 1e-10
+    assert space.gradient_energy_kept < 1e-10
 
 
 # ---------------------------------------------------------------------------------------------------- rank rules
@@ -84,7 +84,7 @@ def test_a_zero_gradient_has_rank_zero_whatever_the_rules() -> None:
     for shape in [(5, 7), (5, 3, 3, 3)]:
         for matricisation in ("full", "per_channel"):
             space = layer_subspace(torch.zeros(shape), torch.randn(shape), matricisation=matricisation, min_rank=2)  # type: ignore[arg-type]
-            assert (space.trained_parameters, space.explained, space.remaining) == (0, 0.0, 0.0)
+            assert (space.trained_parameters, space.explained, space.gradient_energy_kept) == (0, 0.0, 0.0)
             assert space.left.shape[-1] == space.right.shape[-1] == 0
 
 
@@ -232,7 +232,7 @@ def test_explained_and_remaining_are_the_energies_they_say(generator: torch.Gene
     space = layer_subspace(gradient, weight, explained_variance=0.8, protected=protected)
     projected = project_away(gradient, weight, "exact")
     projected = projected - projected @ protected[0] @ protected[0].T
-    assert space.remaining == pytest.approx(float(projected.square().sum() / gradient.square().sum()), rel=1e-4)
+    assert space.gradient_energy_kept == pytest.approx(float(projected.square().sum() / gradient.square().sum()), rel=1e-4)
     kept = rebuilt(space, projected[None]).square().sum() / projected.square().sum()
     assert space.explained == pytest.approx(float(kept), rel=1e-4)
     assert 0.8 <= space.explained < 0.9

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semu_diffusion.domains.concepts import ConceptTask
-    from semu_diffusion.erase.samples import Progress
+    from semu_diffusion.erase.task import Progress
     from semu_diffusion.erasure import Step
     from semu_diffusion.models.stable_diffusion import TextConditional
 

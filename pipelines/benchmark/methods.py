@@ -16,8 +16,9 @@ from semu_diffusion.domains.classes import plan
 from semu_diffusion.domains.classes import task as class_task
 from semu_diffusion.domains.config import PRESETS
 from semu_diffusion.erase.loss import training_loss
-from semu_diffusion.erase.run import Task, chosen_anchors, run_erasure, run_to_end
-from semu_diffusion.erase.samples import Progress, kept_images, training_images, with_anchor_images
+from semu_diffusion.erase.run import chosen_anchors, run_erasure, run_to_end
+from semu_diffusion.erase.samples import kept_images, training_images, with_anchor_images
+from semu_diffusion.erase.task import Progress, Task
 from semu_diffusion.erasure import Step
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.peers.embedding_copy import copy_class_embedding

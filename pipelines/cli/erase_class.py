@@ -15,7 +15,7 @@ from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags, epilog
 from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
 
 if TYPE_CHECKING:
-    from semu_diffusion.erase.run import Task
+    from semu_diffusion.erase.task import Task
     from semu_diffusion.erasure import Step
     from semu_diffusion.models.ddpm import ClassConditional
     from semu_diffusion.pipelines.cli.progress import Bars

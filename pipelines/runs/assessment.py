@@ -11,22 +11,22 @@ from typing import Any, Literal
 import torch
 
 from semu_diffusion import assets
+from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning, frechet_distance
-from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.metrics.nearest import nearest
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.precision import autocast
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 from semu_diffusion.models.text_checkpoints import load_text_pipeline
 from semu_diffusion.pipelines.cli.progress import Bars
 from semu_diffusion.pipelines.data.images import ImageSet, spread
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
-from semu_diffusion.models.precision import autocast
+from semu_diffusion.pipelines.runs.class_settings import ModelConfig
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.scoring import checked_device, load_model
-from semu_diffusion.pipelines.runs.class_settings import ModelConfig
-from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Group", "copies", "fid", "groups_of", "sampled", "share"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from semu_diffusion.options import option
 from semu_diffusion.domains.config import PRESETS, ClassErasureConfig
 from semu_diffusion.erase.config import EMBEDDED, GuidedConfig
-from semu_diffusion.options import at_least, require
+from semu_diffusion.options import at_least, option, require
 
 __all__ = ["EMBEDDED", "PRESETS", "EraseClassConfig", "EvaluationConfig", "ModelConfig"]
 

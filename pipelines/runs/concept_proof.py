@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
+from semu_diffusion.domains.concepts import ConceptTask
+from semu_diffusion.eval.guards import pictures_lost, recognition_lost
 from semu_diffusion.eval.images import save_images, to_float
 from semu_diffusion.eval.metrics.lpips import Lpips, load_lpips, paired_lpips
 from semu_diffusion.eval.metrics.side_effects import side_effects
 from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.eval.guards import pictures_lost, recognition_lost
-from semu_diffusion.domains.concepts import ConceptTask
-from semu_diffusion.pipelines.runs.concept_scoring import NO_PROMPT, ConceptScorer, Samples
 from semu_diffusion.pipelines.cli.progress import Bars
 from semu_diffusion.pipelines.data.images import spread
 from semu_diffusion.pipelines.report.grid import make_grid, save_png
+from semu_diffusion.pipelines.runs.concept_scoring import NO_PROMPT, ConceptScorer, Samples
 from semu_diffusion.pipelines.runs.folder import RunFolder, folder_names, peak_memory_bytes, write_json
 
 __all__ = ["paired", "prove", "table"]

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from semu_diffusion.errors import InputError
-from semu_diffusion.eval.judges.judge import load_judge
-from semu_diffusion.eval.images import to_uint8
-from semu_diffusion.eval.probes.pseudo_word import text_revival
-from semu_diffusion.eval.metrics.unlearning import answers
-from semu_diffusion.models.stable_diffusion import TextConditional
 from semu_diffusion.domains.plan import ConceptPlan
-from semu_diffusion.pipelines.runs.concept_settings import EraseConceptRun
-from semu_diffusion.pipelines.data.images import spread
-from semu_diffusion.erase.samples import self_made
-from semu_diffusion.models.precision import autocast, sampler_name
 from semu_diffusion.domains.prompts import bare, singular
 from semu_diffusion.domains.questions import Question, questions
 from semu_diffusion.domains.vocabulary import Vocabulary
+from semu_diffusion.erase.samples import self_made
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import to_uint8
+from semu_diffusion.eval.judges.judge import load_judge
+from semu_diffusion.eval.metrics.unlearning import answers
+from semu_diffusion.eval.probes.pseudo_word import text_revival
+from semu_diffusion.models.precision import autocast, sampler_name
+from semu_diffusion.models.stable_diffusion import TextConditional
+from semu_diffusion.pipelines.data.images import spread
+from semu_diffusion.pipelines.runs.concept_settings import EraseConceptRun
 
 __all__ = ["NO_PROMPT", "ConceptScorer", "Samples"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from semu_diffusion.options import option
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.erase.config import EMBEDDED
-from semu_diffusion.options import at_least, require
+from semu_diffusion.options import at_least, option
 
 __all__ = ["EraseConceptRun"]
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion.erase.task import Images
 from semu_diffusion.eval.images import save_images
 from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Bars
 from semu_diffusion.pipelines.report.grid import make_grid, save_png
-from semu_diffusion.erase.samples import Images
+from semu_diffusion.pipelines.runs.class_settings import EvaluationConfig
 from semu_diffusion.pipelines.runs.folder import RunFolder, folder_names, peak_memory_bytes, write_json
 from semu_diffusion.pipelines.runs.scoring import Samples, Scorer, collapse
-from semu_diffusion.pipelines.runs.class_settings import EvaluationConfig
 
 __all__ = ["draw", "prove", "table"]
 

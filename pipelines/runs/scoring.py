@@ -13,15 +13,15 @@ import torch
 
 from semu_diffusion import assets
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.guards import pictures_lost, recognition_lost
+from semu_diffusion.eval.images import to_float, to_uint8
 from semu_diffusion.eval.judges.judge import Judge, load_judge
 from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning, frechet_distance, load_fid_extractor
-from semu_diffusion.eval.images import to_float, to_uint8
-from semu_diffusion.eval.probes.class_vector import revival
 from semu_diffusion.eval.metrics.side_effects import side_effects
 from semu_diffusion.eval.metrics.unlearning import accuracies, answers, unconditional_share
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.eval.probes.class_vector import revival
 from semu_diffusion.models.checkpoints import load_class_conditional
-from semu_diffusion.eval.guards import pictures_lost, recognition_lost
+from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.models.precision import autocast, sampler_name
 from semu_diffusion.pipelines.runs.class_settings import EMBEDDED, EvaluationConfig, ModelConfig
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from semu_diffusion.domains.config import PRESETS, ClassErasureConfig
-from semu_diffusion.erase.run import Task, require_trainable, run_erasure, run_to_end
-from semu_diffusion.erase.samples import Images
+from semu_diffusion.domains.config import ClassErasureConfig
+from semu_diffusion.erase.run import require_trainable
+from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
-from semu_diffusion.models.checkpoints import adapt_pipeline
 from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.options import build_config
-from semu_diffusion.patch import ErasurePatch
 
-__all__ = ["ClassPlan", "erase_class", "forget_set_of", "plan", "task"]
+__all__ = ["ClassPlan", "bind", "forget_set_of", "plan", "task"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,22 @@ def plan(model: ClassConditional, config: ClassErasureConfig, images_given: bool
     return ClassPlan(model, forget, kept, target, anchor)
 
 
+def bind(model: ClassConditional, plan: ClassPlan, extra: Sequence[str] = ()) -> ClassConditional:
+    """The plan's model: its classes are all its conditions. Raises KeyError for an ``extra`` one that is no class."""
+    for condition in extra:
+        plan.model.row(condition)
+    return plan.model
+
+
 def task(
-    plan: ClassPlan, forget_images: torch.Tensor | None = None, retain_set: Images | None = None
+    model: ClassConditional,
+    plan: ClassPlan,
+    config: ClassErasureConfig,
+    progress: Progress | None = None,
+    forget_images: torch.Tensor | None = None,
+    retain_set: Images | None = None,
 ) -> Task[ClassConditional]:
     """The task of a plan. ``forget_images`` (N, C, H, W) in [-1, 1] show the class, ``retain_set`` kept ones."""
-    model = plan.model
     metadata = {
         "forget": list(plan.erased),
         "base_model": model.source,
@@ -78,26 +85,10 @@ def task(
         forget_set_of(model, plan.forget, forget_images),
         retain_set,
         metadata,
+        {},
+        config.forget_samples,
+        config.anchor_samples,
     )
-
-
-def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
-    """The public face: erase the classes ``names`` from a `ClassConditionalPipeline`; ``settings`` as on the command line.
-
-        patch = erase_class(pipe, "cat", explained_variance=0.9)
-
-    ``forget_images`` (N, C, H, W) in [-1, 1] define the class; the model makes its own without them. The pipeline is
-    unchanged: apply the patch to ``pipe.unet``. Raises InputError for an unknown class or setting, and
-    Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch: the command line does that.
-    """
-    unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(ClassErasureConfig)})
-    if unknown:
-        raise InputError(f"unknown settings: {', '.join(unknown)}")
-    config = build_config(ClassErasureConfig, {"forget": names, **settings}, PRESETS)
-    if forget_images is not None and not isinstance(forget_images, torch.Tensor):
-        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
-    planned = plan(adapt_pipeline(pipeline), config, forget_images is not None)
-    return run_to_end(run_erasure(task(planned, forget_images), config)).patch
 
 
 def forget_set_of(model: ClassConditional, forget: Sequence[int], images: torch.Tensor | None) -> Images | None:

@@ -1,101 +1,53 @@
-"""The erasure of concepts from a text-to-image pipeline: from words to a task over the prompts of a book."""
+"""The domain of concepts: what the user's words mean on a Stable Diffusion pipeline."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from semu_diffusion.domains.config import ConceptErasureConfig
-from semu_diffusion.domains.plan import ConceptPlan, plan
-from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
-from semu_diffusion.erase.loss import second_nearest
-from semu_diffusion.erase.run import Task, require_trainable, run_erasure, run_to_end
-from semu_diffusion.erase.samples import Images, Progress, training_images
+from semu_diffusion.domains.plan import ConceptPlan, plan_words
+from semu_diffusion.domains.vocabulary import Vocabulary
+from semu_diffusion.erase.anchors import second_nearest
+from semu_diffusion.erase.phases import phase_generator
+from semu_diffusion.erase.run import require_trainable
+from semu_diffusion.erase.samples import training_images
+from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.stable_diffusion import TextConditional, adapt_text_pipeline, check_family
-from semu_diffusion.options import build_config
-from semu_diffusion.patch import ErasurePatch
 
-__all__ = ["ConceptTask", "erase_concept", "guided", "prepare"]
+__all__ = ["ConceptsPlan", "bind", "plan", "task", "with_guidance_scale"]
 
 STABLE_DIFFUSION_GUIDANCE = 7.5
 ANCHOR_IMAGES = 16  # pictures of the concept by which an anchor is chosen
 
 
-@dataclasses.dataclass(frozen=True)
-class ConceptTask:
-    """The task over a book of prompts, its settings by the prompt, the plan of each concept and its anchor in words."""
+@dataclass(frozen=True)
+class ConceptsPlan:
+    """The plan of each concept of a run, in words, and the prompts that are to stay as they are."""
 
-    task: Task[TextConditional]
-    config: ConceptErasureConfig
-    plans: Sequence[ConceptPlan]
-    anchors: Mapping[str, str]
+    concepts: tuple[ConceptPlan, ...]
+    kept: tuple[str, ...]
+    vocabulary: Vocabulary | None
+    source: str
 
     @property
-    def answers(self) -> dict[str, str]:
-        """The answer of every forget prompt."""
-        names = (*self.task.model.names, "")
-        return {names[row]: names[answer] for row, answer in (self.task.anchors or {}).items()}
+    def erased(self) -> tuple[str, ...]:
+        return tuple(one.concept for one in self.concepts)
+
+    @property
+    def forget(self) -> tuple[str, ...]:
+        """The prompts that name the concepts."""
+        return tuple(dict.fromkeys(prompt for one in self.concepts for prompt in one.prompts))
 
 
-def prepare(
-    pipeline: Any,
-    config: ConceptErasureConfig,
-    source: str = "",
-    vocabulary: Vocabulary | None = None,
-    asked: Sequence[str] = (),
-    progress: Progress | None = None,
-    forget_images: torch.Tensor | None = None,
-) -> ConceptTask:
-    """What ``config`` means on ``pipeline``; an anchor is chosen for each concept if none is given.
-
-    The book also gets the prompts ``asked``. Raises InputError for a pipeline of another family, prompts that are too long
-    or contradict the concept, and layers that are not there.
-    """
-    config = guided(config, vocabulary)
-    plans, kept = plan(config, vocabulary)
-    check_family(pipeline, source)
-    require_trainable(pipeline.unet, config)
-    anchors: dict[str, str] = {}
-    for one in plans:
-        if config.anchor is not None or config.target != "fixed":
-            anchors[one.concept] = config.anchor or ""
-        else:
-            others = [word for other in plans for word in other.words]
-            anchors[one.concept] = _chosen_anchor(pipeline, one, others, config, progress)
-    pairs = {p: a for one in plans for p, a in zip(one.prompts, one.answers(anchors[one.concept]), strict=True)}
-    model = adapt_text_pipeline(pipeline, [*pairs, *pairs.values(), *kept, *asked], source)
-    if config.adversarial and model.table.pooled is not None:
-        raise InputError("--adversarial is not made for SDXL, which has a pooled condition beside the text")
-    select_layers(model.denoiser, config.layers)
-    forget = [model.row(prompt) for prompt in pairs]
-    metadata = {
-        "concept": [one.concept for one in plans],
-        "anchor": [anchors[one.concept] for one in plans] if config.target != "ascent" else [],
-        "base_model": source,
-        "family": model.family,
-        "prompts": list(pairs),
-    }
-    task = Task(
-        model,
-        forget,
-        [model.row(prompt) for prompt in kept],
-        config.target,
-        {model.row(prompt): model.row(answer) for prompt, answer in pairs.items()},
-        _given_images(model, forget_images, plans),
-        None,
-        metadata,
-    )
-    # ascent has no answer: it only makes the concept's own images less likely
-    return ConceptTask(task, _by_prompt(config, len(plans), len(forget)), plans, anchors if config.target != "ascent" else {})
-
-
-def guided(config: Any, vocabulary: Vocabulary | None) -> Any:
+def with_guidance_scale(config: Any, vocabulary: Vocabulary | None) -> Any:
     """The settings with a guidance scale: the given one, the model's own, or 7.5 as Stable Diffusion is used."""
     if config.guidance_scale is not None:
         return config
@@ -103,58 +55,103 @@ def guided(config: Any, vocabulary: Vocabulary | None) -> Any:
     return dataclasses.replace(config, guidance_scale=own)
 
 
-def erase_concept(pipeline: Any, *concepts: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
-    """The public face: erase concepts, in words, from a Stable Diffusion pipeline (1.x, 2.x, XL).
+def plan(
+    pipeline: Any,
+    config: ConceptErasureConfig,
+    vocabulary: Vocabulary | None = None,
+    source: str = "",
+    images_given: bool = False,
+) -> ConceptsPlan:
+    """What ``config`` means on ``pipeline``, before any work.
 
-        patch = erase_concept(pipe, "cassette player", anchor="radio")
-
-    ``settings`` are the fields of `ConceptErasureConfig`. The pipeline is unchanged: apply the patch to ``pipe.unet``. Raises
-    InputError for settings that make no sense together or a pipeline of another family, Diverged if training left the
-    finite numbers. Nothing is sampled to prove the patch.
+    Raises InputError for a pipeline of another family, prompts that contradict the concept, and layers that are not there.
     """
-    unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(ConceptErasureConfig)})
-    if unknown:
-        raise InputError(f"unknown settings: {', '.join(unknown)}")
-    config = build_config(ConceptErasureConfig, {"concept": concepts, **settings})
-    source = str(getattr(pipeline.config, "_name_or_path", ""))
-    prepared = prepare(pipeline, config, source, read_vocabulary(source) if source else None, forget_images=forget_images)
-    return run_to_end(run_erasure(prepared.task, prepared.config)).patch
+    concepts, kept = plan_words(config, vocabulary)
+    check_family(pipeline, source)
+    require_trainable(pipeline.unet, config)
+    select_layers(pipeline.unet, config.layers)
+    if config.adversarial and getattr(pipeline, "text_encoder_2", None) is not None:
+        raise InputError("--adversarial is not made for SDXL, which has a pooled condition beside the text")
+    if images_given and len(concepts) > 1:
+        raise InputError("--forget-images shows one concept: erase several in runs of their own, then semu apply")
+    return ConceptsPlan(tuple(concepts), tuple(kept), vocabulary, source)
 
 
-def _by_prompt(config: ConceptErasureConfig, concepts: int, prompts: int) -> ConceptErasureConfig:
-    """The settings with sample counts for each prompt: the user's are for each concept."""
-    share = {name: math.ceil(getattr(config, name) * concepts / prompts) for name in ("forget_samples", "anchor_samples")}
-    return dataclasses.replace(config, **share)
+def bind(pipeline: Any, plan: ConceptsPlan, extra: Sequence[str] = ()) -> TextConditional:
+    """The model with the plan's prompts, and the ``extra`` ones, in its table. Raises InputError for prompts too long."""
+    return adapt_text_pipeline(pipeline, [*plan.forget, *plan.kept, *extra], plan.source)
 
 
-def _chosen_anchor(
-    pipeline: Any, one: ConceptPlan, others: Sequence[str], config: ConceptErasureConfig, progress: Progress | None
+def task(
+    model: TextConditional,
+    plan: ConceptsPlan,
+    config: ConceptErasureConfig,
+    progress: Progress | None = None,
+    forget_images: torch.Tensor | None = None,
+) -> Task[TextConditional]:
+    """The task of a plan on its model, with an anchor for each concept, chosen if none is given.
+
+    ``forget_images`` (N, C, H, W) in [-1, 1] show the concept. The task's model also has the anchors' prompts.
+    """
+    anchors = {one.concept: _anchor(model, plan, one, config, progress) for one in plan.concepts}
+    pairs = {p: a for one in plan.concepts for p, a in zip(one.prompts, one.answers(anchors[one.concept]), strict=True)}
+    model = model.with_prompts(list(pairs.values()))
+    shown = anchors if config.target != "ascent" else {}  # ascent has no anchor: the concept's own images get less likely
+    share = len(plan.concepts) / len(pairs)  # the user's counts are for each concept, the task's for each prompt
+    metadata = {
+        "concept": list(plan.erased),
+        "anchor": list(shown.values()),
+        "base_model": plan.source,
+        "family": model.family,
+        "prompts": list(pairs),
+    }
+    return Task(
+        model,
+        [model.row(prompt) for prompt in pairs],
+        [model.row(prompt) for prompt in plan.kept],
+        config.target,
+        {model.row(prompt): model.row(answer) for prompt, answer in pairs.items()},
+        _given_images(model, forget_images, plan.concepts),
+        None,
+        metadata,
+        dict(shown),
+        math.ceil(config.forget_samples * share),
+        math.ceil(config.anchor_samples * share),
+    )
+
+
+def _anchor(
+    model: TextConditional, plan: ConceptsPlan, one: ConceptPlan, config: ConceptErasureConfig, progress: Progress | None
 ) -> str:
-    """Of the plan's candidates the second nearest, by the predictions for the first prompt with each in its place."""
+    """The words that replace a concept: the config's, else the second nearest of the plan's candidates.
+
+    Nearness is that of the predictions for the first prompt with each candidate in its place.
+    """
+    if config.anchor is not None or config.target != "fixed":
+        return config.anchor or ""
+    others = [word for other in plan.concepts for word in other.words]
     first = dataclasses.replace(one, prompts=one.prompts[:1], scenes=one.scenes[:1])
     answers = {noun: first.answers(noun)[0] for noun in one.candidates(others)}
     answers = {noun: answer for noun, answer in answers.items() if answer != first.prompts[0]}
     if not answers:
-        raise InputError(f"nothing is left that could answer {one.concept!r}: name it with --anchor")
+        raise InputError(f"nothing is left that could replace {one.concept!r}: name it with --anchor")
     if len(answers) == 1:
         return next(iter(answers))
-    model = adapt_text_pipeline(pipeline, [first.prompts[0], *answers.values()])
-    few = dataclasses.replace(config, forget_samples=min(ANCHOR_IMAGES, config.forget_samples))
-    images = training_images(model, few, [0], None, progress)
+    model = model.with_prompts(list(answers.values()))
+    row = model.row(first.prompts[0])
+    images = training_images(model, config, [row], None, progress, min(ANCHOR_IMAGES, config.forget_samples))
     rows = [model.row(answer) for answer in answers.values()]
-    chosen = second_nearest(model, 0, rows, images, torch.Generator().manual_seed(config.seed))
+    chosen = second_nearest(model, row, rows, images, phase_generator(config.seed, "anchors"))
     return next(noun for noun, answer in answers.items() if model.row(answer) == chosen)
 
 
 def _given_images(model: TextConditional, images: torch.Tensor | None, plans: Sequence[ConceptPlan]) -> Images | None:
-    """The images of --forget-images as latents, under the concept's prompts in turn; None if the model shall make them.
+    """The given images as latents, under the concept's prompts in turn; None if the model shall make them.
 
     Photos are not shown as sketches: of an object's prompts only those in the plain style.
     """
     if images is None:
         return None
-    if len(plans) > 1:
-        raise InputError("--forget-images shows one concept: erase several in runs of their own, then semu apply")
     one = plans[0]
     prompts = list(one.prompts)
     if one.vocabulary is not None and one.subject is not None and one.subject.kind == "object" and one.scenes:

@@ -63,6 +63,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "lr": 1e-3,
         "lr_decay": False,
+        "warmup": 0.0,
+        "adam_beta2": 0.999,
         "gradient_clip": 1.0,
     },
 }

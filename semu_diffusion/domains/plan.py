@@ -19,7 +19,7 @@ from semu_diffusion.domains.prompts import (
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
 from semu_diffusion.errors import InputError
 
-__all__ = ["ConceptPlan", "plan"]
+__all__ = ["ConceptPlan", "plan_words"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ConceptPlan:
         return found if found.count("{}") == 1 else None
 
 
-def plan(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> tuple[list[ConceptPlan], list[str]]:
+def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> tuple[list[ConceptPlan], list[str]]:
     """A plan for each concept of ``config``, and the prompts that shall stay as they are.
 
     Synonyms belong to the first concept. Raises InputError for given forget prompts that name none of the words, and if no

@@ -139,6 +139,8 @@ class TrainingConfig:
     batch_size: int = option(16, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
     lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
+    warmup: float = option(0.15, "share of the steps in which the learning rate rises", metavar="SHARE", group="training")
+    adam_beta2: float = option(0.99, "Adam's decay of the squared gradient", metavar="BETA", group="training")
 
     def __post_init__(self) -> None:
         for name in ("label_drop", "unlabelled", "adversarial"):
@@ -148,6 +150,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size"):
             at_least(self, name, 1)
         require(0 < self.lr < 1e30, f"--lr {self.lr}: must be a positive number that float32 can hold")
+        require(0 <= self.warmup < 1, f"--warmup {self.warmup}: must lie in [0, 1)")
+        require(0 <= self.adam_beta2 < 1, f"--adam-beta2 {self.adam_beta2}: must lie in [0, 1)")
         require(self.retain_weight >= 0, f"--retain-weight {self.retain_weight}: must not be negative")
 
 

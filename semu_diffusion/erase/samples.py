@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from semu_diffusion.erase.config import ErasureConfig
-from semu_diffusion.gradients import antithetic_timesteps
+from semu_diffusion.erase.config import SamplesConfig, TrainingConfig
+from semu_diffusion.erase.phases import image_seeds
+from semu_diffusion.erase.task import Images, Progress
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import NoisyBatch
 
 __all__ = [
-    "Images",
-    "Progress",
     "forget_batches",
     "kept_batches",
     "kept_images",
-    "moves_unlabelled",
     "noisy",
     "protected_conditions",
     "self_made",
     "training_images",
+    "trains_unlabelled",
     "with_anchor_images",
 ]
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
 BATCH = 64
 SELF_MADE_STEPS = 10  # DDIM steps of the images the model makes for its own erasure: content matters, not finish
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images (N, C, H, W) in [-1, 1] with their class indices (N,)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.randint(0, len(self.images), (count,), generator=generator)
-        return self.images[chosen], self.labels[chosen]
-
-    def some(self, count: int, generator: torch.Generator) -> Images:
-        """``count`` different ones at random; all, in their order, if there are no more."""
-        if len(self.images) <= count:
-            return self
-        chosen = torch.randperm(len(self.images), generator=generator)[:count].to(self.labels.device)
-        return Images(self.images[chosen], self.labels[chosen])
 
 
 def self_made(
@@ -74,69 +52,75 @@ def self_made(
 
 def training_images(
     model: DiffusionModel,
-    config: ErasureConfig,
+    config: SamplesConfig,
     forget: Sequence[int],
     forget_set: Images | None = None,
     progress: Progress | None = None,
+    each: int | None = None,
 ) -> Images:
-    """The forget set of a run: the one given, or the images that the model makes of its classes from the run's seed."""
+    """The forget set of a run: the one given, or ``each`` images (default: the config's) that the model makes of each row."""
     if forget_set is not None:
         return forget_set
-    count = config.forget_samples * len(forget)
-    return _made(model, forget, count, 1, config, progress, "forget set")
+    count = (each or config.forget_samples) * len(forget)
+    return _made(model, forget, count, config, progress, "forget set")
 
 
 def with_anchor_images(
     model: DiffusionModel,
-    config: ErasureConfig,
+    config: SamplesConfig,
     forget_set: Images,
     anchors: Mapping[int, int],
     progress: Progress | None = None,
+    each: int | None = None,
 ) -> Images:
-    """The forget set and images of each class's anchor, labelled as the erased class.
+    """The forget set and ``each`` images (default: the config's) of each row's anchor, labelled as the erased row.
 
     Once the erasure works, sampling the erased class leads to the anchor's images: there too the label must mean the anchor,
     or it would pull them back.
     """
-    count = config.anchor_samples
+    count = config.anchor_samples if each is None else each
     if not count or not anchors:
         return forget_set
-    seeds = [_seed(config, 3) + 100_000 * stream + i for stream in range(len(anchors)) for i in range(count)]
     shown = [anchor for anchor in anchors.values() for _ in range(count)]
+    asked = [f"{_name(model, anchor)} for {_name(model, e)}" for e, anchor in anchors.items() for _ in range(count)]
+    seeds = image_seeds(asked, config.seed, "anchor")
     made = self_made(model, shown, seeds, config.guidance_scale, config.precision, progress, "anchor samples")
     meant = torch.tensor([erased for erased in anchors for _ in range(count)], device=model.device)
     return Images(torch.cat([forget_set.images, made.images]), torch.cat([forget_set.labels, meant]))
 
 
-def kept_images(model: DiffusionModel, config: ErasureConfig, kept: Sequence[int], progress: Progress | None = None) -> Images:
+def kept_images(model: DiffusionModel, config: SamplesConfig, kept: Sequence[int], progress: Progress | None = None) -> Images:
     """Images of the kept classes that the model makes, for protection and for the self-generated retain term.
 
     Of no class if none is kept (the label says nothing to an unconditional model).
     """
     classes = list(kept) or [model.null or 0]
-    return _made(model, classes, config.kept_samples, 2, config, progress, "kept samples")
+    return _made(model, classes, config.kept_samples, config, progress, "kept samples")
 
 
 def _made(
     model: DiffusionModel,
-    classes: Sequence[int],
+    conditions: Sequence[int],
     count: int,
-    stream: int,
-    config: ErasureConfig,
+    config: SamplesConfig,
     progress: Progress | None,
     stage: str,
 ) -> Images:
-    """``count`` images of the classes in turn."""
-    first = _seed(config, stream)
-    rows = [classes[i % len(classes)] for i in range(count)]
-    return self_made(model, rows, range(first, first + count), config.guidance_scale, config.precision, progress, stage)
+    """``count`` images of the rows in turn."""
+    rows = [conditions[i % len(conditions)] for i in range(count)]
+    seeds = image_seeds([_name(model, row) for row in rows], config.seed, stage)
+    return self_made(model, rows, seeds, config.guidance_scale, config.precision, progress, stage)
+
+
+def _name(model: DiffusionModel, row: int) -> str:
+    return model.names[row] if row < len(model.names) else ""
 
 
 def noisy(model: DiffusionModel, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> NoisyBatch:
     """Images noised at antithetic timesteps, with the network's training target."""
-    t = antithetic_timesteps(len(images), model.num_timesteps, generator).to(images.device)
+    t = model.process.timesteps(len(images), generator).to(images.device)
     noise = torch.randn(images.shape, generator=generator).to(images)
-    return NoisyBatch(model.add_noise(images, noise, t), t, labels, model.training_target(images, noise, t))
+    return NoisyBatch(model.process.add_noise(images, noise, t), t, labels, model.process.target(images, noise, t))
 
 
 def forget_batches(
@@ -180,11 +164,6 @@ def protected_conditions(model: DiffusionModel, labels: torch.Tensor, every: int
     return labels
 
 
-def moves_unlabelled(model: DiffusionModel, config: ErasureConfig) -> bool:
-    """Whether the predictions without a label are trained to leave the erased class too, by way of an anchor."""
+def trains_unlabelled(model: DiffusionModel, config: TrainingConfig) -> bool:
+    """True if predictions without a label are trained to leave the erased class too, by way of an anchor."""
     return config.unlabelled > 0 and model.null is not None and config.target in ("auto", "fixed", "random")
-
-
-def _seed(config: ErasureConfig, stream: int) -> int:
-    """Disjoint ranges of per-image seeds for the different uses of one run's seed, none of them those of the evaluation."""
-    return 2**31 + (config.seed * 8 + stream) * 10_000_000 % 2**31

@@ -7,13 +7,14 @@ their family knows; nothing outside this room asks which of them it has.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.process import Ddpm, Process
 
 __all__ = ["DiffusionModel"]
 
@@ -82,33 +83,34 @@ class DiffusionModel(ABC):
         return next(self.denoiser.parameters()).dtype
 
     @property
+    def process(self) -> Process:
+        """How clean samples are noised, and what the network predicts."""
+        return Ddpm(self.scheduler)
+
+    @property
     def num_timesteps(self) -> int:
-        return int(self.scheduler.config.num_train_timesteps)
+        return self.process.num_timesteps
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, eq. 4)."""
-        return self.scheduler.add_noise(clean, noise, t)
+        """As `Process.add_noise`."""
+        return self.process.add_noise(clean, noise, t)
 
     def training_target(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the network is trained to predict: the noise, or v = sqrt(abar) eps - sqrt(1 - abar) x_0, or x_0."""
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        return self.scheduler.get_velocity(clean, noise, t) if kind == "v_prediction" else clean
+        """As `Process.target`."""
+        return self.process.target(clean, noise, t)
 
-    def image_weight(self, t: torch.Tensor, limit: float = 10.0) -> torch.Tensor:
-        """How far an error of the prediction moves the image, scaled to mean 1 over all t.
+    def image_weight(self, t: torch.Tensor) -> torch.Tensor:
+        """As `Process.image_weight`."""
+        return self.process.image_weight(t)
 
-        An error e of a noise prediction moves the predicted x_0 by (sigma_t / alpha_t) e (at most ``limit`` here), of a
-        velocity (x_0 = alpha_t x_t - sigma_t v) by sigma_t e, of x_0 itself by e. The effect of a class label
-        on the noise falls with t about as fast as this grows, so all timesteps that decide the class count alike.
-        """
-        abar = self.scheduler.alphas_cumprod.to(t.device)
-        kind = self.scheduler.config.prediction_type
-        weights = ((1 - abar) / abar).sqrt().clamp(max=limit) if kind == "epsilon" else (1 - abar).sqrt()
-        if kind == "sample":
-            weights = torch.ones_like(abar)
-        return (weights / weights.mean())[t]
+    def row(self, condition: str) -> int:
+        """Row of a condition, by its exact name; the empty one is the null row. Raises KeyError for any other."""
+        if condition == "" and self.null is not None:
+            return self.null
+        try:
+            return self.names.index(condition)
+        except ValueError as error:
+            raise KeyError(condition) from error
 
     def predict_guided(
         self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float
@@ -147,49 +149,6 @@ class DiffusionModel(ABC):
         """
         for clean in self.sample_latents(labels, seeds, steps, guidance_scale, batch_size):
             yield self.decode(clean)
-
-    def _in_pieces(
-        self,
-        labels: Sequence[int] | None,
-        seeds: Sequence[int],
-        batch_size: int,
-        make: Callable[[list[int] | None, torch.Tensor], torch.Tensor],
-    ) -> Iterator[torch.Tensor]:
-        """What ``make(labels, noise)`` samples for the seeds, handed out ``batch_size`` at a time.
-
-        The network works on pieces of one fixed size, the last one filled up, because libraries choose their kernels by
-        the batch, and with them the last bits of a result.
-        """
-        labels = None if labels is None or not self.conditional else list(labels)
-        piece = self._piece
-        waiting: torch.Tensor | None = None
-        for start in range(0, len(seeds), piece):
-            part = slice(start, start + piece)
-            own = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds[part]]
-            filling = piece - len(own)
-            rows = None if labels is None else labels[part] + labels[part][-1:] * filling
-            training = self.denoiser.training
-            self.denoiser.eval()
-            try:
-                made = make(rows, torch.stack(own + own[-1:] * filling))[: len(own)].cpu()
-            finally:
-                self.denoiser.train(training)
-            waiting = made if waiting is None else torch.cat([waiting, made])
-            while len(waiting) >= batch_size:
-                yield waiting[:batch_size]
-                waiting = waiting[batch_size:]
-        if waiting is not None and len(waiting):
-            yield waiting
-
-    @property
-    def _piece(self) -> int:
-        """Samples made together: 64 of 32x32 on an accelerator, fewer of larger ones; on a CPU 8, up to 32 of smaller ones.
-
-        Measured on two cores: a small latent network is nearly twice as fast in 32s as in 8s, one of 32x32 is not faster.
-        """
-        _, height, width = self.latent_shape
-        most, room = (32, 8 * 32 * 32) if self.device.type == "cpu" else (64, 64 * 32 * 32)
-        return max(1, min(most, room // (height * width)))
 
     def check_steps(self, steps: int) -> None:
         if steps > self.num_timesteps:

@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.models.sampling import in_pieces
 
 __all__ = ["ClassConditional"]
 
@@ -137,7 +138,8 @@ class ClassConditional(DiffusionModel):
                 self.pipeline.set_progress_bar_config(**shown)
             return images
 
-        yield from self._in_pieces(labels, seeds, batch_size, make)
+        rows = None if not self.conditional else labels
+        yield from in_pieces(self.denoiser, self.latent_shape, rows, seeds, batch_size, make)
 
     def sample_latents(
         self,

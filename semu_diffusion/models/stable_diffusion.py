@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.sampling import in_pieces
 
 __all__ = [
     "PromptTable",
@@ -91,12 +92,24 @@ class TextConditional(DiffusionModel):
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.pipeline)
 
-    def row(self, prompt: str) -> int:
-        """Row of a prompt of the table; raises KeyError for any other."""
-        try:
-            return self.table.prompts.index(prompt)
-        except ValueError as error:
-            raise KeyError(prompt) from error
+    def with_prompts(self, prompts: Sequence[str]) -> TextConditional:
+        """The model with those of the prompts that its table lacks; InputError for one that is too long."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and prompt not in self.table.prompts]
+        if not missing:
+            return self
+        more = encode_prompts(self.pipeline, missing)
+        old = self.table
+
+        def joined(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+            return torch.cat([mine[:-1], theirs])
+
+        table = PromptTable(
+            (*old.prompts[:-1], *more.prompts),
+            joined(old.embeddings, more.embeddings),
+            None if old.pooled is None or more.pooled is None else joined(old.pooled, more.pooled),
+            old.time_ids,
+        )
+        return dataclasses.replace(self, table=table)
 
     def with_rows(self, names: Sequence[str], embeddings: torch.Tensor) -> TextConditional:
         """The model with more rows after the named prompts, of ``embeddings`` (n, T, D); InputError for SDXL."""
@@ -190,7 +203,7 @@ class TextConditional(DiffusionModel):
                 x = sampler.step(predicted, t, x).prev_sample
             return x
 
-        yield from self._in_pieces(labels, seeds, batch_size, make)
+        yield from in_pieces(self.denoiser, self.latent_shape, labels, seeds, batch_size, make)
 
 
 def image_shape(pipeline: Any) -> tuple[int, int, int]:

@@ -1,0 +1,154 @@
+"""What an erasure reads off the model before it trains: the forget gradient, the moments of kept inputs, the subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from semu_diffusion.erase.config import SubspaceConfig
+from semu_diffusion.erase.samples import forget_batches, kept_batches
+from semu_diffusion.erase.task import Images, Progress, Protection
+from semu_diffusion.gradients import collect_gradients
+from semu_diffusion.matrices import to_matrices
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.objectives import NoisyBatch
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.protection import InputMoments, collect_moments
+from semu_diffusion.subspace import Subspace, layer_subspace
+
+__all__ = ["denoising_gradient", "find_subspaces", "kept_moments", "objective_gradient", "protection_of"]
+
+OBJECTIVE_BATCHES = 8
+
+
+def objective_gradient(
+    model: DiffusionModel,
+    layers: Mapping[str, Any],
+    loss: Callable[[int], Mapping[str, torch.Tensor]],
+    clip: float | None,
+    progress: Progress | None,
+) -> dict[str, torch.Tensor]:
+    """The gradient of the training's own forget term, over `OBJECTIVE_BATCHES` batches.
+
+    At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
+    """
+
+    def counted() -> Iterator[int]:
+        for step in range(OBJECTIVE_BATCHES):
+            yield step
+            if progress is not None:
+                progress("gradient", step + 1, OBJECTIVE_BATCHES)
+
+    return collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], clip)
+
+
+def denoising_gradient(
+    model: DiffusionModel,
+    layers: Mapping[str, Any],
+    forget_set: Images,
+    guidance_scale: float,
+    clip: float | None,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> dict[str, torch.Tensor]:
+    """The gradient of guided denoising, as in SEMU: sum over pixels, mean over images, of (target - guided prediction)^2."""
+
+    def loss(batch: NoisyBatch) -> torch.Tensor:
+        predicted = model.predict_guided(batch.x_t, batch.t, batch.condition, guidance_scale)
+        return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
+
+    batches = forget_batches(model, forget_set, generator, progress)
+    return collect_gradients(model.denoiser, layers, batches, loss, clip=clip)
+
+
+def kept_moments(
+    model: DiffusionModel,
+    config: SubspaceConfig,
+    layers: Mapping[str, Any],
+    kept: Images,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> dict[str, InputMoments]:
+    """Second moments of each layer's inputs on kept samples, with and without their condition."""
+    return collect_moments(
+        layers,
+        kept_batches(model, kept, generator, progress),
+        lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
+        config.matricisation,
+        generator=generator,
+    )
+
+
+def find_subspaces(
+    config: SubspaceConfig,
+    layers: Mapping[str, Any],
+    gradients: Mapping[str, torch.Tensor],
+    moments: Mapping[str, InputMoments],
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> dict[str, Subspace]:
+    """U and V of every layer: the dominant directions of its gradient outside the protected ones."""
+    found: dict[str, Subspace] = {}
+    for done, (name, layer) in enumerate(layers.items(), 1):
+        found[name] = layer_subspace(
+            gradients[name],
+            layer.weight.detach(),
+            explained_variance=config.explained_variance,
+            projection=config.projection,
+            matricisation=config.matricisation,
+            rule=config.rank_rule,
+            min_rank=config.min_rank,
+            max_rank=config.max_rank,
+            protected=moments[name].protected_basis(config.protected_energy) if name in moments else None,
+            generator=generator,
+        )
+        if progress is not None:
+            progress("subspaces", done, len(layers))
+    return found
+
+
+def protection_of(
+    patch: ErasurePatch,
+    layers: Mapping[str, Any],
+    gradients: Mapping[str, torch.Tensor],
+    moments: Mapping[str, InputMoments],
+    subspaces: Mapping[str, Subspace],
+) -> Protection:
+    """The figures of the protection, of every layer and of all together."""
+    energies = {name: float(gradient.double().square().sum()) for name, gradient in gradients.items()}
+    left = sum(subspaces[name].gradient_energy_kept * energy for name, energy in energies.items())
+    responses = _responses(patch, layers, moments)
+    by_layer = {
+        name: {
+            "gradient_energy_kept": float(subspace.gradient_energy_kept),
+            "response_on_kept": _relative([responses[name]]) if name in responses else None,
+            "energy_covered": moments[name].energy_covered if name in moments else None,
+        }
+        for name, subspace in subspaces.items()
+    }
+    return Protection(
+        left / max(sum(energies.values()), 1e-30),
+        _relative(responses.values()) if responses else None,
+        min((one.energy_covered for one in moments.values()), default=None),
+        by_layer,
+    )
+
+
+def _relative(responses: Iterable[tuple[float, float]]) -> float:
+    update, own = (sum(column) for column in zip(*responses, strict=True))
+    return (update / max(own, 1e-30)) ** 0.5
+
+
+def _responses(
+    patch: ErasurePatch, layers: Mapping[str, Any], moments: Mapping[str, InputMoments]
+) -> dict[str, tuple[float, float]]:
+    """Mean squared output on kept inputs of each layer's update, and of its weight; {} if nothing was protected."""
+    found = {}
+    for name, layer_patch in patch.layers.items() if moments else ():
+        weight = layers[name].weight.detach().float()
+        update = to_matrices(patch.delta(name).to(weight.device), layer_patch.matricisation)
+        own = to_matrices(weight, layer_patch.matricisation)
+        found[name] = (moments[name].response_on_kept(update), moments[name].response_on_kept(own))
+    return found

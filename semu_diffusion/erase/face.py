@@ -1,0 +1,61 @@
+"""The public face: erase by words from a pipeline in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from semu_diffusion.domains import classes, concepts
+from semu_diffusion.domains.config import PRESETS, ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.domains.vocabulary import read_vocabulary
+from semu_diffusion.erase.run import run_erasure, run_to_end
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.checkpoints import adapt_pipeline
+from semu_diffusion.options import build_config
+from semu_diffusion.patch import ErasurePatch
+
+__all__ = ["erase_class", "erase_concept"]
+
+
+def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
+    """Erase the classes ``names`` from a `ClassConditionalPipeline`; ``settings`` are the fields of `ClassErasureConfig`.
+
+        patch = erase_class(pipe, "cat", explained_variance=0.9)
+
+    ``forget_images`` (N, C, H, W) in [-1, 1] define the class; the model makes its own without them. The pipeline is
+    unchanged: apply the patch to ``pipe.unet``. Raises InputError for an unknown class or setting, and Diverged if training
+    left the finite numbers. Nothing is sampled to evaluate the patch: the command line does that.
+    """
+    config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
+    planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
+    model = classes.bind(planned.model, planned)
+    return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).patch
+
+
+def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
+    """Erase concepts, in words, from a Stable Diffusion pipeline (1.x, 2.x, XL).
+
+        patch = erase_concept(pipe, "cassette player", anchor="a radio")
+
+    ``settings`` are the fields of `ConceptErasureConfig`, ``forget_images`` (N, C, H, W) in [-1, 1] pictures of the concept.
+    The pipeline is unchanged: apply the patch to ``pipe.unet``. Raises InputError for settings that make no sense together
+    or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
+    """
+    config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)
+    source = str(getattr(pipeline.config, "_name_or_path", ""))
+    vocabulary = read_vocabulary(source) if source else None
+    config = concepts.with_guidance_scale(config, vocabulary)
+    planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
+    model = concepts.bind(pipeline, planned)
+    return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).patch
+
+
+def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:
+    unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(kind)})
+    if unknown:
+        raise InputError(f"unknown settings: {', '.join(unknown)}")
+    if forget_images is not None and not isinstance(forget_images, torch.Tensor):
+        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
+    return build_config(kind, settings, PRESETS)

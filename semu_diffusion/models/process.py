@@ -1,0 +1,121 @@
+r"""The noising process of a model: how a clean sample is noised, what the network predicts, how far its errors move the image.
+
+`Ddpm` (Ho et al. 2020)      x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,   t in 0..T-1; the network predicts eps, v or x_0.
+`RectifiedFlow` (Liu et al. 2022, Esser et al. 2024)
+                             x_t = (1 - sigma) x_0 + sigma eps,   t = T sigma in (0, T]; the network predicts eps - x_0.
+
+Clean samples and noise are (N, C, H, W), timesteps (N,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from semu_diffusion.gradients import antithetic_timesteps
+
+__all__ = ["Ddpm", "Process", "RectifiedFlow"]
+
+
+class Process(Protocol):
+    """What an erasure needs to know of a noising process."""
+
+    @property
+    def num_timesteps(self) -> int: ...
+
+    def timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Timesteps (count,) on the CPU, as the training of the model draws them, in antithetic pairs."""
+        ...
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t of clean samples and noise."""
+        ...
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the network is trained to predict."""
+        ...
+
+    def image_weight(self, t: torch.Tensor) -> torch.Tensor:
+        """How far an error of the prediction at t moves the predicted x_0, (N,), scaled to mean 1 over all t."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    """A DDPM by the schedule of its diffusers scheduler. ``limit`` caps sigma/alpha in `image_weight`."""
+
+    scheduler: Any
+    limit: float = 10.0
+
+    @property
+    def num_timesteps(self) -> int:
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def predicts(self) -> str:
+        """``epsilon``, ``v_prediction`` or ``sample``."""
+        return str(self.scheduler.config.prediction_type)
+
+    def timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return antithetic_timesteps(count, self.num_timesteps, generator)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(x0, noise, t)
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The noise, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans and Ho 2022), or x_0."""
+        if self.predicts == "epsilon":
+            return noise
+        return self.scheduler.get_velocity(x0, noise, t) if self.predicts == "v_prediction" else x0
+
+    def image_weight(self, t: torch.Tensor) -> torch.Tensor:
+        """An error e moves the predicted x_0 by (sigma_t / alpha_t) e for eps, by sigma_t e for v, by e for x_0 itself.
+
+        The effect of a condition on the noise falls with t about as fast as sigma/alpha grows.
+        """
+        abar = self.scheduler.alphas_cumprod.to(t.device)
+        if self.predicts == "sample":
+            weights = torch.ones_like(abar)
+        elif self.predicts == "epsilon":
+            weights = ((1 - abar) / abar).sqrt().clamp(max=self.limit)
+        else:
+            weights = (1 - abar).sqrt()
+        return (weights / weights.mean())[t]
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """A flow as diffusers' FlowMatchEulerDiscreteScheduler has it: ``shift`` s moves sigma to s sigma / (1 + (s - 1) sigma)."""
+
+    num_timesteps: int = 1000
+    shift: float = 1.0
+
+    def sigmas(self, t: torch.Tensor) -> torch.Tensor:
+        """sigma = t / T, (N,) float32; the shift is in t already."""
+        return t.float() / self.num_timesteps
+
+    def timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """T times the shifted sigma of uniform numbers u and 1 - u."""
+        half = torch.rand((count + 1) // 2, generator=generator)
+        uniform = torch.cat([half, 1 - half])[:count]
+        return self.num_timesteps * self.shift * uniform / (1 + (self.shift - 1) * uniform)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = _per_sample(self.sigmas(t), x0)
+        return (1 - sigma) * x0 + sigma * noise
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The velocity dx/dsigma = eps - x_0, the same at every t."""
+        return noise - x0
+
+    def image_weight(self, t: torch.Tensor) -> torch.Tensor:
+        """x_0 = x_t - sigma v: an error e moves it by sigma e. The mean of sigma over uniform u is 1/2 without shift."""
+        u = (torch.arange(1000, device=t.device) + 0.5) / 1000
+        mean = (self.shift * u / (1 + (self.shift - 1) * u)).mean()
+        return self.sigmas(t) / mean
+
+
+def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))
