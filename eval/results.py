@@ -126,6 +126,11 @@ class Scores:
         found: float | None = getattr(self, f"{group}_accuracy")
         return found
 
+    @property
+    def revival_samples(self) -> int:
+        """Samples that one probe made of everything that was erased."""
+        return max((sum(one.samples for one in each.values()) for each in self.probes.values()), default=0)
+
     def with_probes(self, probes: Mapping[str, Mapping[str, Revival]]) -> Scores:
         """The same with what the probes brought back; a probe that found nothing to learn is left out."""
         found = {name: dict(by_erased) for name, by_erased in probes.items() if by_erased}
@@ -194,11 +199,16 @@ class LoraCheck:
 
 @dataclass(frozen=True)
 class Protection:
-    """What protection leaves of the forget gradient, how much kept inputs feel of the update, how much of them it covers."""
+    """What the protection took from the update and what kept inputs still get of it; None without protection.
 
-    gradient_left: float | None = None
-    felt_by_kept_inputs: float | None = None
-    least_energy_held: float | None = None
+    ``gradient_energy_kept``: share of the forget gradient's energy that is left to train in. ``response_on_kept``: the update's
+    output on kept inputs (rms), relative to the layers' own. ``energy_covered``: share of the kept inputs' energy inside the
+    protected directions, in the layer where it is least.
+    """
+
+    gradient_energy_kept: float | None = None
+    response_on_kept: float | None = None
+    energy_covered: float | None = None
 
 
 @dataclass(frozen=True)

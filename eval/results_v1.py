@@ -15,6 +15,11 @@ RENAMED = {
     "per_prompt": "per_condition",
     "answers": "judged_as",
 }
+PROTECTION = {
+    "gradient_left": "gradient_energy_kept",
+    "felt_by_kept_inputs": "response_on_kept",
+    "least_energy_held": "energy_covered",
+}
 ACCURACIES = ("in_domain_accuracy", "cross_domain_accuracy")
 PAIRED = ("mse", "ssim", "lpips")
 
@@ -30,7 +35,10 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
         "before": before,
         "after": after,
         "distances": _distances(content),
-        **{name: content.get(name) for name in ("patch", "lora", "protection")},
+        **{name: content.get(name) for name in ("patch", "lora")},
+        "protection": {new: content["protection"].get(old) for old, new in PROTECTION.items()}
+        if "protection" in content
+        else None,
         "cost": content.get("cost") or {},
     }
     for name in ("side_effects", "forget_effect", "unprompted_effect"):

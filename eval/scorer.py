@@ -152,7 +152,7 @@ class Scorer:
 
     def distances(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, Distance]:
         """FID and KID of the kept conditions' samples from the reference; {} without an extractor, and of a single image."""
-        kept = self.kept(before)
+        kept = self._compared() or self.kept(before)
         images = [torch.cat([samples[name] for name in kept]) for samples in (before, after)]
         if self.extractor is None or len(images[0]) < 2:
             return {}
@@ -193,6 +193,12 @@ class Scorer:
     def _judged(self, question: Question) -> bool:
         judge = self.judges.get(question.kind)
         return judge is not None and question.answer is not None and question.answer not in judge.unjudged
+
+    def _compared(self) -> list[str]:
+        """Conditions that a reference has images like: those of kept objects; styles are in no data set."""
+        asked = (q for group in ("in_domain", "cross_domain") for q in self.questions.get(group, ()))
+        objects = (q.condition for q in asked if q.kind == "object" and q.answer is not None and q.condition)
+        return list(dict.fromkeys(objects)) if self.reference is not None else []
 
     def _erased(self) -> list[tuple[str, str]]:
         """(kind, answer) of what was erased and can be judged."""

@@ -82,6 +82,12 @@ def _read_saved(config_class: type, path: str) -> dict[str, Any]:
     saved = content.get("config", content) if isinstance(content, dict) else None
     if not isinstance(saved, dict):
         raise InputError(f"--config {path}: holds no config; pass the run.json of a run folder")
+    older = {  # the name that a setting had in earlier runs is one of its flags still
+        alias.lstrip("-").replace("-", "_"): field.name
+        for field in dataclasses.fields(config_class)
+        for alias in field.metadata.get("aliases", ())
+    }
+    saved = {older.get(name, name): value for name, value in saved.items()}
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(saved) - known)
     if unknown:

@@ -34,9 +34,7 @@ def load_lpips(device: str | torch.device = "cpu") -> Lpips | None:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
-        torch.load(
-            file, map_location="cpu", weights_only=True
-        )  # torchvision would unpickle freely
+        torch.load(file, map_location="cpu", weights_only=True)  # torchvision would unpickle freely
         with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
             network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device).eval()
     except Exception as error:  # a pickle with code in it, half a file, other weights

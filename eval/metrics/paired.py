@@ -36,9 +36,7 @@ def side_effects(
     """
     if set(before) != set(after) or not before:
         raise InputError("side effects need images of the same conditions, at least one, before and after")
-    each = {
-        name: _means(_floats(before[name]), _floats(after[name]), metrics) for name in before
-    }  # little memory
+    each = {name: _means(_floats(before[name]), _floats(after[name]), metrics) for name in before}  # little memory
     return SideEffects({metric: sum(found[metric] for found in each.values()) / len(each) for metric in metrics}, each)
 
 

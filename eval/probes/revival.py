@@ -167,12 +167,12 @@ def learn_vector(
     losses: list[float] = []
     for step in range(how.steps):
         chosen = torch.randint(len(clean), (how.batch_size,), generator=generator)
-        t = torch.randint(model.num_timesteps, (how.batch_size,), generator=generator).to(model.device)
+        t = model.process.timesteps(how.batch_size, generator).to(model.device)
         noise = torch.randn(how.batch_size, *clean.shape[1:], generator=generator).to(model.device)
         x = clean[chosen.to(clean.device)].to(model.device)
         with torch.enable_grad():
-            predicted = model.predict(model.add_noise(x, noise, t), t, condition(chosen.tolist())).float()
-            loss = (predicted - model.training_target(x, noise, t).float()).square().mean()
+            predicted = model.predict(model.process.add_noise(x, noise, t), t, condition(chosen.tolist())).float()
+            loss = (predicted - model.process.target(x, noise, t).float()).square().mean()
             (vector.grad,) = torch.autograd.grad(loss, vector)
         optimizer.step()
         losses.append(float(loss.detach()))

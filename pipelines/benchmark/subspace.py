@@ -126,10 +126,10 @@ def _real_gradients(config: SubspaceBenchmark) -> Iterable[torch.Tensor]:
     from semu_diffusion.layers import select_layers
     from semu_diffusion.matrices import to_matrices
     from semu_diffusion.objectives import denoising
-    from semu_diffusion.pipelines.runs.class_settings import ModelConfig
-    from semu_diffusion.pipelines.runs.scoring import load_model
+    from semu_diffusion.pipelines.runs.config import ClassModelConfig
+    from semu_diffusion.pipelines.runs.models import load_model
 
-    model = load_model(ModelConfig())
+    model = load_model(ClassModelConfig())
     layers = select_layers(model.denoiser)
     images = self_made(model, [3] * 64, range(config.seed, config.seed + 64))
     batches = forget_batches(model, images, torch.Generator().manual_seed(config.seed), None)

@@ -136,9 +136,9 @@ def _base_model(patches: Sequence[ErasurePatch], config: ApplyConfig | ExportCon
     from semu_diffusion import assets
     from semu_diffusion.domains.vocabulary import read_vocabulary
     from semu_diffusion.models.text_checkpoints import load_text_pipeline
-    from semu_diffusion.pipelines.runs.class_settings import ModelConfig
+    from semu_diffusion.pipelines.runs.config import ClassModelConfig
+    from semu_diffusion.pipelines.runs.models import load_model
     from semu_diffusion.pipelines.runs.quiet import quiet_libraries
-    from semu_diffusion.pipelines.runs.scoring import load_model
 
     quiet_libraries()
     words = ["concept" in patch.metadata for patch in patches]
@@ -147,7 +147,7 @@ def _base_model(patches: Sequence[ErasurePatch], config: ApplyConfig | ExportCon
     source = config.model or str(patches[0].metadata.get("base_model") or "") or EMBEDDED
     if not words[0]:
         named = tuple(patches[0].metadata.get("class_names", ()))
-        model = load_model(ModelConfig(model=source, class_names=named))
+        model = load_model(ClassModelConfig(model=source, class_names=named))
         return model.pipeline, model.denoiser, None
     source = str(assets.folder("tiny-sd")) if source == EMBEDDED else source
     pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)

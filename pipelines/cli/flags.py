@@ -65,6 +65,7 @@ def add_config_flags(parser: argparse.ArgumentParser, config_class: type) -> Non
             "help": (field.metadata.get("help", "") + shown).replace("%", "%%"),
         }
         flag = "--" + field.name.replace("_", "-")
+        aliases = field.metadata.get("aliases", ())
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
             continue
@@ -78,9 +79,9 @@ def add_config_flags(parser: argparse.ArgumentParser, config_class: type) -> Non
             how = {"nargs": "*", "action": _Words} if several else {"nargs": "?", "type": kind}
             group.add_argument(field.name, **how, **common)
         elif several:
-            group.add_argument(flag, action=_Append, comma=field.metadata.get("comma", False), **common)
+            group.add_argument(flag, *aliases, action=_Append, comma=field.metadata.get("comma", False), **common)
         else:
-            group.add_argument(flag, type=kind, **common)
+            group.add_argument(flag, *aliases, type=kind, **common)
 
 
 def _ordered(config_class: type) -> list[dataclasses.Field[Any]]:

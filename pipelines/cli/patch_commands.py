@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.options import build_config, option, require
+from semu_diffusion.options import build_config, option
 from semu_diffusion.pipelines.cli.errors import run_guarded
 from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags
-from semu_diffusion.pipelines.cli.progress import Bars
-from semu_diffusion.pipelines.runs.class_settings import EvaluationConfig, ModelConfig
+from semu_diffusion.pipelines.runs.config import ClassModelConfig, EvaluatePatchConfig, PatchedModelConfig
 
 if TYPE_CHECKING:
     from semu_diffusion.models.ddpm import ClassConditional
@@ -30,39 +28,34 @@ class InfoConfig:
 
 
 @dataclass(frozen=True)
-class MergeConfig(ModelConfig):
+class MergeConfig(ClassModelConfig):
     output: str = option("", "folder for the merged model, in diffusers layout", metavar="DIR")
     strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
 
 
 @dataclass(frozen=True)
-class GridConfig(ModelConfig):
+class GridConfig(PatchedModelConfig):
     output: str = option("before_after.png", "picture to write", metavar="FILE")
-    images: int = option(8, "images of each class, left and right", metavar="N")
-    sampling_steps: int = option(50, "DDIM steps", metavar="N")
-    guidance_scale: float = option(3.0, "classifier-free guidance w", metavar="W")
+    images: int | None = option(None, "images of each class or prompt, left and right (default: as many as fit)", metavar="N")
+    sampling_steps: int | None = option(None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N")
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance w (default: 3 for classes; the model's own, else 7.5)", metavar="W"
+    )
     strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
     seed: int = option(0, "other seeds, other pictures", metavar="SEED")
 
-
-@dataclass(frozen=True)
-class RescoreConfig(EvaluationConfig):
-    forget_images: str | None = option(
-        None, "images that --revival learns the class from (default: the model makes them)", metavar="DIR_OR_DATASET"
-    )
-    strength: float = option(1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.revival or self.forget_images is None, "--forget-images is what --revival learns from: give both")
+    def evaluation(self) -> EvaluatePatchConfig:
+        """How it is sampled; InputError for a number that cannot be."""
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("output", "images")}
+        return EvaluatePatchConfig(images_per_condition=self.images or 8, classifier="none", **shared)
 
 
-CONFIGS = {"info": InfoConfig, "merge": MergeConfig, "grid": GridConfig, "evaluate": RescoreConfig}
+CONFIGS = {"info": InfoConfig, "merge": MergeConfig, "grid": GridConfig, "evaluate": EvaluatePatchConfig}
 DESCRIPTIONS = {
     "info": "What a patch holds.",
     "merge": "Write a model with the patch in its weights for good.",
-    "grid": "Draw classes before and after the patch, from the same seeds.",
-    "evaluate": "Score a patch: the same numbers as erase-class, in a run folder of their own.",
+    "grid": "Draw classes or prompts before and after the patch, from the same seeds.",
+    "evaluate": "Score a patch: the same numbers as the run that made it, in a run folder of their own.",
 }
 
 
@@ -109,9 +102,9 @@ def _info(path: Path, config: InfoConfig) -> int:
     return 0
 
 
-def _patched(path: Path, config: ModelConfig, strength: float) -> tuple[ErasurePatch, ClassConditional, list[int]]:
+def _patched(path: Path, config: ClassModelConfig, strength: float) -> tuple[ErasurePatch, ClassConditional, list[int]]:
     from semu_diffusion.patch import ErasurePatch
-    from semu_diffusion.pipelines.runs.scoring import load_model
+    from semu_diffusion.pipelines.runs.models import load_model
 
     patch = ErasurePatch.load(path)
     patch = patch.scale(patch.strength * strength)
@@ -147,72 +140,14 @@ def _merge(path: Path, config: MergeConfig) -> int:
 
 
 def _grid(path: Path, config: GridConfig) -> int:
-    from semu_diffusion.pipelines.runs.proof import draw
-    from semu_diffusion.pipelines.runs.scoring import Scorer
+    from semu_diffusion.pipelines.runs.evaluate import draw_patch
 
-    scoring = EvaluationConfig(
-        images_per_class=config.images,
-        sampling_steps=config.sampling_steps,
-        guidance_scale=config.guidance_scale,
-        classifier="none",
-        seed=config.seed,
-    )
-    patch, model, forget = _patched(path, config, config.strength)
-    scorer, bars = Scorer(model, scoring, forget), Bars(sys.stderr)
-    try:
-        before = scorer.sample(bars.show, "sampling before")
-        patch.apply(model.denoiser)
-        after = scorer.sample(bars.show, "sampling after")
-    finally:
-        bars.close()
-    draw(Path(config.output), before, after, [model.names[i] for i in forget], scoring, images=config.images)
+    draw_patch(str(path), config.evaluation(), config.output, config.images)
     print(config.output)
     return 0
 
 
-def _evaluate(path: Path, config: RescoreConfig) -> int:
-    from semu_diffusion.domains.classes import forget_set_of
-    from semu_diffusion.erase.samples import training_images
-    from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
-    from semu_diffusion.pipelines.runs.folder import RunFolder, environment, write_json
-    from semu_diffusion.pipelines.runs.inputs import forget_images
-    from semu_diffusion.pipelines.runs.proof import prove, table
-    from semu_diffusion.pipelines.runs.scoring import Scorer
+def _evaluate(path: Path, config: EvaluatePatchConfig) -> int:
+    from semu_diffusion.pipelines.runs.evaluate import evaluate_patch
 
-    patch, model, forget = _patched(path, config, config.strength)
-    names = [model.names[index] for index in forget]
-    inputs = (
-        path, model.source, config.classifier, config.forget_images, config.fid_reference, config.class_mapping,
-        config.inception_weights,
-    )  # fmt: skip
-    folder = RunFolder(config.output, "-".join(["evaluate", *names])[:80], config.overwrite, inputs)
-    scorer = Scorer(model, config, forget)
-    settings = EraseClassConfig(
-        forget=tuple(names), forget_images=config.forget_images, seed=config.seed, guidance_scale=config.guidance_scale
-    )
-    revived = config.revival and model.conditional
-    forget_set = forget_set_of(model, forget, forget_images(config.forget_images, model)) if revived else None
-    folder.create()
-    record = {
-        "status": "running",
-        "patch": str(path),
-        "config": dataclasses.asdict(config),
-        "base_model": {"source": model.source, "revision": model.revision},
-        **environment(model.device),
-    }
-    bars = Bars(sys.stderr)
-    try:
-        with folder.recorded(record):
-            images = training_images(model, settings, forget, forget_set, bars.show) if revived else None
-            metrics, reason = prove(model, patch, path.stat().st_size, scorer, folder, bars, images)
-            status = "complete" if reason is None else f"collapsed: {reason}"
-            write_json(folder / "run.json", {**record, "status": status})
-    finally:
-        bars.close()
-    if reason is not None:
-        print(f"semu evaluate: the patch destroys the model: {reason}. Look at {folder / 'before_after.png'}.", file=sys.stderr)
-    if config.json:
-        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
-    else:
-        print(table(metrics, names, folder))
-    return 0 if reason is None else 1
+    return evaluate_patch(str(path), config)

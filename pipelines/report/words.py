@@ -1,12 +1,45 @@
-"""How numbers are put in words, wherever they are shown."""
+"""How the numbers of an evaluation are put in words, wherever they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from semu_diffusion.eval.metrics.unlearning import wilson_interval
+from semu_diffusion.eval.results import Evaluation, Scores
 
-__all__ = ["interval_words", "shares_words"]
+__all__ = ["SHARES", "Share", "interval_words", "shares_words"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share that judges see before and after: its words, where it stands, of how many samples it is."""
+
+    words: str
+    of: Callable[[Scores], float | None]
+    samples: Callable[[Evaluation], int | None]
+    kinds: tuple[str, ...] = ("class", "concept")
+
+
+SHARES = (
+    Share("sees {erased} (erased)", lambda s: s.forget_accuracy, lambda e: e.after.samples.get("forget")),
+    Share("unlearning accuracy", lambda s: s.unlearning_accuracy, lambda e: e.after.samples.get("forget")),
+    Share(
+        "sees it by other words or sentences",
+        lambda s: s.paraphrase_accuracy,
+        lambda e: e.after.samples.get("paraphrase"),
+        ("concept",),
+    ),
+    Share("sees it without a condition", lambda s: s.unconditional_share, lambda e: e.protocol.unconditional_samples),
+    Share("brought back by a learned vector", lambda s: s.revival, lambda e: e.after.revival_samples),
+    Share("right on others of its kind", lambda s: s.in_domain_accuracy, lambda e: e.after.samples.get("in_domain")),
+    Share(
+        "right on the other kind",
+        lambda s: s.cross_domain_accuracy,
+        lambda e: e.after.samples.get("cross_domain"),
+        ("concept",),
+    ),
+)
 
 
 def interval_words(share: float, count: int) -> str:

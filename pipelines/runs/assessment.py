@@ -24,9 +24,9 @@ from semu_diffusion.models.text_checkpoints import load_text_pipeline
 from semu_diffusion.pipelines.cli.progress import Bars
 from semu_diffusion.pipelines.data.images import ImageSet, spread
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
-from semu_diffusion.pipelines.runs.class_settings import ModelConfig
+from semu_diffusion.pipelines.runs.config import ClassModelConfig
 from semu_diffusion.pipelines.runs.folder import RunFolder
-from semu_diffusion.pipelines.runs.scoring import checked_device, load_model
+from semu_diffusion.pipelines.runs.models import checked_device, load_model
 
 __all__ = ["Group", "copies", "fid", "groups_of", "sampled", "share"]
 
@@ -52,7 +52,7 @@ def groups_of(source: str, device: str | None) -> tuple[DiffusionModel, list[Gro
     source = str(inside) if not Path(source).exists() and inside.is_dir() else source
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
-        model = load_model(ModelConfig(model=source, device=device))
+        model = load_model(ClassModelConfig(model=source, device=device))
         if not model.conditional or not model.names:
             raise InputError(f"{source} knows no classes: there is nothing that a judge could look for")
         return model, [Group(name, "object", (row,)) for row, name in enumerate(model.names)], None

@@ -14,6 +14,7 @@ __all__ = [
     "ClassModelConfig",
     "EraseClassConfig",
     "EraseConceptConfig",
+    "EvaluatePatchConfig",
     "EvaluationConfig",
     "ModelConfig",
     "PatchedModelConfig",
@@ -27,7 +28,13 @@ Config = TypeVar("Config", bound=Any)
 # Where classes and concepts differ on purpose: a class has one condition and a concept many prompts, and a text-to-image model
 # takes a hundred times as long for a sample.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "class": {"images_per_condition": 500, "sampling_steps": 50, "sampling_precision": "fp32", "revival": False},
+    "class": {
+        "images_per_condition": 500,
+        "sampling_steps": 50,
+        "sampling_precision": "fp32",
+        "revival": False,
+        "guidance_scale": 3.0,
+    },
     "concept": {"images_per_condition": 8, "sampling_steps": 25, "sampling_precision": "auto", "revival": True},
 }
 
@@ -110,7 +117,9 @@ class EvaluationConfig(GuidedConfig):
         metavar="PROMPT_OR_FILE",
         group="evaluation",
     )
-    judged_prompts: int = option(12, "retain prompts that are compared if no judge has its own", metavar="N", group="evaluation")
+    judged_prompts: int = option(
+        12, "retain prompts that are compared if no judge has its own", metavar="N", group="evaluation"
+    )
     revival: bool | None = option(
         None, "measure what one learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
     )
@@ -150,6 +159,25 @@ def settled(config: Config, kind: Kind) -> Config:
     if config.classifier == "none":
         left.pop("revival", None)
     return dataclasses.replace(config, **left)
+
+
+@dataclass(frozen=True)
+class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig):
+    """Settings of ``semu evaluate``: of the model and of the evaluation."""
+
+    guidance_scale: float | None = option(  # type: ignore[assignment]
+        None, "classifier-free guidance w; 1 is none (default: 3 for classes; the model's own, else 7.5)", metavar="W",
+        group="evaluation",
+    )  # fmt: skip
+    forget_images: str | None = option(
+        None,
+        "images that revival is learned from (default: the model makes them)",
+        metavar="DIR_OR_DATASET",
+        group="evaluation",
+    )
+    strength: float = option(
+        1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S", group="evaluation"
+    )
 
 
 @dataclass(frozen=True)

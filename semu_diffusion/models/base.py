@@ -55,10 +55,6 @@ class DiffusionModel(ABC):
         """(channels, height, width) of what the denoiser works on."""
 
     @abstractmethod
-    def row(self, condition: str) -> int:
-        """Row of a class or prompt, the null row for ""; raises KeyError for a condition that the model does not have."""
-
-    @abstractmethod
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """The network's prediction (N, C, H, W) for rows (N,) int64, or for condition vectors (N, D) float."""
 

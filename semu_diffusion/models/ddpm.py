@@ -55,14 +55,6 @@ class ClassConditional(DiffusionModel):
         height, width = (size, size) if isinstance(size, int) else size
         return int(self.denoiser.config.in_channels), int(height), int(width)
 
-    def row(self, condition: str) -> int:
-        """Index of the class of exactly this name, of the null class for ""; KeyError for any other."""
-        if condition == "" and self.null is not None:
-            return self.null
-        if condition not in self.names:
-            raise KeyError(condition)
-        return self.names.index(condition)
-
     def class_index(self, name: str) -> int:
         """Index of a class given by name or by number; InputError with the nearest names if there is none."""
         if name in self.names:
