@@ -21,6 +21,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.peers.embedding_copy import copy_embedding
 from semu_diffusion.peers.fine_tuning import fine_tuned
 from semu_diffusion.peers.token_remap import remapped
+from semu_diffusion.peers.uce import uce
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
 
@@ -61,6 +62,7 @@ METHODS: dict[str, Method] = {
         Method("official", "SEMU, the reference code's choices", semu, PRESETS["official"], ("class",)),
         Method("copy", "class-embedding copy (trivial)", copy_embedding, {}, ("class",), {"unlearning_accuracy": 0.85}),
         Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}),
+        Method("uce", "UCE, closed form over all tokens", uce, expected={"unlearning_accuracy": 0.85}),
         Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
         Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
     )
