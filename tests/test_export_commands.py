@@ -24,8 +24,8 @@ from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.erase_concept import main as erase
 from semu_diffusion.pipelines.cli.main import main
-from semu_diffusion.pipelines.cli.push import public_record
 from semu_diffusion.pipelines.report.card import patch_card
+from semu_diffusion.pipelines.runs.push import public_record
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 Capture = pytest.CaptureFixture[str]
