@@ -206,6 +206,7 @@ def test_prompts_come_from_the_command_line_or_a_file_of_lines(tmp_path: Path) -
     (tmp_path / "stay.txt").write_text("a tree\n\n  a photo of a house \n")
     config = erase_concept.parse(["cat", "--retain-prompts", "a bird", "--retain-prompts", str(tmp_path / "stay.txt")])
     assert config.retain_prompts == ("a bird", "a tree", "a photo of a house")
+    assert config.prompt_files == (str(tmp_path / "stay.txt"),)
 
 
 @pytest.mark.parametrize("content", [None, " \n", b"\xff\xfe"])

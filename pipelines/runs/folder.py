@@ -36,7 +36,7 @@ class RunFolder:
             while path.exists():
                 number += 1
                 path = Path("runs") / f"{name}-{number}"
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.overwrite = overwrite
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file, not a folder")
