@@ -56,6 +56,9 @@ class EraseConceptRun(ConceptErasureConfig):
         "auto", "arithmetic of the samples; auto: bf16 where the hardware has it", group="evaluation"
     )
     save_images: bool = option(False, "keep every sampled picture as PNG", group="evaluation")
+    prompt_files: tuple[str, ...] = option(
+        (), "the text files that prompts came from, which --overwrite leaves alone", hidden=True, replayed=False
+    )
     output: str | None = option(None, "run folder (default: a new one under runs/)", metavar="DIR", group="run", replayed=False)
     overwrite: bool = option(False, "replace an existing run folder", group="run", replayed=False)
     json: bool = option(False, "print metrics.json on standard output, and nothing else there", group="run", replayed=False)
