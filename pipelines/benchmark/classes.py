@@ -6,7 +6,6 @@ Every row is written to rows.jsonl as soon as it is measured, and a second call 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.errors import InputError
-from semu_diffusion.options import build_config, option
+from semu_diffusion.options import option
 from semu_diffusion.pipelines.benchmark.rows import Rows, report_diverged
-from semu_diffusion.pipelines.cli.errors import run_guarded
-from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags, epilog
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig, ModelConfig
 
 if TYPE_CHECKING:
     from semu_diffusion.pipelines.runs.scoring import Samples, Scorer
 
-__all__ = ["BenchmarkConfig", "main", "parse", "run"]
+__all__ = ["BenchmarkConfig", "run"]
 
-EXAMPLES = (
-    "semu benchmark --output docs/results.md",
-    "semu benchmark --classes cat,ship --methods default,copy --work runs/small --output runs/small.md",
-)
 SHOWN = ("steps", "lr", "layers", "protect", "protected_energy", "explained_variance", "max_rank")  # settings of a row
 ALL_METHODS = (
     "default", "rank-8", "null-space", "retain", "unprotected", "official", "copy", "fine-tune", "fine-tune-retain",
@@ -65,16 +58,6 @@ class BenchmarkConfig(ModelConfig):
             raise InputError("--images-per-class, --sampling-steps and --official-steps must be at least 1")
 
 
-def parse(argv: Sequence[str] | None = None) -> BenchmarkConfig:
-    parser = Parser(prog="semu benchmark", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
-    add_config_flags(parser, BenchmarkConfig)
-    return build_config(BenchmarkConfig, vars(parser.parse_args(argv)))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_guarded("semu benchmark", lambda: run(parse(argv)))
-
-
 def run(config: BenchmarkConfig) -> int:
     from semu_diffusion.erasure import Diverged
     from semu_diffusion.eval.judges.networks import state_digest
@@ -106,7 +89,7 @@ def run(config: BenchmarkConfig) -> int:
     protocol = scorer.protocol() | {"model": config.model, "weights": state_digest(model.denoiser.state_dict())[:16]}
     protocol["defaults"] = {field.name: getattr(base, field.name) for field in dataclasses.fields(ErasureConfig)}
     rows = Rows(work / results_page.CLASSES, {"protocol": protocol, "official_steps": config.official_steps})
-    bars = Bars(sys.stderr)
+    progress = Progress()
     before: Samples | None = None
     diverged: list[str] = []
     jobs = [(method, index) for method in config.methods for index in everyone if index in others]
@@ -115,18 +98,18 @@ def run(config: BenchmarkConfig) -> int:
         if rows.has(method, model.names[index]):
             continue
         if before is None:
-            before = scorer.sample(bars.show, "original")
-        bars.note(f"[{number}/{len(jobs)}] {method}: {model.names[index]}")
+            before = scorer.sample(progress.show, "original")
+        progress.note(f"[{number}/{len(jobs)}] {method}: {model.names[index]}")
         revived = rows.revived(model.names[index])
         try:
-            rows.add(_measure(method, index, base, config, before, revived, others, bars))
+            rows.add(_measure(method, index, base, config, before, revived, others, progress))
         except KeyboardInterrupt:
-            bars.close()
+            progress.close()
             kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
             raise KeyboardInterrupt(kept) from None
         except (Diverged, FloatingPointError) as error:
             diverged.append(f"{method} of {model.names[index]}: {error}")
-            bars.note(f"no row for {diverged[-1]}")
+            progress.note(f"no row for {diverged[-1]}")
         results_page.write(Path(config.output), work)
     results_page.write(Path(config.output), work)
     print(f"{config.output} holds {len(rows.found) - 1} rows")
@@ -141,7 +124,7 @@ def _measure(
     before: Samples,
     revived: float | None,
     compared: Sequence[int],
-    bars: Bars,
+    progress: Progress,
 ) -> dict[str, Any]:
     """One row; ``revived`` is the original's revival of the class, if an earlier row has it already.
 
@@ -159,10 +142,10 @@ def _measure(
     erase = dataclasses.replace(base, forget=(name,), **settings)
     scorer: Scorer = Scorer(model, erase, [index])
     start = time.perf_counter()
-    made = make_edit(method, model, erase, bars.show)
+    made = make_edit(method, model, erase, progress.show)
     elapsed = time.perf_counter() - start
     made.edit.apply(model.denoiser)
-    after = scorer.sample(bars.show, "sampling after")
+    after = scorer.sample(progress.show, "sampling after")
     score, score_before = scorer.score(after), scorer.score(before)
     fid, _ = scorer.fid(before, after)
     made.edit.remove(model.denoiser)
@@ -188,7 +171,3 @@ def _measure(
         "stages": dict(made.seconds),
         "settings": {name: getattr(erase, name) for name in SHOWN},
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

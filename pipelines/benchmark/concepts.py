@@ -6,9 +6,7 @@ Every row is written to concepts.jsonl as soon as it is measured, and a second c
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.options import build_config, option
+from semu_diffusion.options import option
 from semu_diffusion.pipelines.benchmark.concept_methods import METHODS
 from semu_diffusion.pipelines.benchmark.rows import Rows, report_diverged
-from semu_diffusion.pipelines.cli.errors import run_guarded
-from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags, epilog
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.runs.concept_settings import EraseConceptRun
 
 if TYPE_CHECKING:
@@ -29,12 +25,7 @@ if TYPE_CHECKING:
 
     from semu_diffusion.domains.vocabulary import Vocabulary
 
-__all__ = ["ConceptBenchmark", "main", "parse", "run"]
-
-EXAMPLES = (
-    "semu benchmark-concepts --output docs/results.md",
-    "semu benchmark-concepts --concepts cat,sepia --methods default,remap --work runs/small --output runs/small.md",
-)
+__all__ = ["ConceptBenchmark", "run"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +58,6 @@ class ConceptBenchmark:
             raise InputError(f"--methods {','.join(unknown)}: unknown; there are {', '.join(METHODS)}")
         if min(self.images_per_prompt, self.sampling_steps) < 1:
             raise InputError("--images-per-prompt and --sampling-steps must be at least 1")
-
-
-def parse(argv: Sequence[str] | None = None) -> ConceptBenchmark:
-    parser = Parser(prog="semu benchmark-concepts", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
-    add_config_flags(parser, ConceptBenchmark)
-    return build_config(ConceptBenchmark, vars(parser.parse_args(argv)))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_guarded("semu benchmark-concepts", lambda: run(parse(argv)))
 
 
 def run(config: ConceptBenchmark) -> int:
@@ -119,24 +100,24 @@ def run(config: ConceptBenchmark) -> int:
     }
     protocol["defaults"] = {f.name: f.default for f in dataclasses.fields(ConceptErasureConfig) if f.name != "concept"}
     rows = Rows(work / results_page.CONCEPTS, {"protocol": protocol | {"guidance_scale": vocabulary.guidance_scale}})
-    bars = Bars(sys.stderr)
+    progress = Progress()
     cache: dict[str, torch.Tensor] = {}
     diverged: list[str] = []
     for number, (method, name) in enumerate(jobs, 1):
         if rows.has(method, name):
             continue
-        bars.note(f"[{number}/{len(jobs)}] {method}: {name}")
+        progress.note(f"[{number}/{len(jobs)}] {method}: {name}")
         try:
-            rows.add(_measure(method, name, config, pipeline, vocabulary, cache, rows.revived(name), bars))
+            rows.add(_measure(method, name, config, pipeline, vocabulary, cache, rows.revived(name), progress))
         except KeyboardInterrupt:
-            bars.close()
+            progress.close()
             kept = f"{rows.path} keeps {len(rows.found) - 1} rows; the same command goes on from there."
             raise KeyboardInterrupt(kept) from None
         except (Diverged, FloatingPointError) as error:
             diverged.append(f"{method} of {name}: {error}")
-            bars.note(f"no row for {diverged[-1]}")
+            progress.note(f"no row for {diverged[-1]}")
         results_page.write(Path(config.output), work)
-    bars.close()
+    progress.close()
     results_page.write(Path(config.output), work)
     print(f"{config.output} holds {len(rows.found) - 1} rows of concepts")
     return report_diverged("semu benchmark-concepts", diverged)
@@ -150,7 +131,7 @@ def _measure(
     vocabulary: Vocabulary,
     cache: dict[str, torch.Tensor],
     revived: float | None,
-    bars: Bars,
+    progress: Progress,
 ) -> dict[str, Any]:
     """One row. A prompt has the same seeds in every row, so the original's images are made once (``cache``)."""
     from semu_diffusion.domains.concepts import prepare
@@ -172,18 +153,18 @@ def _measure(
     settings = dataclasses.replace(settings, **METHODS[method][1])
     scorer = ConceptScorer(settings, *plan(settings, vocabulary), vocabulary, pipeline.unet.device)
     start = time.perf_counter()
-    task = prepare(pipeline, settings, config.model, vocabulary, scorer.prompts, bars.show)
+    task = prepare(pipeline, settings, config.model, vocabulary, scorer.prompts, progress.show)
     model = task.task.model
     prepared = time.perf_counter() - start
-    before = scorer.sample(model, bars.show, "sampling before", cache)
+    before = scorer.sample(model, progress.show, "sampling before", cache)
     cache |= before
     shown = scorer.concept_latents(model)
     score_before = scorer.score(before)
     if revived is None and config.revival:
         revived = scorer.revive(model, shown)
     score_before["revival"] = revived
-    with erased_by(method, task, bars.show) as made:
-        after = scorer.sample(made.model, bars.show, "sampling after")
+    with erased_by(method, task, progress.show) as made:
+        after = scorer.sample(made.model, progress.show, "sampling after")
         score = scorer.score(after)
         score["revival"] = (revived if method == "remap" else scorer.revive(made.model, shown)) if config.revival else None
     total = sum(p.numel() for p in model.denoiser.parameters())
@@ -201,7 +182,3 @@ def _measure(
         "bytes": made.nbytes,
         "erase_seconds": prepared + made.seconds if made.trained_parameters else made.seconds,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,20 @@ from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.files import write_json
 from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.grid import before_after, save_png
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
 from semu_diffusion.pipelines.runs.erase import inputs_of, measured
-from semu_diffusion.pipelines.runs.folder import RunFolder, environment, write_json
+from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 from semu_diffusion.pipelines.runs.outputs import write_measured
 from semu_diffusion.pipelines.runs.patches import is_of_concepts, load_patch, patch_file
+from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
@@ -37,10 +38,10 @@ WORDS = ("concept", "anchor", "synonyms", "forget_prompts", "retain_prompts")  #
 STAGES = ("collect", "subspace", "train")  # of an erasure, which is not part of this run
 
 
-def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
+def evaluate_patch(config: EvaluatePatchConfig) -> int:
     """Score a patch into a run folder of its own; 0, or 1 if it destroys the model."""
     quiet_libraries()
-    path, patch = patch_file(given), load_patch(given, config.strength)
+    path, patch = patch_file(config.patch), load_patch(config.patch, config.strength)
     subject = _subject(path, patch, config)
     name = "-".join(["evaluate", *subject.erased])[:80].replace("/", "_")
     learned = bool(subject.config.revival) or config.forget_images is None
@@ -49,15 +50,14 @@ def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
     scorer, images = make_scorer(subject), subject.forget_images()
     folder.create()
     record = {
-        "status": "running",
         "patch": str(path),
         "config": dataclasses.asdict(config),
         "base_model": dict(subject.base),
-        **environment(subject.model.device),
+        **environment(subject.model.device, subject.config.sampling_precision),
     }
-    with closing(Bars(sys.stderr)) as bars, folder.recorded(record):
-        probes = make_probes(subject, scorer, images, bars.show)
-        evaluation, before, after = evaluate(scorer, subject.model, patch, probes, bars.show)
+    with Progress() as progress, folder.recorded(record):
+        probes = make_probes(subject, scorer, images, progress.show)
+        evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
         evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
         write_measured(folder, evaluation, before, after, config.save_images)
         record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
@@ -65,22 +65,19 @@ def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
     if evaluation.collapsed is not None:
         lost = f"the patch destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
         print(f"semu evaluate: {lost}", file=sys.stderr)
-    if config.json:
-        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
-    else:
-        print(table(evaluation, {}, folder.path))
+    print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path))
     return 0 if evaluation.collapsed is None else 1
 
 
-def draw_patch(given: str, config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
+def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
     """Draw samples before and after the patch, ``images`` of each condition from the same seeds; nobody judges them."""
     quiet_libraries()
     config = dataclasses.replace(config, classifier="none", revival=False)
-    patch = load_patch(given, config.strength)
-    subject = _subject(patch_file(given), patch, config)
+    patch = load_patch(config.patch, config.strength)
+    subject = _subject(patch_file(config.patch), patch, config)
     scorer = make_scorer(subject)
-    with closing(Bars(sys.stderr)) as bars:
-        evaluation, before, after = evaluate(scorer, subject.model, patch, (), bars.show)
+    with Progress() as progress:
+        evaluation, before, after = evaluate(scorer, subject.model, patch, (), progress.show)
     save_png(before_after(evaluation, before, after, images), Path(output))
 
 
