@@ -17,7 +17,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.benchmark.rows import Rows, report_diverged
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig, ModelConfig
+from semu_diffusion.pipelines.runs.config import ClassModelConfig, EraseClassConfig
 
 if TYPE_CHECKING:
     from semu_diffusion.pipelines.runs.scoring import Samples, Scorer
@@ -31,7 +31,7 @@ ALL_METHODS = (
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig(ModelConfig):
+class BenchmarkConfig(ClassModelConfig):
     """What is compared, and by how many samples."""
 
     output: str = option("docs/results.md", "Markdown file for the table; rows.jsonl goes to --work", metavar="FILE")

@@ -18,7 +18,7 @@ from semu_diffusion.options import option
 from semu_diffusion.pipelines.benchmark.concept_methods import METHODS
 from semu_diffusion.pipelines.benchmark.rows import Rows, report_diverged
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.runs.concept_settings import EraseConceptRun
+from semu_diffusion.pipelines.runs.config import EraseConceptConfig
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ def _measure(
     from semu_diffusion.pipelines.runs.concept_proof import paired
     from semu_diffusion.pipelines.runs.concept_scoring import ConceptScorer
 
-    settings = EraseConceptRun(
+    settings = EraseConceptConfig(
         concept=tuple(name.split("+")),
         model=config.model,
         guidance_scale=vocabulary.guidance_scale,

@@ -23,7 +23,7 @@ from semu_diffusion.erasure import Step
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.peers.embedding_copy import copy_class_embedding
 from semu_diffusion.peers.fine_tuning import fine_tune
-from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
+from semu_diffusion.pipelines.runs.config import EraseClassConfig
 from semu_diffusion.pipelines.runs.inputs import retain_images
 
 __all__ = ["METHODS", "Edit", "Made", "make_edit"]
