@@ -95,11 +95,11 @@ def _erase_and_evaluate(
         folder.log("metrics.jsonl", dataclasses.asdict(step))
 
     result = run_to_end(run_erasure(task, subject.config, bars.show), watch)
-    patch_file, lora_folder = result.patch.save(folder / "patch.safetensors"), folder / "lora"
+    patch_file, lora_folder = result.edit.save(folder / "patch.safetensors"), folder / "lora"
     lora: LoraCheck | None = None
     if subject.config.matricisation == "full":
-        subject.save_lora(result.patch, lora_folder)
-        lora = check_lora(subject.model, result.patch, lora_folder)
+        subject.save_lora(result.edit, lora_folder)
+        lora = check_lora(subject.model, result.edit, lora_folder)
     record |= {
         "status": "unchecked",
         "anchors": subject.anchors(task, result),
@@ -108,9 +108,9 @@ def _erase_and_evaluate(
     write_json(folder / "run.json", record)
 
     probes = make_probes(subject, scorer, images, bars.show)
-    evaluation, before, after = evaluate(scorer, subject.model, result.patch, probes, bars.show)
+    evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, bars.show)
     evaluation = dataclasses.replace(
-        measured(evaluation, result.patch, patch_file.stat().st_size, subject.model, {"prepare": prepared, **result.seconds}),
+        measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, {"prepare": prepared, **result.seconds}),
         lora=lora,
         protection=_protection(result),
     )
