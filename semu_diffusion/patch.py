@@ -124,7 +124,7 @@ class ErasurePatch:
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
-        """Inside, the `DiffusionModel` ``model`` is erased; it is what the context gives. Afterwards it is as before."""
+        """Inside, ``model``, anything with a ``denoiser``, carries the update; afterwards every byte is as before."""
         self.apply(model.denoiser)
         try:
             yield model
