@@ -7,8 +7,6 @@ from.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import atomic_folder
 
 __all__ = ["in_chunks", "save_images", "to_float", "to_pil", "to_uint8", "with_channels"]
 
@@ -54,15 +53,9 @@ def save_images(images: torch.Tensor | Sequence[torch.Tensor], folder: str | Pat
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} already holds files; choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        beside.mkdir()
+    with atomic_folder(folder) as beside:
         for index, image in enumerate(images):
             to_pil(image).save(beside / f"{index:05d}.png")
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

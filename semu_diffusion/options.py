@@ -1,8 +1,9 @@
 """Settings as frozen dataclasses: a field with its help text, and one config out of defaults, a preset, a file and words.
 
 Field metadata: ``help``; ``group`` (heading in ``--help``); ``comma=True`` lets a tuple be written ``a,b,c`` (otherwise the
-flag repeats); ``positional=True`` makes it the words without a flag; ``replayed=False`` keeps ``--config`` from taking it
-over (where a run was written is not part of it).
+flag repeats); ``positional=True`` makes it the words without a flag, of which ``required=True`` needs one; ``aliases`` are more
+flags for it, which ``--help`` does not list; ``hidden=True`` gives it no flag; ``replayed=False`` keeps ``--config`` from
+taking it over (where a run was written is not part of it).
 Precedence: dataclass defaults < ``--preset`` < ``--config run.json`` < flags on the command line.
 """
 
@@ -76,7 +77,7 @@ def build_config(
 
 def _read_saved(config_class: type, path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"--config {path}: not a readable run.json ({error})") from error
     saved = content.get("config", content) if isinstance(content, dict) else None

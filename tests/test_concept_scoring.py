@@ -23,6 +23,7 @@ from semu_diffusion.models.stable_diffusion import adapt_text_pipeline, encode_p
 from semu_diffusion.peers.token_remap import remap_prompts
 from semu_diffusion.pipelines.benchmark import concepts as benchmark_concepts
 from semu_diffusion.pipelines.benchmark.concept_methods import erased_by
+from semu_diffusion.pipelines.cli.benchmark_concepts import COMMAND as BENCHMARK
 from semu_diffusion.pipelines.cli.erase_concept import main
 from semu_diffusion.pipelines.runs import concept_proof
 from semu_diffusion.pipelines.runs.concept_scoring import NO_PROMPT, ConceptScorer
@@ -231,9 +232,9 @@ def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: 
         "--model", model, "--methods", "default,remap", "--images-per-prompt", "1", "--sampling-steps", "1", "--no-revival",
         "--work", str(work), "--output", str(page),
     ]  # fmt: skip
-    assert benchmark_concepts.main([*flags, "--concepts", "cat"]) == 0
+    assert BENCHMARK.main([*flags, "--concepts", "cat"]) == 0
     first = (work / "concepts.jsonl").read_text()
-    assert benchmark_concepts.main([*flags, "--concepts", "cat,sepia,cat+dog"]) == 0
+    assert BENCHMARK.main([*flags, "--concepts", "cat,sepia,cat+dog"]) == 0
     rows = [json.loads(line) for line in (work / "concepts.jsonl").read_text().splitlines()[1:]]
     assert (work / "concepts.jsonl").read_text().startswith(first)
     assert [(row["method"], row["class"]) for row in rows[:2]] == [("default", "cat"), ("remap", "cat")]
@@ -242,19 +243,19 @@ def test_the_benchmark_measures_each_row_once_and_goes_on(model: str, tmp_path: 
     assert remapped["side_effects"]["paired_mse"] == 0
     assert remapped["trained_fraction"] == 0
     assert "token remap (trivial), styles (1)" in page.read_text()
-    assert benchmark_concepts.main([*flags, "--concepts", "zebra"]) == 2
+    assert BENCHMARK.main([*flags, "--concepts", "zebra"]) == 2
     other = tmp_path / "other"
     tiny_pipeline(seed=1).save_pretrained(other)
     VOCABULARY.save(other)
     flags[1] = str(other)
-    assert benchmark_concepts.main([*flags, "--concepts", "cat"]) == 2  # rows of another model are not continued
+    assert BENCHMARK.main([*flags, "--concepts", "cat"]) == 2  # rows of another model are not continued
 
 
 def test_a_benchmark_without_a_judge_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "model")
     dataclasses.replace(VOCABULARY, judges={}).save(tmp_path / "model")
     flags = ["--model", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "page.md")]
-    assert benchmark_concepts.main(flags) == 2
+    assert BENCHMARK.main(flags) == 2
     assert "names no judge" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
 

@@ -202,24 +202,11 @@ def test_words_may_stand_before_and_after_the_flags() -> None:
         assert erase_concept.parse(arguments).concept == ("cat", "dog")
 
 
-def test_the_examples_of_the_help_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shlex
-
-    from test_readme import give_config_file
-
-    monkeypatch.chdir(tmp_path)
-    for example in erase_concept.EXAMPLES:
-        _, *arguments = shlex.split(example)
-        if "--config" in arguments:
-            give_config_file(arguments)
-            Path(arguments[1]).write_text(json.dumps({"config": {"concept": ["cat"], "model": "there"}}))
-        assert erase_concept.parse(arguments).concept
-
-
 def test_prompts_come_from_the_command_line_or_a_file_of_lines(tmp_path: Path) -> None:
     (tmp_path / "stay.txt").write_text("a tree\n\n  a photo of a house \n")
     config = erase_concept.parse(["cat", "--retain-prompts", "a bird", "--retain-prompts", str(tmp_path / "stay.txt")])
     assert config.retain_prompts == ("a bird", "a tree", "a photo of a house")
+    assert config.prompt_files == (str(tmp_path / "stay.txt"),)
 
 
 @pytest.mark.parametrize("content", [None, " \n", b"\xff\xfe"])

@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from semu_diffusion.peers.methods import METHODS, Method, read_methods
 from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
 from semu_diffusion.pipelines.benchmark.rows import Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
-from semu_diffusion.pipelines.cli.progress import Bars as Progress
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.results import write_page
 from semu_diffusion.pipelines.runs.domains import Subject
-from semu_diffusion.pipelines.runs.folder import environment
+from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe_settings
 
@@ -46,7 +45,7 @@ def run(config: BenchmarkConfig) -> int:
     rows = Rows(Path(config.work) / FILES[subjects.domain], _protocol(first, subjects))
     known: Known = {}
     diverged: list[str] = []
-    with closing(Progress(sys.stderr)) as progress:
+    with Progress() as progress:
         for number, (method, name) in enumerate(jobs, 1):
             if rows.has(method.name, name):
                 continue

@@ -44,7 +44,7 @@ class Subjects:
     def settings(self, erased: str, method: Method | None = None) -> Any:
         """The config of one row: the erase command's, with the method's overrides."""
         config, names = self.config, tuple(erased.split("+"))
-        shared = {
+        shared: dict[str, Any] = {
             "model": self.source, "device": config.device, "seed": config.seed, "classifier": config.classifier,
             "images_per_condition": config.images or IMAGES[self.domain], "sampling_steps": config.sampling_steps,
             "sampling_precision": config.sampling_precision, "revival": config.revival and config.classifier != "none",
@@ -72,9 +72,7 @@ def subjects_of(config: BenchmarkConfig) -> Subjects:
         return _of_vocabulary(vocabulary, source, config)
     model = load_model(ClassModelConfig(model=source, device=config.device))
     if not model.conditional or not model.names:
-        raise InputError(
-            f"{config.model} names neither classes nor a vocabulary: there is nothing to erase in turn"
-        )
+        raise InputError(f"{config.model} names neither classes nor a vocabulary: there is nothing to erase in turn")
     return Subjects("class", model.names, dict.fromkeys(model.names, "class"), source, config)
 
 

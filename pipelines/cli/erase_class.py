@@ -1,41 +1,14 @@
-"""``erase-class``: take a class out of a class-conditional DDPM, and measure what became of it, in one run folder."""
+"""``erase-class``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from semu_diffusion.domains.config import PRESETS
-from semu_diffusion.options import build_config
-from semu_diffusion.pipelines.cli.errors import run_guarded
-from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags, epilog
+from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.runs.config import EraseClassConfig
 
-__all__ = ["main", "parse", "run"]
-
-EXAMPLES = (
-    "erase-class --forget cat",
-    "erase-class --forget cat --forget dog --images-per-class 50 --sampling-steps 25 --output runs/no-pets",
-    "erase-class --model my-ddpm/ --class-names red,green,blue --forget red --classifier none",
-    "erase-class --config runs/cat/run.json --output runs/cat-again",
-)
-
-
-def parser() -> Parser:
-    made = Parser(prog="erase-class", description=__doc__.replace("``", ""), epilog=epilog(EXAMPLES))
-    made.add_argument("--config", metavar="RUN_JSON", help="settings of an earlier run; flags given here override them")
-    add_config_flags(made, EraseClassConfig)
-    return made
-
-
-def parse(argv: Sequence[str] | None = None) -> EraseClassConfig:
-    """The config that a command line means. Raises InputError, or SystemExit with code 2, for a wrong one."""
-    flags = vars(parser().parse_args(argv))
-    return build_config(EraseClassConfig, flags, PRESETS, flags.pop("config"))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_guarded("erase-class", lambda: run(parse(argv)))
+__all__ = ["COMMAND", "main", "parse"]
 
 
 def run(config: EraseClassConfig) -> int:
@@ -43,6 +16,22 @@ def run(config: EraseClassConfig) -> int:
 
     return erase_classes(config)
 
+
+COMMAND = Command(
+    "erase-class",
+    "Take classes out of a class-conditional DDPM and measure what became of them, in one run folder.",
+    EraseClassConfig,
+    run,
+    examples=(
+        "erase-class cat",
+        "erase-class cat dog --images-per-class 50 --sampling-steps 25 --output runs/no-pets",
+        "erase-class red --model my-ddpm/ --class-names red,green,blue --classifier none",
+        "erase-class --config runs/cat/run.json --output runs/cat-again",
+    ),
+    presets=PRESETS,
+    replays=True,
+)
+parse, main = COMMAND.parse, COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,50 +1,50 @@
-"""``erase-concept``: take an object, a style or any prompt out of Stable Diffusion, as a patch that other tools load."""
+"""``erase-concept``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from typing import Any
 
 from semu_diffusion.domains.prompts import listed
-from semu_diffusion.options import build_config
-from semu_diffusion.pipelines.cli.errors import run_guarded
-from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags, epilog
+from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.runs.config import EraseConceptConfig
 
-__all__ = ["main", "parse", "run"]
+__all__ = ["COMMAND", "main", "parse"]
 
-EXAMPLES = (
-    "erase-concept cat",
-    'erase-concept "pencil sketch" --anchor sepia --output runs/no-sketch',
-    'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
-    'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
-    "erase-concept cat --retain-prompts 'a photo of a dog' --layers cross-attention",
-    "erase-concept --config runs/cat/run.json --output runs/cat-again",
-)
+LISTED = ("retain_prompts", "forget_prompts", "paraphrases")
 
 
-def parse(argv: Sequence[str] | None = None) -> EraseConceptConfig:
-    """The config that a command line means. Raises InputError, or SystemExit with code 2, for a wrong one."""
-    parser = Parser(prog="erase-concept", description=(__doc__ or "").replace("``", ""), epilog=epilog(EXAMPLES))
-    parser.add_argument("--config", metavar="RUN_JSON", help="settings of an earlier run; flags given here override them")
-    add_config_flags(parser, EraseConceptConfig)
-    flags = vars(parser.parse_intermixed_args(argv))  # words may stand after flags
-    flags |= {name: listed(flags[name]) for name in ("retain_prompts", "forget_prompts", "paraphrases") if name in flags}
-    return build_config(EraseConceptConfig, flags, None, flags.pop("config"))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
-    given = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words]
-    files = [word for word in given if word.endswith(".txt")]  # `parse` takes their lines
-    return run_guarded("erase-concept", lambda: run(parse(argv), files))
-
-
-def run(config: EraseConceptConfig, files: Sequence[str] = ()) -> int:
+def run(config: EraseConceptConfig) -> int:
     from semu_diffusion.pipelines.runs.erase import erase_concepts
 
-    return erase_concepts(config, files)
+    return erase_concepts(config)
 
+
+def read(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the lines of text files in the files' place. Raises InputError for a file that holds none."""
+    given = {name: flags[name] for name in LISTED if name in flags}
+    files = tuple(word for words in given.values() for word in words if word.endswith(".txt"))
+    lines = {name: listed(words) for name, words in given.items()}
+    return {**flags, **lines, **({"prompt_files": files} if files else {})}
+
+
+COMMAND = Command(
+    "erase-concept",
+    "Take an object, a style or any other words out of Stable Diffusion, as a patch that other tools load.",
+    EraseConceptConfig,
+    run,
+    examples=(
+        "erase-concept cat",
+        'erase-concept "pencil sketch" --anchor sepia --output runs/no-sketch',
+        'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
+        'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
+        "erase-concept cat --retain-prompts 'a photo of a dog' --layers cross-attention",
+        "erase-concept --config runs/cat/run.json --output runs/cat-again",
+    ),
+    replays=True,
+    read=read,
+)
+parse, main = COMMAND.parse, COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

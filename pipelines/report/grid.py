@@ -5,7 +5,6 @@ Tiny images are enlarged by whole factors without smoothing, so that a pixel of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import atomic_file
 
 if TYPE_CHECKING:
     import torch
@@ -139,13 +139,8 @@ def contact_sheet(rows: Rows, caption: str = "", max_rows: int = 100) -> Image.I
 def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture as PNG; the file appears complete or not at all. Makes the folder if need be."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_file(path) as beside:
         image.save(beside, format="PNG", optimize=True)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 

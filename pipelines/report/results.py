@@ -111,7 +111,7 @@ def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
         for name, probe in protocol["probes"].items()
     )
     return (
-        f"Protocol: {protocol['images_per_condition']} images of every condition and {protocol['unconditional_samples']} without "
+        f"Protocol: {protocol['images_per_condition']} images of every condition, {protocol['unconditional_samples']} without "
         f"one, before and after, {protocol['sampler']} {protocol['steps']} steps, w = {protocol['guidance_scale']:g}, seed "
         f"{protocol['seed']}. Judges: {judges}. Model {protocol['model']}, weights {protocol['weights']}."
         + (f" Revival, {how}." if how else "")

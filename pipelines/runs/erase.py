@@ -6,8 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,15 +17,17 @@ from semu_diffusion.erasure import Diverged, Step
 from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.results import Cost, Evaluation, LoraCheck, PatchSize, Protection
 from semu_diffusion.eval.scorer import Scorer
+from semu_diffusion.files import write_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig
 from semu_diffusion.pipelines.runs.domains import Subject, load_classes, load_concepts
-from semu_diffusion.pipelines.runs.folder import RunFolder, environment, peak_memory_bytes, write_json
+from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.lora_check import check_lora
 from semu_diffusion.pipelines.runs.outputs import write_card, write_measured
+from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_bytes
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
@@ -40,61 +41,58 @@ def erase_classes(config: EraseClassConfig) -> int:
     return _erase("erase-class", load_classes, config)
 
 
-def erase_concepts(config: EraseConceptConfig, files: Sequence[str] = ()) -> int:
-    """``erase-concept``, as `erase_classes`; ``files`` are those that the settings were read from, which stay as they are."""
-    return _erase("erase-concept", load_concepts, config, files)
+def erase_concepts(config: EraseConceptConfig) -> int:
+    """``erase-concept``, as `erase_classes`."""
+    return _erase("erase-concept", load_concepts, config)
 
 
 def inputs_of(config: Any) -> list[str | None]:
     """The settings that may name a file or folder that the run reads."""
-    return [getattr(config, name, None) for name in READ]
+    return [*(getattr(config, name, None) for name in READ), *getattr(config, "prompt_files", ())]
 
 
-def _erase(program: str, load: Callable[[Any], Subject], config: Any, files: Sequence[str] = ()) -> int:
+def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
     quiet_libraries()
     subject = load(config)
     name = "-".join(subject.erased)[:80].replace(os.sep, "_")
-    folder = RunFolder(config.output, name, config.overwrite, [*inputs_of(config), *files])
+    folder = RunFolder(config.output, name, config.overwrite, inputs_of(config))
     scorer, images = make_scorer(subject), subject.forget_images()
-    with closing(Bars(sys.stderr)) as bars:
+    with Progress() as progress:
         start = time.perf_counter()
-        task = subject.task(bars.show, images)
+        task = subject.task(progress.show, images)
         prepared = time.perf_counter() - start
         folder.create()
         record = {
             "status": "running",
             "config": {f.name: getattr(subject.config, f.name) for f in dataclasses.fields(subject.config)},
             "base_model": dict(subject.base),
-            **environment(subject.model.device),
+            **environment(subject.model.device, subject.config.precision),
         }
         try:
             with folder.recorded(record):
-                evaluation = _erase_and_evaluate(subject, task, scorer, images, folder, bars, record, prepared)
+                evaluation = _erase_and_evaluate(subject, task, scorer, images, folder, progress, record, prepared)
         except (Diverged, FloatingPointError) as error:
-            bars.close()
+            progress.close()
             print(f"{program}: {error}. {folder.kept()}", file=sys.stderr)
             return 1
     if evaluation.collapsed is not None:
         lost = f"the erasure destroyed the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}"
         print(f"{program}: {lost}; lower --lr or --steps.", file=sys.stderr)
-    if config.json:
-        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
-    else:
-        print(table(evaluation, record["anchors"], folder.path))
+    print(folder.shown("metrics.json") if config.json else table(evaluation, record["anchors"], folder.path))
     return 0 if evaluation.collapsed is None else 1
 
 
 def _erase_and_evaluate(
-    subject: Subject, task: Task[Any], scorer: Scorer, images: torch.Tensor | None, folder: RunFolder, bars: Bars,
+    subject: Subject, task: Task[Any], scorer: Scorer, images: torch.Tensor | None, folder: RunFolder, progress: Progress,
     record: dict[str, Any], prepared: float,
 ) -> Evaluation:  # fmt: skip
     """The run's evaluation, written with everything else; a collapsed patch goes by another name."""
 
     def watch(step: Step) -> None:
-        bars.show("training R", step.index, subject.config.steps, f"loss {step.loss:.2e}")
+        progress.show("training R", step.index, subject.config.steps, f"loss {step.loss:.2e}")
         folder.log("metrics.jsonl", dataclasses.asdict(step))
 
-    result = run_to_end(run_erasure(task, subject.config, bars.show), watch)
+    result = run_to_end(run_erasure(task, subject.config, progress.show), watch)
     patch_file, lora_folder = result.edit.save(folder / "patch.safetensors"), folder / "lora"
     lora: LoraCheck | None = None
     if subject.config.matricisation == "full":
@@ -107,8 +105,8 @@ def _erase_and_evaluate(
     }
     write_json(folder / "run.json", record)
 
-    probes = make_probes(subject, scorer, images, bars.show)
-    evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, bars.show)
+    probes = make_probes(subject, scorer, images, progress.show)
+    evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, progress.show)
     evaluation = dataclasses.replace(
         measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, {"prepare": prepared, **result.seconds}),
         lora=lora,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,20 @@ from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.files import write_json
 from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.grid import before_after, save_png
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
 from semu_diffusion.pipelines.runs.erase import inputs_of, measured
-from semu_diffusion.pipelines.runs.folder import RunFolder, environment, write_json
+from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 from semu_diffusion.pipelines.runs.outputs import write_measured
 from semu_diffusion.pipelines.runs.patches import is_of_concepts, load_patch, patch_file
+from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
@@ -55,9 +56,9 @@ def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
         "base_model": dict(subject.base),
         **environment(subject.model.device),
     }
-    with closing(Bars(sys.stderr)) as bars, folder.recorded(record):
-        probes = make_probes(subject, scorer, images, bars.show)
-        evaluation, before, after = evaluate(scorer, subject.model, patch, probes, bars.show)
+    with Progress() as progress, folder.recorded(record):
+        probes = make_probes(subject, scorer, images, progress.show)
+        evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
         evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
         write_measured(folder, evaluation, before, after, config.save_images)
         record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
@@ -65,10 +66,7 @@ def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
     if evaluation.collapsed is not None:
         lost = f"the patch destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
         print(f"semu evaluate: {lost}", file=sys.stderr)
-    if config.json:
-        print((folder / "metrics.json").read_text(encoding="utf-8"), end="")
-    else:
-        print(table(evaluation, {}, folder.path))
+    print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path))
     return 0 if evaluation.collapsed is None else 1
 
 
@@ -79,8 +77,8 @@ def draw_patch(given: str, config: EvaluatePatchConfig, output: str, images: int
     patch = load_patch(given, config.strength)
     subject = _subject(patch_file(given), patch, config)
     scorer = make_scorer(subject)
-    with closing(Bars(sys.stderr)) as bars:
-        evaluation, before, after = evaluate(scorer, subject.model, patch, (), bars.show)
+    with Progress() as progress:
+        evaluation, before, after = evaluate(scorer, subject.model, patch, (), progress.show)
     save_png(before_after(evaluation, before, after, images), Path(output))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from semu_diffusion.eval.images import save_images
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.eval.scorer import Samples
-from semu_diffusion.files import write_text
+from semu_diffusion.files import write_json, write_text
 from semu_diffusion.pipelines.report.card import patch_card
 from semu_diffusion.pipelines.report.grid import before_after, save_png
-from semu_diffusion.pipelines.runs.folder import RunFolder, folder_names, write_json
+from semu_diffusion.pipelines.runs.folder import RunFolder, folder_names
 
 __all__ = ["write_card", "write_measured"]
 

@@ -15,7 +15,10 @@ __all__ = ["PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
 class ClassErasureConfig(ErasureConfig):
     """Settings of the erasure of classes."""
 
-    forget: tuple[str, ...] = option((), "class to erase, by name or index; repeat for several", metavar="CLASS", group="erase")
+    forget: tuple[str, ...] = option(
+        (), "classes to erase, by name or index (also --forget CLASS)", metavar="CLASS", group="erase", positional=True,
+        aliases=("--forget",),
+    )  # fmt: skip
     preset: Literal["default", "official"] = option("default", "official: the choices of the reference code", group="erase")
     anchor: str | None = option(
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
@@ -28,7 +31,7 @@ class ClassErasureConfig(ErasureConfig):
 
     def __post_init__(self) -> None:
         ErasureConfig.__post_init__(self)
-        require(len(self.forget) > 0, "nothing to erase: name a class with --forget")
+        require(len(self.forget) > 0, "nothing to erase: name a class, as in `erase-class cat`")
         require(
             self.anchor is None or self.target in ("auto", "fixed"),
             f"--anchor contradicts --target {self.target}: only --target fixed has an anchor",
@@ -75,8 +78,9 @@ class ConceptErasureConfig(ErasureConfig):
     """Settings of the erasure of concepts; ``--target unconditional`` with ``--overshoot`` eta is ESD's negative guidance."""
 
     concept: tuple[str, ...] = option(
-        (), "what to erase, in words; several are erased at once", metavar="CONCEPT", group="erase", positional=True
-    )
+        (), "what to erase, in words; several are erased at once (also --forget CONCEPT)", metavar="CONCEPT", group="erase",
+        positional=True, aliases=("--forget",),
+    )  # fmt: skip
     synonyms: tuple[str, ...] = option((), "other words for it, erased too", metavar="A,B,…", comma=True, group="erase")
     anchor: str | None = option(
         None, "what it is answered with: words in its place, or '' for no prompt (default: chosen, and said)",
