@@ -51,8 +51,8 @@ def evaluate(
     metrics = load_metrics("pairs", model.device)
 
     def pairs(names: Sequence[str]) -> SideEffects | None:
-        both = [{name: samples[name] for name in names if name in samples} for samples in (before, after)]
-        return side_effects(*both, metrics) if both[0] else None
+        old, new = ({name: samples[name] for name in names if name in samples} for samples in (before, after))
+        return side_effects(old, new, metrics) if old else None
 
     evaluation = Evaluation(
         kind=scorer.kind,

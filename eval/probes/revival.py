@@ -36,7 +36,8 @@ ENDS = 10  # steps that loss_start and loss_end are means of: one step's loss sa
 class Probe(Protocol):
     """Something that is tried against an erased model; ``run`` leaves the model exactly as it was."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, model: Any, progress: Progress | None = None) -> dict[str, Revival]:
         """By the name of what was erased; {} for a model on which it cannot be tried."""
@@ -125,7 +126,7 @@ class RevivalProbe(ABC):
         if tuple(shown.clean.shape[1:]) != model.latent_shape:
             raise InputError(f"revival needs images (N, {model.latent_shape}), not {tuple(shown.clean.shape)}")
         vector, unit = self.start(model, shown)
-        vector = vector.detach().float().to(model.device).requires_grad_(True)
+        vector = vector.detach().float().to(model.device, copy=True).requires_grad_(True)
         with self.attached(model, shown, vector) as on:
             losses = learn_vector(model, shown.clean, vector, on.condition, how, unit, progress)
             seen = []

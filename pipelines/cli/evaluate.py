@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig
-from semu_diffusion.pipelines.runs.patch_settings import PatchFile
 
-__all__ = ["COMMAND", "EvaluateConfig"]
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(EvaluatePatchConfig, PatchFile):
-    """Settings of ``semu evaluate``: a patch, its model, and the evaluation."""
+__all__ = ["COMMAND"]
 
 
-def run(config: EvaluateConfig) -> int:
+def run(config: EvaluatePatchConfig) -> int:
     from semu_diffusion.pipelines.runs.evaluate import evaluate_patch
 
-    return evaluate_patch(config.patch, config)
+    return evaluate_patch(config)
 
 
 COMMAND = Command(
     "semu evaluate",
-    "Score a patch of classes or of concepts: the numbers of its run again, in a run folder of their own.",
-    EvaluateConfig,
+    "Score a patch of classes or concepts: the same numbers as the run that made it, in a run folder of their own.",
+    EvaluatePatchConfig,
     run,
     examples=(
         "semu evaluate runs/cat --images-per-class 500 --revival",

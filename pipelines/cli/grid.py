@@ -24,16 +24,15 @@ class GridConfig(PatchedModelConfig, PatchFile):
 
     def evaluation(self) -> EvaluatePatchConfig:
         """How it is sampled; InputError for a number that cannot be."""
-        known = {field.name for field in fields(EvaluatePatchConfig)} - {"output"}
-        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name in known}
-        return EvaluatePatchConfig(**{**shared, "images_per_condition": self.images or 8, "classifier": "none"})
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("output", "images")}
+        return EvaluatePatchConfig(images_per_condition=8 if self.images is None else self.images, classifier="none", **shared)
 
 
 def run(config: GridConfig) -> int:
     evaluation = config.evaluation()
     from semu_diffusion.pipelines.runs.evaluate import draw_patch
 
-    draw_patch(config.patch, evaluation, config.output, config.images)
+    draw_patch(evaluation, config.output, config.images)
     print(config.output)
     return 0
 

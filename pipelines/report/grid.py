@@ -69,7 +69,7 @@ def before_after(
     ``images`` are shown of each; by default as many as fit. Of a model without conditions its samples in one row.
     """
     asked = evaluation.protocol.conditions
-    forget, own = asked.get("forget", ()), asked.get("in_domain", ())
+    forget, own = list(asked.get("forget", ())), asked.get("in_domain", ())
     other = [condition for condition in asked.get("cross_domain", ()) if condition not in own]
     images = images or (8 if next(iter(before.values())).shape[-1] <= _SMALL else 6)
     if not forget:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.erase.config import EMBEDDED, GuidedConfig
 from semu_diffusion.options import at_least, option, require
+from semu_diffusion.pipelines.runs.patch_settings import PatchFile
 
 __all__ = [
     "ClassModelConfig",
@@ -162,7 +163,7 @@ def settled(config: Config, kind: Kind) -> Config:
 
 
 @dataclass(frozen=True)
-class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig):
+class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PatchFile):
     """Settings of ``semu evaluate``: of the model and of the evaluation."""
 
     guidance_scale: float | None = option(  # type: ignore[assignment]
@@ -174,9 +175,6 @@ class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig):
         "images that revival is learned from (default: the model makes them)",
         metavar="DIR_OR_DATASET",
         group="evaluation",
-    )
-    strength: float = option(
-        1.0, "factor on the update, beside the strength that the patch was saved with", metavar="S", group="evaluation"
     )
 
 
@@ -205,6 +203,9 @@ class EraseConceptConfig(EvaluationConfig, TextModelConfig, ConceptErasureConfig
     )
     forget_images: str | None = option(
         None, "images of the concept (default: the model makes them)", metavar="DIR_OR_DATASET", group="erase"
+    )
+    prompt_files: tuple[str, ...] = option(
+        (), "the text files that prompts came from, which --overwrite leaves alone", hidden=True, replayed=False
     )
 
     def __post_init__(self) -> None:

@@ -34,16 +34,23 @@ __all__ = ["ClassSubject", "ConceptSubject", "Subject", "classes_of", "concepts_
 class Subject(Protocol):
     """What a run erases from which model, before any work: words, questions, judges."""
 
-    kind: Literal["class", "concept"]
-    config: Any  # with everything settled that the model decides
-    questions: Questions
-    base: Mapping[str, Any]  # source and revision of the model, for run.json
-
+    @property
+    def kind(self) -> Literal["class", "concept"]: ...
     @property
     def erased(self) -> tuple[str, ...]: ...
     @property
+    def questions(self) -> Questions: ...
+    @property
     def model(self) -> DiffusionModel:
         """The model, which knows every condition of the questions."""
+
+    @property
+    def config(self) -> Any:
+        """The run's settings, with everything settled that depends on kind and model."""
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """Source and revision of the model, for run.json."""
 
     @property
     def judges(self) -> Mapping[str, str]:

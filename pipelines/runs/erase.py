@@ -63,7 +63,6 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
         prepared = time.perf_counter() - start
         folder.create()
         record = {
-            "status": "running",
             "config": {f.name: getattr(subject.config, f.name) for f in dataclasses.fields(subject.config)},
             "base_model": dict(subject.base),
             **environment(subject.model.device, subject.config.precision),
@@ -101,7 +100,7 @@ def _erase_and_evaluate(
     record |= {
         "status": "unchecked",
         "anchors": subject.anchors(task, result),
-        "protection": dataclasses.asdict(result.protection),
+        "protection": None if result.protection is None else dataclasses.asdict(result.protection),
     }
     write_json(folder / "run.json", record)
 
@@ -136,6 +135,6 @@ def measured(
     )
 
 
-def _protection(result: EditResult) -> Protection:
+def _protection(result: EditResult) -> Protection | None:
     found = result.protection
-    return Protection(found.gradient_energy_kept, found.response_on_kept, found.energy_covered)
+    return None if found is None else Protection(found.gradient_energy_kept, found.response_on_kept, found.energy_covered)

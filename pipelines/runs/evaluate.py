@@ -38,10 +38,10 @@ WORDS = ("concept", "anchor", "synonyms", "forget_prompts", "retain_prompts")  #
 STAGES = ("collect", "subspace", "train")  # of an erasure, which is not part of this run
 
 
-def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
+def evaluate_patch(config: EvaluatePatchConfig) -> int:
     """Score a patch into a run folder of its own; 0, or 1 if it destroys the model."""
     quiet_libraries()
-    path, patch = patch_file(given), load_patch(given, config.strength)
+    path, patch = patch_file(config.patch), load_patch(config.patch, config.strength)
     subject = _subject(path, patch, config)
     name = "-".join(["evaluate", *subject.erased])[:80].replace("/", "_")
     learned = bool(subject.config.revival) or config.forget_images is None
@@ -50,11 +50,10 @@ def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
     scorer, images = make_scorer(subject), subject.forget_images()
     folder.create()
     record = {
-        "status": "running",
         "patch": str(path),
         "config": dataclasses.asdict(config),
         "base_model": dict(subject.base),
-        **environment(subject.model.device),
+        **environment(subject.model.device, subject.config.sampling_precision),
     }
     with Progress() as progress, folder.recorded(record):
         probes = make_probes(subject, scorer, images, progress.show)
@@ -70,12 +69,12 @@ def evaluate_patch(given: str, config: EvaluatePatchConfig) -> int:
     return 0 if evaluation.collapsed is None else 1
 
 
-def draw_patch(given: str, config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
+def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
     """Draw samples before and after the patch, ``images`` of each condition from the same seeds; nobody judges them."""
     quiet_libraries()
     config = dataclasses.replace(config, classifier="none", revival=False)
-    patch = load_patch(given, config.strength)
-    subject = _subject(patch_file(given), patch, config)
+    patch = load_patch(config.patch, config.strength)
+    subject = _subject(patch_file(config.patch), patch, config)
     scorer = make_scorer(subject)
     with Progress() as progress:
         evaluation, before, after = evaluate(scorer, subject.model, patch, (), progress.show)

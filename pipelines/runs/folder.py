@@ -106,7 +106,7 @@ def folder_names(titles: Iterable[str]) -> dict[str, str]:
     """For each title a folder's name, what any file system takes: at most 80 letters, numbered where two would be the same."""
     found: dict[str, str] = {}
     for title in titles:
-        name = base = re.sub(r"[^\w ()+-]", "_", title).strip()[:80] or "(no prompt)"
+        name = base = re.sub(r"[^\w ()+-]", "_", title).strip()[:80] or "(no condition)"
         number, taken = 1, {other.lower() for other in found.values()}
         while name.lower() in taken:
             number += 1

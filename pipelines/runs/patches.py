@@ -82,9 +82,7 @@ def base_model(patches: Sequence[ErasurePatch], config: BaseModel) -> LoadedBase
     if any(of_concepts) != all(of_concepts):
         raise InputError("these are patches of erase-class and of erase-concept: they go on different models")
     if not of_concepts[0]:
-        wanted = ClassModelConfig(
-            model=config.model or EMBEDDED, class_names=config.class_names, null_class=config.null_class, device="cpu"
-        )
+        wanted = ClassModelConfig(config.model or EMBEDDED, "cpu", config.class_names, config.null_class)
         model = class_model(patches[0], wanted)
         return LoadedBase(model.pipeline, model.denoiser, str(model.source), None)
     named = config.model or str(patches[0].metadata.get("base_model") or EMBEDDED)
