@@ -198,9 +198,6 @@ class EraseConceptConfig(EvaluationConfig, TextModelConfig, ConceptErasureConfig
     guidance_scale: float | None = option(  # type: ignore[assignment]
         None, "classifier-free guidance w; 1 is none (default: the model's own, else 7.5)", metavar="W", group="evaluation"
     )
-    prompt_files: tuple[str, ...] = option(
-        (), "the text files that prompts came from, which --overwrite leaves alone", hidden=True, replayed=False
-    )
     forget_images: str | None = option(
         None, "images of the concept (default: the model makes them)", metavar="DIR_OR_DATASET", group="erase"
     )
