@@ -62,8 +62,8 @@ def run(config: BenchmarkConfig) -> int:
             write_page(Path(config.output), Path(config.work))
     write_page(Path(config.output), Path(config.work))
     print(f"{config.output} holds {len(rows)} rows")
-    below = list(_below_expected(methods, rows))
-    for line in [f"without a row: {one}" for one in diverged] + below:
+    below = list(_below_expected(methods, rows)) if subjects.embedded else []  # the numbers are known of those models alone
+    for line in [f"no row for {one}" for one in diverged] + below:
         print(f"semu benchmark: {line}", file=sys.stderr)
     return 1 if diverged or below else 0
 

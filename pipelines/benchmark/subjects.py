@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +30,16 @@ class Subjects:
     names: tuple[str, ...]
     kinds: dict[str, str]
     source: str
+    embedded: bool
     config: BenchmarkConfig
 
     def checked(self, erased: str) -> str:
         """A name, or several with + between them; InputError for one that the model does not know."""
-        unknown = [name for name in erased.split("+") if name not in self.kinds]
-        if unknown:
-            raise InputError(f"the model knows no {unknown[0]!r}; it names {', '.join(self.names[:20])}")
+        for name in erased.split("+"):
+            if name not in self.kinds:
+                near = get_close_matches(name, self.names, 1)
+                hint = f"did you mean {near[0]}?" if near else f"it names {', '.join(self.names[:20])}"
+                raise InputError(f"the model knows no {name!r}: {hint}")
         return erased
 
     def kind(self, erased: str) -> str:
@@ -66,19 +70,20 @@ class Subjects:
 def subjects_of(config: BenchmarkConfig) -> Subjects:
     """The subjects of the config's model; InputError for a model that names nothing."""
     inside = assets.folder(config.model)
-    source = str(inside) if not Path(config.model).exists() and inside.is_dir() else config.model
+    embedded = not Path(config.model).exists() and inside.is_dir()
+    source = str(inside) if embedded else config.model
     vocabulary = read_vocabulary(source)
     if vocabulary is not None:
-        return _of_vocabulary(vocabulary, source, config)
+        return _of_vocabulary(vocabulary, source, embedded, config)
     model = load_model(ClassModelConfig(model=source, device=config.device))
     if not model.conditional or not model.names:
         raise InputError(f"{config.model} names neither classes nor a vocabulary: there is nothing to erase in turn")
-    return Subjects("class", model.names, dict.fromkeys(model.names, "class"), source, config)
+    return Subjects("class", model.names, dict.fromkeys(model.names, "class"), source, embedded, config)
 
 
-def _of_vocabulary(vocabulary: Vocabulary, source: str, config: BenchmarkConfig) -> Subjects:
+def _of_vocabulary(vocabulary: Vocabulary, source: str, embedded: bool, config: BenchmarkConfig) -> Subjects:
     if not vocabulary.judges and config.classifier == "auto":
         raise InputError(f"the vocabulary of {config.model} names no judge: the benchmark measures by them")
     kinds = dict.fromkeys(vocabulary.objects, "object")
     kinds |= {style: "style" for style in vocabulary.styles if style != vocabulary.plain_style}
-    return Subjects("concept", tuple(kinds), kinds, source, config)
+    return Subjects("concept", tuple(kinds), kinds, source, embedded, config)
