@@ -5,11 +5,11 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
-BENCH_FLAGS ?= --output docs/results.md --images-per-class 20 --sampling-steps 20 --sampling-precision fp32 --others cat --official-steps 60
+DEMO_FLAGS ?= cat --images-per-class 16 --sampling-steps 20
+BENCH_FLAGS ?= --output docs/results.md --images 20 --sampling-steps 20
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
-CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 8 --sampling-steps 20
-FIGURES_FLAGS ?= --forget cat --images-per-class 20 --sampling-steps 20
+CONCEPT_BENCH_FLAGS ?= --output docs/results.md --model tiny-sd --images 8 --sampling-steps 20
+FIGURES_FLAGS ?= cat --images-per-class 20 --sampling-steps 20
 CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
 .DEFAULT_GOAL := help
@@ -39,11 +39,12 @@ format: $(VENV)/installed-dev ## mend what a machine can mend of style and forma
 types: $(VENV)/installed-dev ## check the types
 	@$(BIN)/python -m mypy -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some three hours)
-	@$(BIN)/semu benchmark $(BENCH_FLAGS)
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default,remap
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space --concepts cat,sketch
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default --concepts cat+ship+frog
+bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some hours)
+	@$(BIN)/semu benchmark $(BENCH_FLAGS) --methods default,uce,copy
+	@$(BIN)/semu benchmark cat $(BENCH_FLAGS) --methods rank-8,null-space,retain,unprotected,fine-tune,fine-tune-retain,docs/benchmark/methods.json
+	@$(BIN)/semu benchmark $(CONCEPT_BENCH_FLAGS) --methods default,uce,remap
+	@$(BIN)/semu benchmark cat sketch $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space
+	@$(BIN)/semu benchmark cat+ship+frog $(CONCEPT_BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@rm -rf runs/figures runs/figures-concept
