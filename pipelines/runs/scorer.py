@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -116,7 +117,9 @@ def _reference(subject: Subject, source: str) -> Reference:
     images = data.images[torch.isin(data.labels, torch.tensor([data.class_names.index(name) for name in names]))]
     if len(images) < 2:
         raise InputError(f"--fid-reference {source} has {len(images)} images of the kept classes: FID needs two and more")
-    return Reference(images, f"{source} (training images of {', '.join(names)})")
+    place = Path(source).expanduser()
+    told = place.name if place.exists() else source  # a path tells of a machine, not of the data
+    return Reference(images, f"{told} (training images of {', '.join(names)})")
 
 
 def _asked(scorer: Scorer) -> list[tuple[str, str]]:
