@@ -16,7 +16,7 @@ from semu_diffusion.eval.images import save_images
 from semu_diffusion.files import as_new_files, save_tensors
 from semu_diffusion.pipelines.report.grid import save_png
 from semu_diffusion.pipelines.runs.folder import written_beside
-from semu_diffusion.pipelines.train.training import replace_folder
+from semu_diffusion.pipelines.train.run import replace_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of this kind are POSIX")
 
