@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from semu_diffusion.eval.images import save_images
 from semu_diffusion.files import as_new_files, atomic_file, atomic_folder, save_tensors, strip_local_paths
 from semu_diffusion.pipelines.report.grid import save_png
-from semu_diffusion.pipelines.train.training import replace_folder
+from semu_diffusion.pipelines.train.run import replace_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of this kind are POSIX")
 
