@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import forget_places, write_text
+from semu_diffusion.files import atomic_folder, strip_local_paths, write_text
 from semu_diffusion.options import element_type, option, require
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.data.images import ImageSet, load_images
 from semu_diffusion.pipelines.train.card import Card, model_card
-from semu_diffusion.pipelines.train.run import TrainingRun, replace_folder
+from semu_diffusion.pipelines.train.run import TrainingRun
 from semu_diffusion.pipelines.train.step import batch_indices, cosine_rate, plain_attention, step_dropout, step_generator
 
 if TYPE_CHECKING:
@@ -247,17 +246,14 @@ class Recipe(ABC):
         """Write ``<output>/model`` with its card, beside and then renamed."""
         if not final and not self.early_model:
             return
-        target = self.run.folder / "model"
-        beside = target.with_name("model.part")
-        shutil.rmtree(beside, ignore_errors=True)
         model = self._averaged()
-        self.write(beside, model)
-        forget_places(beside)
-        measured = self.measure(beside, final)
-        if measured:
-            self.run.log(**measured)
-        write_text(beside / "README.md", model_card(self, self.card(model, measured)))
-        replace_folder(beside, target)
+        with atomic_folder(self.run.folder / "model", overwrite=True) as beside:
+            self.write(beside, model)
+            strip_local_paths(beside)
+            measured = self.measure(beside, final)
+            if measured:
+                self.run.log(**measured)
+            write_text(beside / "README.md", model_card(self, self.card(model, measured)))
 
     def _averaged(self) -> Any:
         """A copy of the networks with the averaged weights, on the CPU in half precision."""

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -21,26 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import as_new_files, write_text
+from semu_diffusion.files import write_text
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TrainingRun", "replace_folder"]
+__all__ = ["TrainingRun"]
 
 CHECKPOINT = "checkpoint.pt"
 LOG_EVERY = 50
-
-
-def replace_folder(beside: Path, target: Path) -> None:
-    """Put a finished folder in the place of the last one; a reader never finds half of either."""
-    as_new_files(beside)
-    last = target.with_name(target.name + ".last")
-    shutil.rmtree(last, ignore_errors=True)
-    if target.exists():
-        os.replace(target, last)
-    os.replace(beside, target)
-    shutil.rmtree(last, ignore_errors=True)
 
 
 class TrainingRun:
