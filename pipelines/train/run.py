@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import write_text
+from semu_diffusion.files import atomic_file, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -77,10 +76,11 @@ class TrainingRun:
         import torch
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / (CHECKPOINT + ".part")
-        config = json.dumps(self._identity())
-        torch.save({"config": config, "step": self.step, "seconds": self.elapsed(), "state": state}, beside)
-        os.replace(beside, self.folder / CHECKPOINT)
+        content = {
+            "config": json.dumps(self._identity()), "step": self.step, "seconds": self.elapsed(), "state": state,
+        }  # fmt: skip
+        with atomic_file(self.folder / CHECKPOINT) as beside:
+            torch.save(content, beside)
 
     def _identity(self) -> dict[str, Any]:
         fixed = (field.name for field in dataclasses.fields(self.config) if not field.metadata.get("budget"))
