@@ -14,7 +14,7 @@ CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-concept test lint format types bench figures clean
+.PHONY: help demo demo-concept test lint format types bench figures commands clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -27,7 +27,7 @@ demo-concept: $(VENV)/installed-lora ## erase the word "cat" from the embedded S
 	@$(BIN)/erase-concept $(CONCEPT_FLAGS)
 
 test: $(VENV)/installed-dev ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-dev ## check style and format
 	@$(BIN)/ruff check .
@@ -52,6 +52,9 @@ figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@cp runs/figures/before_after.png assets/before_after.png
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
+
+commands: $(VENV)/installed ## write docs/commands.md
+	@$(BIN)/python -m semu_diffusion.pipelines.cli.reference > docs/commands.md
 
 clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
