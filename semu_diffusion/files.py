@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "as_new_files",
     "atomic_file",
     "atomic_folder",
-    "forget_places",
     "save_tensors",
     "strip_local_paths",
     "write_json",
@@ -39,7 +37,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     beside = _beside(path)
     try:
         yield beside
-        as_new_files(beside)
+        _as_new_files(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -59,7 +57,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     beside.mkdir(parents=True)
     try:
         yield beside
-        as_new_files(beside)
+        _as_new_files(beside)
         if overwrite and path.is_dir():
             os.replace(path, last)
         try:
@@ -97,7 +95,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def as_new_files(path: Path) -> None:
+def _as_new_files(path: Path) -> None:
     """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
     probe = path.with_name(f".{os.getpid()}.new")
     probe.touch()
@@ -113,6 +111,3 @@ def strip_local_paths(folder: Path) -> None:
     for config in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
         content = json.loads(config.read_text(encoding="utf-8"))
         write_json(config, {key: value for key, value in content.items() if key not in LOCAL_KEYS})
-
-
-forget_places = strip_local_paths  # the trainings' name for it, until they are moved

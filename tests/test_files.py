@@ -14,9 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semu_diffusion.eval.images import save_images
-from semu_diffusion.files import as_new_files, atomic_file, atomic_folder, save_tensors, strip_local_paths
+from semu_diffusion.files import _as_new_files, atomic_file, atomic_folder, save_tensors, strip_local_paths
 from semu_diffusion.pipelines.report.grid import save_png
-from semu_diffusion.pipelines.train.training import replace_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of this kind are POSIX")
 
@@ -56,8 +55,9 @@ def test_exported_and_trained_folders_hold_no_private_files(tmp_path: Path, new_
 
     with atomic_folder(tmp_path / "exported") as beside:
         fill(beside)
-    fill(tmp_path / "model.part")
-    replace_folder(tmp_path / "model.part", tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    with atomic_folder(tmp_path / "model", overwrite=True) as beside:
+        fill(beside)
     for name in ("exported", "model"):
         assert permissions(tmp_path / name / "unet" / "weights.safetensors") == new_file
         assert os.access(tmp_path / name / "unet", os.X_OK)  # folders keep theirs
@@ -69,7 +69,7 @@ def test_tensors_that_cannot_be_written_leave_the_last_file(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="invalid"):
         save_tensors({"a": "no tensor"}, path, {})  # type: ignore[dict-item]
     assert torch.equal(load_file(path)["a"], torch.ones(2))
-    as_new_files(path)
+    _as_new_files(path)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -398,3 +398,10 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"prog: no space left on the device")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    from semu_diffusion.pipelines.cli.reference import reference
+
+    page = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+    assert page.read_text(encoding="utf-8") == reference(), "make commands writes it anew"

@@ -45,6 +45,3 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         self.stage = self.bar = None
-
-
-Bars = Progress  # the evaluation's name for it, until it is moved

@@ -14,13 +14,13 @@ from semu_diffusion.eval.judges.clip import load_clip
 from semu_diffusion.eval.judges.judge import Judge, load_judge
 from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.eval.probes import PROBES
-from semu_diffusion.eval.probes.revival import Probe, Shown
+from semu_diffusion.eval.probes.revival import Learning, Probe, Shown
 from semu_diffusion.eval.scorer import Progress, Reference, Sampling, Scorer
 from semu_diffusion.pipelines.data.images import load_images
 from semu_diffusion.pipelines.runs.config import EvaluationConfig
 from semu_diffusion.pipelines.runs.domains import Subject
 
-__all__ = ["make_probes", "make_scorer"]
+__all__ = ["make_probes", "make_scorer", "probe_settings"]
 
 # Images without a condition, in units of those of one condition: a class has one condition, a concept many.
 UNCONDITIONAL = {"class": 1, "concept": 10}
@@ -67,22 +67,29 @@ def make_probes(
 ) -> tuple[Probe, ...]:
     """The probes that the model can be tried with, shown ``images`` (N, C, H, W) in [-1, 1] of what was erased, or those that
     the original makes; () without a judge or if revival is not asked for."""
-    config, model = subject.config, subject.model
-    kinds = [probe for probe in PROBES.values() if probe.applies(model)]
-    if not config.revival or not kinds or not scorer.judges:
+    learnings = probe_settings(subject, scorer)
+    if not learnings:
         return ()
     shown = [_shown(subject, scorer, name, kind, images, progress) for name, kind in _asked(scorer)]
-    found: list[Probe] = []
-    for probe in kinds:
-        learning = dataclasses.replace(
+    return tuple(PROBES[name](tuple(one for one in shown if one is not None), how) for name, how in learnings.items())
+
+
+def probe_settings(subject: Subject, scorer: Scorer) -> dict[str, Learning]:
+    """How each probe that the model can be tried with learns; {} without a judge or if revival is not asked for."""
+    config = subject.config
+    if not config.revival or not scorer.judges:
+        return {}
+    return {
+        name: dataclasses.replace(
             probe.default,
             sampling_steps=config.sampling_steps,
             guidance_scale=config.guidance_scale,
             seed=config.seed,
             precision=config.sampling_precision,
         )
-        found.append(probe(tuple(one for one in shown if one is not None), learning))
-    return tuple(found)
+        for name, probe in PROBES.items()
+        if probe.applies(subject.model)
+    }
 
 
 def _judges(subject: Subject, config: EvaluationConfig, device: torch.device) -> dict[str, Judge]:

@@ -23,11 +23,11 @@ class ClassErasureConfig(ErasureConfig):
     anchor: str | None = option(
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
-    # wider than for concepts: at rank 8 the class is answered with its anchor's background and nothing on it
+    # wider than for concepts: at rank 8 the class is replaced by its anchor's background and nothing on it
     explained_variance: float = option(
         0.99, "gamma: share of the gradient's energy the subspace keeps", metavar="GAMMA", group="subspace"
     )
-    max_rank: int | None = option(32, "greatest rank of a layer", metavar="R", group="subspace")
+    max_rank: int | None = option(32, "maximum rank of a layer", metavar="R", group="subspace")
 
     def __post_init__(self) -> None:
         ErasureConfig.__post_init__(self)
@@ -83,7 +83,7 @@ class ConceptErasureConfig(ErasureConfig):
     )  # fmt: skip
     synonyms: tuple[str, ...] = option((), "other words for it, erased too", metavar="A,B,…", comma=True, group="erase")
     anchor: str | None = option(
-        None, "what it is answered with: words in its place, or '' for no prompt (default: chosen, and said)",
+        None, "what replaces it: words in its place, or '' for no prompt (default: chosen, and said)",
         metavar="WORDS", group="erase",
     )  # fmt: skip
     forget_prompts: tuple[str, ...] = option(
@@ -115,7 +115,7 @@ class ConceptErasureConfig(ErasureConfig):
         group="evaluation",
     )
     target: Literal["fixed", "unconditional", "ascent"] = option(  # type: ignore[assignment]
-        "fixed", "what the concept is answered with: its anchor, no prompt; or denoise it worse", group="training"
+        "fixed", "what replaces the concept: its anchor, no prompt; or denoise it worse", group="training"
     )
 
     def __post_init__(self) -> None:
