@@ -1,4 +1,4 @@
-"""The files that an erasure reads: images of what is forgotten, a data set of what is kept."""
+"""The data set of what is kept that an erasure may read."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ import torch
 
 from semu_diffusion.erase.samples import Images
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.pipelines.data.images import load_images, load_plain_images
+from semu_diffusion.pipelines.data.images import load_images
 
-__all__ = ["forget_images", "retain_images"]
-
-
-def forget_images(source: str | None, model: DiffusionModel) -> torch.Tensor | None:
-    """The pictures of ``--forget-images`` (N, C, H, W) in [-1, 1], None if there are none; InputError if they do not fit."""
-    return None if source is None else load_plain_images(source, model.image_shape)
+__all__ = ["retain_images"]
 
 
 def retain_images(source: str, model: ClassConditional, forget: Sequence[str]) -> Images | None:
