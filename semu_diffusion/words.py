@@ -17,7 +17,10 @@ from typing import Any
 __all__ = ["Noun", "article", "find_name", "fold", "indefinite", "plural", "replace_nouns", "singular"]
 
 # Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _LETTER = rf"[^\W_{UNSPACED}]"
 _BETWEEN = re.compile(r"[\s_\-/]+")

@@ -85,8 +85,8 @@ def run(config: ConceptBenchmark) -> int:
     from semu_diffusion.erasure import Diverged
     from semu_diffusion.eval.judges.judge import load_judge
     from semu_diffusion.eval.judges.networks import state_digest
+    from semu_diffusion.models.checkpoints import load_text_pipeline
     from semu_diffusion.models.precision import sampler_name
-    from semu_diffusion.models.text_checkpoints import load_text_pipeline
     from semu_diffusion.pipelines.report import results_page
     from semu_diffusion.pipelines.runs.concept_scoring import REVIVAL_IMAGES, REVIVAL_SAMPLES, REVIVAL_STEPS
     from semu_diffusion.pipelines.runs.quiet import quiet_libraries

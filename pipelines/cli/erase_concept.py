@@ -64,8 +64,8 @@ def run(config: EraseConceptRun, files: Sequence[str] = ()) -> int:
     from semu_diffusion.domains.plan import plan
     from semu_diffusion.domains.vocabulary import read_vocabulary
     from semu_diffusion.erasure import Diverged
+    from semu_diffusion.models.checkpoints import hub_revision, load_text_pipeline
     from semu_diffusion.models.stable_diffusion import image_shape
-    from semu_diffusion.models.text_checkpoints import hub_revision, load_text_pipeline
     from semu_diffusion.pipelines.cli.progress import Bars
     from semu_diffusion.pipelines.data.images import load_plain_images
     from semu_diffusion.pipelines.runs.concept_proof import table

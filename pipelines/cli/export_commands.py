@@ -135,7 +135,7 @@ def _base_model(patches: Sequence[ErasurePatch], config: ApplyConfig | ExportCon
     """Pipeline, network and vocabulary of the model the patches were made for; InputError if they were not made for one."""
     from semu_diffusion import assets
     from semu_diffusion.domains.vocabulary import read_vocabulary
-    from semu_diffusion.models.text_checkpoints import load_text_pipeline
+    from semu_diffusion.models.checkpoints import load_text_pipeline
     from semu_diffusion.pipelines.runs.class_settings import ModelConfig
     from semu_diffusion.pipelines.runs.quiet import quiet_libraries
     from semu_diffusion.pipelines.runs.scoring import load_model
