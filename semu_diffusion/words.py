@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Noun", "article", "find_name", "fold", "indefinite", "plural", "replace_nouns", "singular"]
+__all__ = ["Noun", "article", "find_name", "fold", "indefinite", "match_names", "plural", "replace_nouns", "singular"]
 
 # Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
 UNSPACED = (
@@ -54,6 +54,26 @@ def find_name(wanted: str, names: Sequence[str]) -> int | None:
         if found:
             return found[0] if len(found) == 1 else None
     return None
+
+
+def match_names(given: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """For each of ``given`` the index of the one of ``names`` that means the same, None if there is none.
+
+    As `find_name` in both directions, and in the singular or plural: folders and classes are called by different people.
+    """
+    found: list[int | None] = []
+    for one in given:
+        index = find_name(one, names)
+        if index is None:
+            index = next((place for place, name in enumerate(names) if find_name(name, (one,)) is not None), None)
+        if index is None:
+            index = next((place for place, name in enumerate(names) if fold(one) in Noun.of(_bare(name)).forms), None)
+        found.append(index)
+    return found
+
+
+def _bare(noun: str) -> str:
+    return _ARTICLE.sub("", noun.strip(), count=1)
 
 
 @lru_cache(maxsize=2)

@@ -38,7 +38,8 @@ ANCHORS = ("dog", "bird", "car", "house", "tree", "person", "flower", "painting"
 THINGS = (
     "a person, a man, a woman, a child, a crowd, a cat, a dog, a horse, a bird, a fish, a butterfly, an elephant, a car, "
     "a truck, a bus, a bicycle, an airplane, a ship, a train, a house, a church, a tower, a bridge, a street, a city, "
-    "a kitchen, a bedroom, a chair, a table, a lamp, a cup, a bottle, a pizza, a plate of food, an apple, a book, a phone, a computer, "
+    "a kitchen, "
+    "a bedroom, a chair, a table, a lamp, a cup, a bottle, a pizza, a plate of food, an apple, a book, a phone, a computer, "
     "a clock, a guitar, a ball, a shoe, a hat, a tree, a flower, a forest, a garden, a mountain, a beach, a river, "
     "a waterfall, a desert, a sunset, a night sky"
 )

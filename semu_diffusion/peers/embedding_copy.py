@@ -34,7 +34,7 @@ def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | 
 
 
 def copy_class_embedding(denoiser: nn.Module, anchors: Mapping[int, int]) -> WeightEdit:
-    """``anchors`` maps the index of an erased embedding to the one that it becomes. Raises ValueError without a class embedding."""
+    """``anchors`` maps an erased embedding's index to the one it becomes. Raises ValueError without a class embedding."""
     embedding = getattr(denoiser, "class_embedding", None)
     if not isinstance(embedding, nn.Embedding):
         raise ValueError("the model has no class embedding")
