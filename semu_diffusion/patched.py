@@ -14,6 +14,7 @@ from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.matrices import from_matrices
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 from semu_diffusion.subspace import Subspace
+from semu_diffusion.wrappers import eagerly
 
 __all__ = ["PatchedLayers"]
 
@@ -66,19 +67,26 @@ class PatchedLayers:
         if self._attached:
             yield
             return
-        own = {name: layer.__dict__.get("forward") for name, layer in self.layers.items()}
+        own = [(name, layer, layer.__dict__.get("forward")) for name, layer in self._carriers()]
         self._attached = True
         try:
-            for name, layer in self.layers.items():
+            for name, layer, _ in own:
                 layer.forward = self._forward(name, layer, layer.forward)
-            yield
+            with eagerly():
+                yield
         finally:
             self._attached = False
-            for name, layer in self.layers.items():
-                if own[name] is None:
+            for _, layer, forward in own:
+                if forward is None:
                     layer.__dict__.pop("forward", None)
                 else:
-                    layer.forward = own[name]
+                    layer.forward = forward
+
+    def _carriers(self) -> list[tuple[str, Any]]:
+        """Every module that has the weight of one of the layers, as the patch will change it in all of them."""
+        names = {id(layer.weight): name for name, layer in self.layers.items()}
+        modules = [module for module in self.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        return [(names[id(module.weight)], module) for module in modules if id(module.weight) in names]
 
     @contextmanager
     def original(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.matrices import Matricisation, input_rows
+from semu_diffusion.wrappers import eagerly
 
 __all__ = ["InputMoments", "collect_moments"]
 
@@ -136,7 +137,7 @@ def collect_moments(
 
     handles = [layer.register_forward_pre_hook(observe(name)) for name, layer in layers.items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eagerly():
             for batch in batches:
                 forward(batch)
     finally:
