@@ -110,7 +110,7 @@ def _digests(weights: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
 
 
 def _updated(original: torch.Tensor, name: str, patches: Sequence[_Patch]) -> torch.Tensor:
-    """The original + the updates of layer ``name``, in float32 or wider; summed one by one, so that every device rounds alike."""
+    """The original + the updates of layer ``name``, in float32 or wider, added one by one so that all devices round alike."""
     updates = (patch.delta(name).to(original.device) for patch in patches if name in patch.layers)
     total = next(updates, None)
     for update in updates:

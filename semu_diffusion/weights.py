@@ -45,7 +45,7 @@ def adapter_names(modules: Mapping[str, Any]) -> list[str]:
 def modules_sharing(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[Any]]:
     """Every module of ``model`` that multiplies with the weight of each layer: the layer itself, and those tied to it.
 
-    Raises InputError if a weight is shared with something other than a Linear or Conv2d, where an update would not mean the same.
+    Raises InputError if a weight is shared with a module of another kind, where an update would not mean the same.
     """
     found: dict[str, list[Any]] = {name: [layer] for name, layer in layers.items()}
     owners = {id(layer.weight): name for name, layer in layers.items()}
