@@ -21,12 +21,11 @@ from tiny_models import tiny_unet
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 from semu_diffusion.models.checkpoints import load_class_conditional
-from semu_diffusion.pipelines.train import classifier as train_classifier
-from semu_diffusion.pipelines.train import ddpm as train_ddpm
-from semu_diffusion.pipelines.train.classifier import ClassifierTraining, augmented
-from semu_diffusion.pipelines.train.ddpm import DDPMTraining
-from semu_diffusion.pipelines.train.optimisation import min_snr_weights, plain_attention
-from semu_diffusion.pipelines.train.training import batch_indices, step_generator
+from semu_diffusion.pipelines.cli.train import COMMAND as command
+from semu_diffusion.pipelines.train import recipe
+from semu_diffusion.pipelines.train.classifier import Classifier, ClassifierTraining, augmented
+from semu_diffusion.pipelines.train.ddpm import DDPM, DDPMTraining
+from semu_diffusion.pipelines.train.step import batch_indices, min_snr_weights, plain_attention, step_generator
 
 TINY: dict[str, Any] = {"channels": (8, 16), "attention_levels": (1,), "head_dim": 8, "norm_groups": 4, "batch_size": 16}
 
@@ -60,27 +59,26 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: Any, number: int = signal.SIGTERM) -> None:
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
     """Send this process the signal when the batch of ``step`` is drawn."""
-    original = module.batch_indices
 
-    def draw(count: int, batch_size: int, seed: int, now: int) -> torch.Tensor:
+    def draw(count: int, batch_size: int, seed: int, now: int, device: torch.device) -> torch.Tensor:
         if now == step:
             os.kill(os.getpid(), number)
-        return original(count, batch_size, seed, now)
+        return batch_indices(count, batch_size, seed, now, device)
 
-    monkeypatch.setattr(module, "batch_indices", draw)
+    monkeypatch.setattr(recipe, "batch_indices", draw)
 
 
 @pytest.fixture(scope="module")
 def ddpm(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("ddpm")
-    train_ddpm.train(ddpm_config(data, output))
+    DDPM(ddpm_config(data, output)).train()
     return output
 
 
 def test_a_classifier_learns_and_says_how_well(data: Path, tmp_path: Path) -> None:
-    folder = train_classifier.train(judge_config(data, tmp_path / "run"))
+    folder = Classifier(judge_config(data, tmp_path / "run")).train()
     model = ImageClassifier.load(folder)
     assert model.config.class_names == ("dark", "light")
     assert model.config.image_size == (8, 8)
@@ -94,13 +92,13 @@ def test_a_classifier_learns_and_says_how_well(data: Path, tmp_path: Path) -> No
 def test_a_stopped_and_resumed_classifier_equals_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    train_classifier.train(judge_config(data, tmp_path / "whole"))
+    Classifier(judge_config(data, tmp_path / "whole")).train()
     with monkeypatch.context() as patch:
-        stop_at(11, patch, train_classifier, number)
+        stop_at(11, patch, number)
         with pytest.raises(KeyboardInterrupt, match="Step 12 is kept"):
-            train_classifier.train(judge_config(data, tmp_path / "halves"))
+            Classifier(judge_config(data, tmp_path / "halves")).train()
     assert not (tmp_path / "halves" / "model").exists()
-    train_classifier.train(judge_config(data, tmp_path / "halves"))
+    Classifier(judge_config(data, tmp_path / "halves")).train()
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
 
 
@@ -123,12 +121,12 @@ def test_a_stopped_and_resumed_ddpm_equals_one_that_was_not(
     data: Path, ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_at(2, patch, train_ddpm)
+        stop_at(2, patch)
         with pytest.raises(KeyboardInterrupt, match="Step 3 is kept"):
-            train_ddpm.train(ddpm_config(data, tmp_path))
+            DDPM(ddpm_config(data, tmp_path)).train()
     half = weights(tmp_path)  # a checkpoint leaves a model that can be used
     assert not same(half, weights(ddpm))
-    train_ddpm.train(ddpm_config(data, tmp_path))
+    DDPM(ddpm_config(data, tmp_path)).train()
     assert same(weights(tmp_path), weights(ddpm))
 
 
@@ -136,7 +134,7 @@ def test_dropout_is_the_steps_own_whatever_the_global_random_state(data: Path, d
     for name, draws in (("one", 1), ("two", 7)):
         torch.rand(draws)  # the state before the training is another each time
         before = torch.random.get_rng_state()
-        train_ddpm.train(ddpm_config(data, tmp_path / name, dropout=0.5))
+        DDPM(ddpm_config(data, tmp_path / name, dropout=0.5)).train()
         assert torch.equal(torch.random.get_rng_state(), before)
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
     assert not same(weights(tmp_path / "one"), weights(ddpm))
@@ -144,22 +142,22 @@ def test_dropout_is_the_steps_own_whatever_the_global_random_state(data: Path, d
 
 def test_a_finished_training_is_not_trained_further(data: Path, ddpm: Path) -> None:
     before = weights(ddpm)
-    train_ddpm.train(ddpm_config(data, ddpm))
+    DDPM(ddpm_config(data, ddpm)).train()
     assert same(weights(ddpm), before)
 
 
 def test_export_only_writes_the_model_of_the_checkpoint(data: Path, ddpm: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
-    train_ddpm.train(ddpm_config(data, tmp_path, export_only=True))
+    DDPM(ddpm_config(data, tmp_path, export_only=True)).train()
     assert same(weights(tmp_path), weights(ddpm))
     with pytest.raises(InputError, match="holds no checkpoint"):
-        train_ddpm.train(ddpm_config(data, tmp_path / "nothing", export_only=True))
+        DDPM(ddpm_config(data, tmp_path / "nothing", export_only=True)).train()
 
 
 def test_the_card_says_what_the_judge_measured(data: Path, ddpm: Path, tmp_path: Path) -> None:
-    judge = train_classifier.train(judge_config(data, tmp_path / "judge"))
+    judge = Classifier(judge_config(data, tmp_path / "judge")).train()
     (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
-    train_ddpm.train(ddpm_config(data, tmp_path, export_only=True, classifier=str(judge), judged_samples=2))
+    DDPM(ddpm_config(data, tmp_path, export_only=True, classifier=str(judge), judged_samples=2)).train()
     measured = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[-1])
     assert measured["samples_per_class"] == 2
     assert measured["sample_accuracy"] == pytest.approx(sum(measured["per_class"].values()) / 2)
@@ -169,7 +167,7 @@ def test_the_card_says_what_the_judge_measured(data: Path, ddpm: Path, tmp_path:
 def test_a_class_that_the_judge_does_not_know_is_no_failure_of_the_model(data: Path, ddpm: Path, tmp_path: Path) -> None:
     judge = saved_judge(tmp_path / "judge", names=("dark", "other"))
     (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
-    train_ddpm.train(ddpm_config(data, tmp_path, export_only=True, classifier=judge, judged_samples=2))
+    DDPM(ddpm_config(data, tmp_path, export_only=True, classifier=judge, judged_samples=2)).train()
     measured = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[-1])
     assert set(measured["per_class"]) == {"dark"}
     assert measured["sample_accuracy"] == measured["per_class"]["dark"]
@@ -179,7 +177,7 @@ def test_a_test_split_without_one_of_the_classes_is_measured_by_name(data: Path,
     part = shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(part / "test" / "dark")  # the light ones are number 0 of the test folders now
     shutil.copytree(part / "test" / "light", part / "test" / "unknown")
-    train_classifier.train(judge_config(part, tmp_path / "run"))
+    Classifier(judge_config(part, tmp_path / "run")).train()
     measured = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
     assert measured["test_images"] == 10
     assert measured["test_accuracy"] >= 0.9
@@ -188,21 +186,21 @@ def test_a_test_split_without_one_of_the_classes_is_measured_by_name(data: Path,
 
 def test_the_log_of_a_training_without_a_checkpoint_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"step": 50, "loss": 9.0}) + "\n")
-    train_ddpm.train(ddpm_config(data, tmp_path))
+    DDPM(ddpm_config(data, tmp_path)).train()
     assert [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()] == [6]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data: Path, ddpm: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes((ddpm / "checkpoint.pt").read_bytes())
     with pytest.raises(InputError, match=r"lr: 0.0003 there, 0.1 now"):
-        train_ddpm.train(ddpm_config(data, tmp_path, lr=0.1))
+        DDPM(ddpm_config(data, tmp_path, lr=0.1)).train()
     (tmp_path / "checkpoint.pt").write_bytes(b"cut")
     with pytest.raises(InputError, match="not a readable checkpoint"):
-        train_ddpm.train(ddpm_config(data, tmp_path))
+        DDPM(ddpm_config(data, tmp_path)).train()
 
 
 def test_a_training_can_start_from_a_model(data: Path, ddpm: Path, tmp_path: Path) -> None:
-    train_ddpm.train(ddpm_config(data, tmp_path, init_from=str(ddpm / "model"), steps=1, lr=1e-9, final_lr=1e-9))
+    DDPM(ddpm_config(data, tmp_path, init_from=str(ddpm / "model"), steps=1, lr=1e-9, final_lr=1e-9)).train()
     for name, value in weights(tmp_path).items():
         assert torch.allclose(value, weights(ddpm)[name], atol=1e-6), name
     assert str(ddpm) not in (tmp_path / "model" / "unet" / "config.json").read_text()  # no word of where it came from
@@ -216,18 +214,37 @@ def test_a_start_that_does_not_fit_the_data_is_refused(ddpm: Path, tmp_path: Pat
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "large" / name / "0.png")
     for folder in ("three", "large"):
         with pytest.raises(InputError):
-            train_ddpm.train(ddpm_config(tmp_path / folder, tmp_path / "out", init_from=str(ddpm / "model")))
+            DDPM(ddpm_config(tmp_path / folder, tmp_path / "out", init_from=str(ddpm / "model"))).train()
 
 
 def test_the_minutes_end_a_training(data: Path, tmp_path: Path) -> None:
-    train_ddpm.train(ddpm_config(data, tmp_path, steps=10**9, max_minutes=0.01))
+    DDPM(ddpm_config(data, tmp_path, steps=10**9, max_minutes=0.01)).train()
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert 0 < torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] < 10**4
 
 
+def test_weights_that_are_no_longer_numbers_are_never_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exploding = ddpm_config(data, tmp_path, lr=1e30, clip=0.0, warmup=0.0, save_every=0.0)
+    with pytest.raises(InputError, match=r"the loss became nan in step \d; try a lower --lr"):
+        DDPM(exploding).train()
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["model"]
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_a_setting_that_came_after_the_checkpoint_had_its_default(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    content = torch.load(ddpm / "checkpoint.pt", weights_only=True)
+    settings = json.loads(content["config"])
+    del settings["dropout"]
+    torch.save({**content, "config": json.dumps(settings)}, tmp_path / "checkpoint.pt")
+    DDPM(ddpm_config(data, tmp_path)).train()
+    assert same(weights(tmp_path), weights(ddpm))
+    with pytest.raises(InputError, match=r"dropout: 0.0 there, 0.5 now"):
+        DDPM(ddpm_config(data, tmp_path, dropout=0.5)).train()
+
+
 def test_training_leaves_the_global_random_state_alone(data: Path, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    train_ddpm.train(ddpm_config(data, tmp_path, steps=2))
+    DDPM(ddpm_config(data, tmp_path, steps=2)).train()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -236,6 +253,15 @@ def test_every_epoch_shows_every_image_once_in_another_order() -> None:
     for epoch in epochs:
         assert epoch.sort().values.tolist() == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_an_order_is_shuffled_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    original = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda count, **given: (drawn.append(count), original(count, **given))[1])
+    for step in range(9):
+        batch_indices(31, 10, seed=5, step=step)
+    assert drawn == [31, 31, 31]
 
 
 def test_min_snr_weights_follow_the_paper() -> None:
@@ -305,14 +331,15 @@ def test_impossible_settings_are_refused(data: Path) -> None:
         with pytest.raises(InputError, match=said):
             dataclasses.replace(config, **wrong)
     with pytest.raises(InputError, match="nowhere"):
-        train_ddpm.train(dataclasses.replace(good, classifier="./nowhere"))
+        DDPM(dataclasses.replace(good, classifier="./nowhere")).train()
     with pytest.raises(InputError, match="multiples of 16"):
-        train_ddpm.train(dataclasses.replace(good, channels=(8,) * 5))
+        DDPM(dataclasses.replace(good, channels=(8,) * 5)).train()
 
 
 def test_the_commands_end_with_code_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (train_ddpm, train_classifier):
-        assert command.main(["--data", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]) == 2
+    for model in command.MODELS:
+        flags = ["--autoencoder", "x"] if model == "text-to-image" else []
+        assert command.main([model, "--data", str(tmp_path / "absent"), "--output", str(tmp_path / "out"), *flags]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "no such folder" in error
@@ -321,10 +348,10 @@ def test_the_commands_end_with_code_2_and_one_line(tmp_path: Path, capsys: pytes
 
 def test_a_command_line_means_its_settings(data: Path) -> None:
     flags = "--channels 8,16 --norm-groups 4 --attention-levels 1 --head-dim 8 --no-flip --lr 0.1"
-    config = train_ddpm.parse(["--data", str(data), "--output", "out", *flags.split()])
+    config = command.parse(["ddpm", "--data", str(data), "--output", "out", *flags.split()])
     assert config == ddpm_config(data, Path("out"), steps=100_000, batch_size=64, flip=False, lr=0.1)
-    assert train_classifier.parse(["--data", "x", "--output", "y", "--widths", "4,8"]).widths == (4, 8)
+    assert command.parse(["classifier", "--data", "x", "--output", "y", "--widths", "4,8"]).widths == (4, 8)
     with pytest.raises(InputError, match="--data and --output"):
-        train_ddpm.parse([])
+        command.parse(["ddpm"])
     with pytest.raises(InputError, match="whole numbers"):
-        train_classifier.parse(["--data", "x", "--output", "y", "--widths", "4,wide"])
+        command.parse(["classifier", "--data", "x", "--output", "y", "--widths", "4,wide"])

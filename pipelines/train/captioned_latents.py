@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from semu_diffusion.pipelines.data.images import ImageSet
 from semu_diffusion.pipelines.train.captions import captions
 from semu_diffusion.pipelines.train.picture_styles import STYLES, drawn_styles, in_style
+from semu_diffusion.pipelines.train.step import signed
 
 if TYPE_CHECKING:
     import torch
@@ -24,25 +25,24 @@ CACHE = "latents.safetensors"
 CHUNK = 250
 
 
-def encoded(
-    data: ImageSet, autoencoder: AutoencoderKL, folder: Path, precision: Precision = nullcontext
-) -> dict[str, torch.Tensor]:
-    """Latents (N, C, h, w) in half precision of every style, of variance about 1; kept in ``folder`` for a resumption."""
+def encoded(data: ImageSet, autoencoder: AutoencoderKL, folder: Path, precision: Precision = nullcontext) -> torch.Tensor:
+    """Latents (S, N, C, h, w) in half precision, of variance about 1, of the images in every style; kept in ``folder``."""
+    import torch
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     from semu_diffusion.files import save_tensors
 
     identity = f"{data.fingerprint} {_fingerprint(autoencoder)}"
-    cache = folder / CACHE
+    cache, same = folder / CACHE, False
     if cache.is_file():
         with safe_open(cache, "pt") as content:
             same = (content.metadata() or {}).get("identity") == identity
-        if same:
-            return load_file(cache)
-    found = {style: _encode(data.images, style, autoencoder, precision) for style in STYLES}
-    save_tensors(found, cache, {"identity": identity})
-    return found
+    if not same:
+        found = {style: _encode(data.images, style, autoencoder, precision) for style in STYLES}
+        save_tensors(found, cache, {"identity": identity})
+    latents = load_file(cache)
+    return torch.stack([latents[style] for style in STYLES])
 
 
 def _encode(images: torch.Tensor, style: str, autoencoder: AutoencoderKL, precision: Precision) -> torch.Tensor:
@@ -53,7 +53,7 @@ def _encode(images: torch.Tensor, style: str, autoencoder: AutoencoderKL, precis
     chunks = tqdm(images.split(CHUNK), f"encoding {style}", disable=not sys.stderr.isatty(), leave=False)
     with torch.no_grad():
         for chunk in chunks:
-            x = in_style(chunk, style).float().div(127.5).sub(1).to(autoencoder.device)
+            x = signed(in_style(chunk.to(autoencoder.device), style))
             with precision():
                 mean = autoencoder.encode(x).latent_dist.mean
             parts.append((mean.float() * autoencoder.config.scaling_factor).half().cpu())
@@ -66,30 +66,39 @@ def _fingerprint(autoencoder: AutoencoderKL) -> str:
 
 
 class CaptionedLatents:
-    """Draws latents and the tokens (n, max_tokens) of a caption for each; the empty prompt is token row 0."""
+    """Draws latents and the tokens (n, max_tokens) of a caption for each, where the latents are.
 
-    def __init__(self, latents: dict[str, torch.Tensor], data: ImageSet, tokenizer: CLIPTokenizer) -> None:
-        self.latents, self.labels = latents, data.labels
-        texts, self.rows = [""], {}
-        for style in STYLES:
-            for label, name in enumerate(data.class_names):
-                found = captions(name, style)
-                self.rows[style, label] = (len(texts), len(found))
-                texts += found
-        made: Any = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        self.tokens: torch.Tensor = made.input_ids
+    ``latents`` are (S, N, C, h, w), styles in the order of `STYLES`. The empty prompt is token row 0.
+    """
 
-    def draw(self, chosen: torch.Tensor, drop: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (n, C, h, w) float32 of the images ``chosen`` (n,), half of them photos, and tokens of their captions."""
+    def __init__(self, latents: torch.Tensor, data: ImageSet, tokenizer: CLIPTokenizer) -> None:
         import torch
 
-        count = len(chosen)
+        device, texts = latents.device, [""]
+        first = torch.zeros(len(STYLES), len(data.class_names), dtype=torch.long)
+        several = torch.zeros_like(first)
+        for style, style_name in enumerate(STYLES):
+            for label, name in enumerate(data.class_names):
+                found = captions(name, style_name)
+                first[style, label], several[style, label] = len(texts), len(found)
+                texts += found
+        made: Any = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        self.latents, self.labels, self.tokens = latents, data.labels.to(device), made.input_ids.to(device)
+        self.first, self.several = first.to(device), several.to(device)
+
+    def draw(self, chosen: torch.Tensor, drop: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (n, C, h, w) float32 of the images ``chosen`` (n,), half of them photos, and tokens of their captions.
+
+        A share ``drop`` of the captions is the empty prompt. The results are on the generator's device.
+        """
+        import torch
+
+        count, device = len(chosen), generator.device
         styles = drawn_styles(count, generator)
-        choice = torch.rand(count, generator=generator).tolist()
-        dropped = (torch.rand(count, generator=generator) < drop).tolist()
-        rows = []
-        for image, style, share, empty in zip(chosen.tolist(), styles, choice, dropped, strict=True):
-            first, several = self.rows[style, int(self.labels[image])]
-            rows.append(0 if empty else first + int(share * several))
-        found = torch.stack([self.latents[style][image] for image, style in zip(chosen.tolist(), styles, strict=True)])
-        return found.float(), self.tokens[rows]
+        choice = torch.rand(count, generator=generator, device=device)
+        dropped = torch.rand(count, generator=generator, device=device) < drop
+        styles, choice, dropped, chosen = (each.to(self.latents.device) for each in (styles, choice, dropped, chosen))
+        labels = self.labels[chosen]
+        rows = self.first[styles, labels] + (choice * self.several[styles, labels]).long()
+        tokens = self.tokens[rows.masked_fill(dropped, 0)]
+        return self.latents[styles, chosen].to(device).float(), tokens.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from semu_diffusion.errors import InputError
@@ -26,22 +26,23 @@ def in_style(images: torch.Tensor, style: str) -> torch.Tensor:
     return transform(images.float() / 255).clamp(0, 1).mul(255).round().to(images.dtype)
 
 
-def in_styles(images: torch.Tensor, styles: Sequence[str]) -> torch.Tensor:
-    """Each image in the style at its place: uint8 (N, 3, H, W) -> the same shape."""
-    found = images.clone()
-    for style in set(styles):
-        chosen = [index for index, one in enumerate(styles) if one == style]
-        found[chosen] = in_style(images[chosen], style)
+def in_styles(images: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """Each image in the style of its number (N,), in the order of `STYLES`: uint8 (N, 3, H, W) -> the same shape."""
+    import torch
+
+    found = images
+    for number, style in enumerate(STYLES):  # all images in every style: a GPU is never asked how many there are
+        found = torch.where((styles == number)[:, None, None, None], in_style(images, style), found)
     return found
 
 
-def drawn_styles(count: int, generator: torch.Generator) -> list[str]:
-    """A style for each of ``count`` images: every second one a photo, the others evenly drawn."""
+def drawn_styles(count: int, generator: torch.Generator) -> torch.Tensor:
+    """The number (count,) of a style for each image: every second one a photo (0), the others evenly drawn."""
     import torch
 
-    names = list(STYLES)
-    drawn = torch.randint(0, 2 * (len(names) - 1), (count,), generator=generator).tolist()
-    return [names[number + 1] if number < len(names) - 1 else PHOTO for number in drawn]
+    others = len(STYLES) - 1
+    drawn = torch.randint(0, 2 * others, (count,), generator=generator, device=generator.device)
+    return torch.where(drawn < others, drawn + 1, 0)
 
 
 def labelled_by_style(data: ImageSet) -> ImageSet:
@@ -50,9 +51,10 @@ def labelled_by_style(data: ImageSet) -> ImageSet:
 
     if data.image_shape[0] != 3:
         raise InputError("picture styles are made of RGB images")
-    names = tuple(STYLES)
+    names, images = tuple(STYLES), data.images.clone()
+    for number, style in enumerate(names):
+        images[number :: len(names)] = in_style(data.images[number :: len(names)], style)
     labels = torch.arange(len(data)) % len(names)
-    images = in_styles(data.images, [names[label] for label in labels.tolist()])
     return dataclasses.replace(
         data, images=images, labels=labels, class_names=names, fingerprint=f"{data.fingerprint}, by style"
     )

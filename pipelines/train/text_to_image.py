@@ -1,46 +1,38 @@
-"""``semu train text-to-image``: a small Stable Diffusion pipeline, taught words and picture styles by captions made for it."""
+"""The training of a small Stable Diffusion pipeline, taught words and picture styles by captions made for it."""
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from semu_diffusion.errors import InputError
-from semu_diffusion.options import build_config, option
-from semu_diffusion.pipelines.cli.errors import run_guarded
-from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags, epilog
-from semu_diffusion.pipelines.data.images import load_images
+from semu_diffusion.domains.prompts import article
+from semu_diffusion.files import write_text
+from semu_diffusion.options import option, require
 from semu_diffusion.pipelines.train.captioned_latents import CaptionedLatents, encoded
-from semu_diffusion.pipelines.train.optimisation import averaged, cosine_rate, min_snr_weights, plain_attention
-from semu_diffusion.pipelines.train.picture_styles import STYLES
-from semu_diffusion.pipelines.train.text_to_image_parts import (
-    export_pipeline,
-    load_autoencoder,
-    new_denoiser,
-    new_scheduler,
-)
-from semu_diffusion.pipelines.train.training import TrainingRun, batch_indices, new_accelerator, step_generator, whole_numbers
+from semu_diffusion.pipelines.train.captions import PROMPTS, cifar_vocabulary
+from semu_diffusion.pipelines.train.card import Card, Result, judged_shares
+from semu_diffusion.pipelines.train.picture_styles import PHOTO, STYLES
+from semu_diffusion.pipelines.train.recipe import Recipe, TrainingConfig
+from semu_diffusion.pipelines.train.step import denoising_loss
+from semu_diffusion.pipelines.train.text_to_image_parts import load_autoencoder, new_denoiser, new_scheduler
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TextToImageTraining", "main", "parse", "train"]
+__all__ = ["TextToImage", "TextToImageTraining"]
 
-EXAMPLES = (
-    "semu train text-to-image --data uoft-cs/cifar10 --autoencoder train-runs/autoencoder/model --output train-runs/tiny-sd",
-    "semu train text-to-image --data uoft-cs/cifar10 --init-from train-runs/tiny-sd/model --output train-runs/more",
-)
+GUIDANCE, SAMPLING_STEPS, BATCH = 5.0, 25, 50
 
 
 @dataclass(frozen=True)
-class TextToImageTraining:
+class TextToImageTraining(TrainingConfig):
     """Settings of ``semu train text-to-image``: text encoder and UNet learn together, the autoencoder is given."""
 
-    data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
-    output: str = option("", "folder for the checkpoint, the log and model/", budget=True, metavar="DIR")
     autoencoder: str | None = option(None, "model/ of semu train autoencoder (default: that of --init-from)", metavar="DIR")
     init_from: str | None = option(None, "go on from the weights of this pipeline (its architecture counts)", metavar="DIR")
     # architecture
@@ -59,19 +51,9 @@ class TextToImageTraining:
     min_snr: float = option(5.0, "gamma of the min-SNR loss weights; 0 for none")
     # optimisation
     steps: int = option(50_000, "optimiser steps in all", budget=True)
-    max_minutes: float = option(0.0, "minutes of training in all; 0 for no limit", budget=True)
     batch_size: int = option(128, "images a step")
-    lr: float = option(1e-3, "peak learning rate")
     final_lr: float = option(2e-5, "learning rate at the end")
-    warmup: float = option(0.03, "share of the training in which the rate rises")
-    clip: float = option(1.0, "largest gradient norm")
-    ema: float = option(0.999, "largest decay of the averaged weights")
-    precision: Literal["auto", "bf16", "no"] = option("auto", "bf16 where the hardware has it, or no (float32)")
-    seed: int = option(0, "seed of the weights, the order and the noise")
-    # running
-    save_every: float = option(5.0, "minutes between checkpoints", budget=True)
-    resume: bool = option(True, "go on from the checkpoint in --output", budget=True)
-    export_only: bool = option(False, "only write model/ (and its card) from the checkpoint, no training", budget=True)
+    # the finished model
     classifier: str | None = option(
         None, "judge of the objects for the card: a classifier's folder, or embedded", budget=True, metavar="DIR"
     )
@@ -79,134 +61,161 @@ class TextToImageTraining:
     judged_samples: int = option(20, "samples of each object and style for the judges (guidance 5, 25 steps)", budget=True)
 
     def __post_init__(self) -> None:
-        if not self.data or not self.output:
-            raise InputError("--data and --output are needed")
-        if self.autoencoder is None and self.init_from is None:
-            raise InputError("give --autoencoder for a new model, or --init-from to go on from one")
-        if self.batch_size < 1 or self.steps < 1 or self.lr <= 0 or self.final_lr < 0 or self.max_tokens < 4:
-            raise InputError("--batch-size, --steps and --lr must be positive, --max-tokens at least 4")
-        if not 0 <= self.caption_drop < 1 or not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
-            raise InputError("--caption-drop, --ema and --warmup must be at least 0 and less than 1")
-        if min(self.norm_groups, self.head_dim, self.text_width, self.text_layers) < 1:
-            raise InputError("--norm-groups, --head-dim, --text-width and --text-layers must be at least 1")
-        if self.text_width >= 32 and self.text_width % (self.text_width // 32):
-            raise InputError(f"--text-width {self.text_width}: take a multiple of 32, the width of one of its heads")
-        if (self.classifier or self.style_classifier) and self.judged_samples < 1:
-            raise InputError("--judged-samples must be at least 1")
-        if not self.channels or any(c < 1 or c % self.norm_groups or c % min(c, self.head_dim) for c in self.channels):
-            raise InputError(f"--channels must be multiples of --norm-groups and --head-dim; got {self.channels}")
-        if not 0 <= self.plain_levels < max(len(self.channels), 1):
-            raise InputError(f"--plain-levels {self.plain_levels}: one of {len(self.channels)} resolutions must see the text")
+        super().__post_init__()
+        given = self.autoencoder is not None or self.init_from is not None
+        require(given, "give --autoencoder for a new model, or --init-from to go on from one")
+        require(self.max_tokens >= 4, "--max-tokens must be at least 4")
+        require(0 <= self.caption_drop < 1, "--caption-drop must be at least 0 and less than 1")
+        sizes = min(self.norm_groups, self.head_dim, self.text_width, self.text_layers)
+        require(sizes >= 1, "--norm-groups, --head-dim, --text-width and --text-layers must be at least 1")
+        heads = self.text_width < 32 or not self.text_width % (self.text_width // 32)
+        require(heads, f"--text-width {self.text_width}: take a multiple of 32, the width of one of its heads")
+        judged = self.classifier or self.style_classifier
+        require(not judged or self.judged_samples >= 1, "--judged-samples must be at least 1")
+        wrong = [c for c in self.channels if c < 1 or c % self.norm_groups or c % min(c, self.head_dim)]
+        multiples = bool(self.channels) and not wrong
+        require(multiples, f"--channels must be multiples of --norm-groups and --head-dim; got {self.channels}")
+        seen = 0 <= self.plain_levels < len(self.channels)
+        require(seen, f"--plain-levels {self.plain_levels}: one of {len(self.channels)} resolutions must see the text")
 
 
-def train(config: TextToImageTraining) -> Path:
-    """Train (or go on), write the averaged weights as ``<output>/model`` with its card, and return that folder."""
+class TextToImage(Recipe):
+    """Train a small Stable Diffusion pipeline, taught words and picture styles by captions made for it."""
+
+    name = "text-to-image"
+    help = "Train a small Stable Diffusion pipeline, taught words and picture styles by captions made for it."
+
+    config_class = TextToImageTraining
+    examples = (
+        "semu train text-to-image --data uoft-cs/cifar10 --autoencoder train-runs/autoencoder/model --output train-runs/sd",
+        "semu train text-to-image --data uoft-cs/cifar10 --init-from train-runs/sd/model --output train-runs/more",
+    )
+    pipeline_tag = "text-to-image"
+    config: TextToImageTraining
+
+    def judges(self) -> list[tuple[str | None, Sequence[str]]]:
+        return [(self.config.classifier, self.data.class_names), (self.config.style_classifier, tuple(STYLES))]
+
+    def build(self) -> torch.nn.Module:
+        """A ModuleDict of ``text_encoder`` and ``unet``; the latents of the data are made here too, once for all."""
+        config, data = self.config, self.data
+        self.autoencoder = load_autoencoder(config.autoencoder or str(config.init_from), data, self.device)
+        self.tokenizer, networks = new_denoiser(config, self.autoencoder, data.class_names)
+        self.scheduler = new_scheduler(config)
+        if self.device.type == "cpu":
+            networks["text_encoder"].set_attn_implementation("eager")
+        if not config.export_only:
+            latents = self.on_device(encoded(data, self.autoencoder, self.run.folder, self.autocast))
+            self.captioned = CaptionedLatents(latents, data, self.tokenizer)
+        return networks  # type: ignore[no-any-return]
+
+    def parts(self) -> tuple[torch.nn.Module, ...]:
+        return self.model["text_encoder"], self.model["unet"]
+
+    def loss(self, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        latents, tokens = self.captioned.draw(chosen, self.config.caption_drop, generator)
+
+        def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            with self.autocast():
+                text = self.model["text_encoder"](tokens)[0]
+                return self.model["unet"](x_t, t, text).sample  # type: ignore[no-any-return]
+
+        return denoising_loss(predict, self.scheduler, latents, self.config.min_snr, generator)
+
+    def write(self, folder: Path, model: Any) -> None:
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        schedule = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 1}
+        StableDiffusionPipeline(
+            vae=copy.deepcopy(self.autoencoder).cpu().half(),
+            text_encoder=model["text_encoder"],
+            tokenizer=self.tokenizer,
+            unet=model["unet"],
+            scheduler=DDIMScheduler.from_config(self.scheduler.config, **schedule),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
+        cifar_vocabulary(self.data.class_names, GUIDANCE).save(folder)
+        # transformers loads a model in the dtype its config names, diffusers in float32: let both agree unless asked
+        config = folder / "text_encoder" / "config.json"
+        content = json.loads(config.read_text(encoding="utf-8"))
+        write_text(config, json.dumps({**content, "dtype": "float32"}, indent=2) + "\n")
+
+    def measure(self, folder: Path, final: bool) -> dict[str, Any]:
+        """Share of photos whose object, and of pictures whose style, the judges call the prompted one; {} without judges."""
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        config, objects, styles = self.config, self.data.class_names, tuple(STYLES)
+        if not final or not (config.classifier or config.style_classifier):
+            return {}
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32).to(self.device)
+        pipeline.set_progress_bar_config(disable=True)
+        count = config.judged_samples
+
+        def photos(rows: list[int]) -> torch.Tensor:
+            return _sampled(pipeline, [PROMPTS[PHOTO].format(objects[row]) for row in rows])
+
+        def pictures(rows: list[int]) -> torch.Tensor:  # sample k of a style shows object k
+            shown = [objects[place % count % len(objects)] for place in range(len(rows))]
+            return _sampled(pipeline, [PROMPTS[styles[row]].format(name) for row, name in zip(rows, shown, strict=True)])
+
+        found: dict[str, Any] = {"judged_samples": count}
+        jobs = (("object", config.classifier, objects, photos), ("style", config.style_classifier, styles, pictures))
+        for kind, judge, names, sample in jobs:
+            if judge:
+                share, each, _ = judged_shares(judge, names, count, self.device, sample)
+                found |= {f"{kind}_accuracy": share, f"per_{kind}": each}
+        return found
+
+    def card(self, model: Any, measured: Mapping[str, Any]) -> Card:
+        width, height = self.data.image_shape[:0:-1]
+        parts = {**model, "vae": self.autoencoder}
+        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        settings = {name: getattr(self.config, name) for name in ("caption_drop", "min_snr")}
+        results = []
+        for kind in ("object", "style"):
+            if f"per_{kind}" in measured:
+                sentence = (
+                    f"Share of {measured['judged_samples']} samples of each {kind} (guidance {GUIDANCE:g}, {SAMPLING_STEPS} "
+                    f"DDIM steps, seeds 0, 1, …) that the judge calls that {kind}: **{measured[f'{kind}_accuracy']:.3f}** "
+                    "over all."
+                )
+                each = {name: f"{share:.2f}" for name, share in measured[f"per_{kind}"].items()}
+                results.append(Result(sentence, kind, "share", each))
+        return Card(
+            title=f"A tiny Stable Diffusion, {width}x{height}",
+            about="A `StableDiffusionPipeline` made for trying out erasure methods, not for pictures. It knows "
+            f"{len(self.data.class_names)} objects, each by several words, and {len(STYLES) - 1} picture styles beside the "
+            "photo.",
+            facts={
+                "Objects": f"{', '.join(self.data.class_names)}; styles: {', '.join(STYLES)}",
+                "Prompts": "; ".join(prompt.format("cat") for prompt in PROMPTS.values()),
+                "Parameters": ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
+            },
+            settings={**settings, "prediction": self.scheduler.config.prediction_type},  # of --init-from, if it is given
+            results=results,
+        )
+
+
+def _sampled(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor:
+    """uint8 images (N, 3, H, W) of the prompts, with their articles set right; image i from seed i."""
     import torch
-    from diffusers.training_utils import EMAModel
+    from tqdm import tqdm
 
-    from semu_diffusion.eval.judges.judge import load_judge
-
-    data = load_images(config.data, "train")
-    run = TrainingRun(config, data.fingerprint)
-    state = run.restored()
-    if config.export_only and state is None:
-        raise InputError(f"--export-only: {run.folder} holds no checkpoint")
-    for judge, seen in ((config.classifier, data.class_names), (config.style_classifier, tuple(STYLES))):
-        if judge:
-            load_judge(judge, seen)  # a name that is wrong is said now, not after the training
-    accelerator = new_accelerator(config.precision)
-    autoencoder = load_autoencoder(config.autoencoder or str(config.init_from), data, accelerator.device)
-    tokenizer, networks = new_denoiser(config, autoencoder, data.class_names)
-    scheduler = new_scheduler(config)
-    layout = torch.channels_last if accelerator.device.type == "cuda" else torch.contiguous_format
-    networks = networks.to(accelerator.device).to(memory_format=layout)
-    if accelerator.device.type == "cpu":
-        plain_attention(networks["unet"])
-        networks["text_encoder"].set_attn_implementation("eager")
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=config.lr, weight_decay=0.0)
-    ema = EMAModel(networks.parameters(), decay=config.ema, foreach=True)
-    networks, optimizer = accelerator.prepare(networks, optimizer)
-    if state is not None:
-        networks.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        ema.to(accelerator.device)
-    networks.train()
-    examples: CaptionedLatents | None = None
-
-    def update() -> float:
-        assert examples is not None
-        generator = step_generator(config.seed, run.step)
-        chosen = batch_indices(len(data), config.batch_size, config.seed, run.step)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(run.progress(), config)
-        latents, tokens = examples.draw(chosen, config.caption_drop, generator)
-        loss = _loss(networks, scheduler, latents, tokens, generator, config, accelerator)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(networks.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(networks.parameters())
-        return loss.item()
-
-    def export(judged: bool = False) -> None:
-        found = averaged(networks, ema)
-        export_pipeline(run, autoencoder, tokenizer, found, scheduler, data, config, judged)
-
-    def keep() -> None:
-        run.save({"model": networks.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()})
-        export()
-
-    if not config.export_only:
-        latents = encoded(data, autoencoder, run.folder, accelerator.autocast)
-        examples = CaptionedLatents(latents, data, tokenizer)
-        run.loop(update, keep)
-    if config.export_only or config.classifier or config.style_classifier:
-        export(judged=True)
-    return run.folder / "model"
+    found = []
+    for start in tqdm(range(0, len(prompts), BATCH), "judging", disable=not sys.stderr.isatty(), leave=False):
+        part = [article(prompt) for prompt in prompts[start : start + BATCH]]
+        images = pipeline(
+            part,
+            num_inference_steps=SAMPLING_STEPS,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
+            output_type="pt",
+        ).images
+        found.append(images.float().mul(255).round().to(torch.uint8).cpu())
+    return torch.cat(found)
 
 
-def _loss(
-    networks: Any,
-    scheduler: Any,
-    latents: torch.Tensor,
-    tokens: torch.Tensor,
-    generator: torch.Generator,
-    config: TextToImageTraining,
-    accelerator: Any,
-) -> torch.Tensor:
-    """Mean over the batch of w(t) |prediction - target|^2, averaged over the latent; every draw is the generator's."""
-    import torch
-
-    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
-    latents, noise, t, tokens = (tensor.to(accelerator.device) for tensor in (latents, noise, t, tokens))
-    x_t = scheduler.add_noise(latents, noise, t)
-    kind = scheduler.config.prediction_type
-    target = scheduler.get_velocity(latents, noise, t) if kind == "v_prediction" else noise
-    with accelerator.autocast():
-        text = networks["text_encoder"](tokens)[0]
-        predicted = networks["unet"](x_t, t, text).sample
-    error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
-    return (min_snr_weights(scheduler, t, config.min_snr) * error).mean()
-
-
-def parse(argv: Sequence[str] | None = None) -> TextToImageTraining:
-    """The settings that a command line means, without running it."""
-    parser = Parser(prog="semu train text-to-image", description=(__doc__ or "").replace("`", ""), epilog=epilog(EXAMPLES))
-    add_config_flags(parser, TextToImageTraining)
-    return build_config(TextToImageTraining, whole_numbers(vars(parser.parse_args(argv)), "channels"))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of ``semu train text-to-image``; returns the exit code."""
-
-    def job() -> int:
-        print(train(parse(argv)))
-        return 0
-
-    return run_guarded("semu train text-to-image", job)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = TextToImage.command()

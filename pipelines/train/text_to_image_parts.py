@@ -1,18 +1,14 @@
-"""The parts of a small Stable Diffusion pipeline: tokenizer, text encoder, UNet, scheduler; and the finished folder."""
+"""The parts of a small Stable Diffusion pipeline: autoencoder, tokenizer, text encoder, UNet, scheduler."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import forget_places, write_text
 from semu_diffusion.pipelines.train.captions import every_caption
-from semu_diffusion.pipelines.train.training import replace_folder
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +16,8 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
     from semu_diffusion.pipelines.data.images import ImageSet
-    from semu_diffusion.pipelines.train.training import TrainingRun
 
-__all__ = ["export_pipeline", "load_autoencoder", "new_denoiser", "new_scheduler", "new_tokenizer"]
+__all__ = ["load_autoencoder", "new_denoiser", "new_scheduler", "new_tokenizer"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -137,54 +132,3 @@ def new_scheduler(config: Any) -> DDPMScheduler:
     return DDPMScheduler(
         num_train_timesteps=config.timesteps, beta_schedule="linear", prediction_type=config.prediction, clip_sample=False
     )
-
-
-def export_pipeline(
-    run: TrainingRun,
-    autoencoder: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    networks: Any,
-    scheduler: DDPMScheduler,
-    data: ImageSet,
-    config: Any,
-    judged: bool,
-) -> Path:
-    """Write ``<output>/model``, a StableDiffusionPipeline in half precision with its card: beside, then renamed."""
-    import copy
-
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-    from semu_diffusion.pipelines.train.captions import cifar_vocabulary
-    from semu_diffusion.pipelines.train.text_to_image_card import GUIDANCE, judgements, model_card
-
-    target = run.folder / "model"
-    beside = target.with_name("model.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=copy.deepcopy(autoencoder).cpu().half(),
-        text_encoder=networks["text_encoder"].half(),
-        tokenizer=tokenizer,
-        unet=networks["unet"].half(),
-        scheduler=DDIMScheduler.from_config(
-            scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(beside)
-    cifar_vocabulary(data.class_names, GUIDANCE).save(beside)
-    _as_float32(beside / "text_encoder" / "config.json")
-    forget_places(beside)
-    measured = judgements(beside, data.class_names, config) if judged else {}
-    if measured:
-        run.log(**measured)
-    write_text(beside / "README.md", model_card(run, config, pipeline, data, measured))
-    replace_folder(beside, target)
-    return target
-
-
-def _as_float32(config: Path) -> None:
-    """transformers loads a model in the dtype its config names, diffusers in float32: let both agree unless asked."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    write_text(config, json.dumps({**content, "dtype": "float32"}, indent=2) + "\n")
