@@ -57,7 +57,9 @@ class ClassModelConfig(ModelConfig):
     class_names: tuple[str, ...] = option(
         (),
         "names of the model's classes, in order; repeat the flag for names with ', ' in them, which are then one name each",
-        metavar="A,B,…", comma="names", group="model",
+        metavar="A,B,…",
+        comma="names",
+        group="model",
     )
     null_class: int | None = option(
         None, "index of 'no class', -1: none (default: the one called so, or beyond the names)", metavar="INDEX", group="model"
