@@ -319,7 +319,7 @@ def test_semu_parses_without_running(tmp_path: Path) -> None:
     found = parse_semu(["merge", str(tmp_path), "--output", "there", "--strength", "0.5"])
     assert (found.patch, found.output, found.strength) == (str(tmp_path), "there", 0.5)
     assert parse_semu(["apply", "a", "--strength", "2", "b"]).patches == ("a", "b")
-    assert parse_semu(["benchmark", "--classes", "cat,dog"]).classes == ("cat", "dog")
+    assert parse_semu(["benchmark", "cat", "dog"]).erase == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
