@@ -5,16 +5,16 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-DEMO_FLAGS ?= --forget cat --images-per-class 16 --sampling-steps 20
-BENCH_FLAGS ?= --output docs/results.md --images-per-class 20 --sampling-steps 20 --sampling-precision fp32 --others cat --official-steps 60
+DEMO_FLAGS ?= cat --images-per-class 16 --sampling-steps 20
+BENCH_FLAGS ?= --output docs/results.md --images 20 --sampling-steps 20
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
-CONCEPT_BENCH_FLAGS ?= --output docs/results.md --images-per-prompt 8 --sampling-steps 20
-FIGURES_FLAGS ?= --forget cat --images-per-class 20 --sampling-steps 20
+CONCEPT_BENCH_FLAGS ?= --output docs/results.md --model tiny-sd --images 8 --sampling-steps 20
+FIGURES_FLAGS ?= cat --images-per-class 20 --sampling-steps 20
 CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-concept test lint format types bench figures clean
+.PHONY: help demo demo-concept test lint format types bench figures commands clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -27,7 +27,7 @@ demo-concept: $(VENV)/installed-lora ## erase the word "cat" from the embedded S
 	@$(BIN)/erase-concept $(CONCEPT_FLAGS)
 
 test: $(VENV)/installed-dev ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-dev ## check style and format
 	@$(BIN)/ruff check .
@@ -39,11 +39,12 @@ format: $(VENV)/installed-dev ## mend what a machine can mend of style and forma
 types: $(VENV)/installed-dev ## check the types
 	@$(BIN)/python -m mypy -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some three hours)
-	@$(BIN)/semu benchmark $(BENCH_FLAGS)
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default,remap
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space --concepts cat,sketch
-	@$(BIN)/semu benchmark-concepts $(CONCEPT_BENCH_FLAGS) --methods default --concepts cat+ship+frog
+bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some hours)
+	@$(BIN)/semu benchmark $(BENCH_FLAGS) --methods default,uce,copy
+	@$(BIN)/semu benchmark cat $(BENCH_FLAGS) --methods rank-8,null-space,retain,unprotected,fine-tune,fine-tune-retain,docs/benchmark/methods.json
+	@$(BIN)/semu benchmark $(CONCEPT_BENCH_FLAGS) --methods default,uce,remap
+	@$(BIN)/semu benchmark cat sketch $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space
+	@$(BIN)/semu benchmark cat+ship+frog $(CONCEPT_BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@rm -rf runs/figures runs/figures-concept
@@ -51,6 +52,9 @@ figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@cp runs/figures/before_after.png assets/before_after.png
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
+
+commands: $(VENV)/installed ## write docs/commands.md
+	@$(BIN)/python -m semu_diffusion.pipelines.cli.reference > docs/commands.md
 
 clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Pictures as they are measured and kept: rounded to 8 bits, and PNG files at their native size.
+"""Pictures as they are measured and kept: rounded to 8 bits, in chunks of one size, and PNG files at their native size.
 
 A judge or a feature extractor that reads the floats of a sampler measures something nobody sees. They are
 therefore given the rounded image, so that a saved picture gives the same verdict as the sample it was made
@@ -7,9 +7,7 @@ from.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,11 @@ import torch
 from PIL import Image
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import atomic_folder
 
-__all__ = ["save_images", "to_float", "to_pil", "to_uint8"]
+__all__ = ["in_chunks", "save_images", "to_float", "to_pil", "to_uint8", "with_channels"]
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -52,13 +53,37 @@ def save_images(images: torch.Tensor | Sequence[torch.Tensor], folder: str | Pat
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} already holds files; choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        beside.mkdir()
+    with atomic_folder(folder) as beside:
         for index, image in enumerate(images):
             to_pil(image).save(beside / f"{index:05d}.png")
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def in_chunks(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, size: int) -> torch.Tensor:
+    """``network`` over images (N, C, H, W) in chunks of exactly ``size``: (N, D) float32 on the CPU.
+
+    Libraries choose their kernels by the batch, so the last bits of a result depend on its size. With one
+    size for every call (the last chunk is filled up), an image's result is the same whatever the caller's
+    batches are.
+    """
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"images must be (N, C, H, W) with N > 0, not {tuple(images.shape)}")
+    parts = []
+    with torch.no_grad():
+        for chunk in images.split(size):
+            filling = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
+            parts.append(network(torch.cat([chunk, filling]))[: len(chunk)].float().cpu())
+    return torch.cat(parts)
+
+
+def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Images (N, C, H, W) as grey (``channels`` 1) or RGB (3); InputError for counts without a meaning."""
+    own = images.shape[1]
+    if own == channels:
+        return images
+    if (own, channels) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (own, channels) == (3, 1):
+        weights = torch.tensor(_LUMINANCE, device=images.device).view(1, 3, 1, 1)
+        return (images * weights).sum(dim=1, keepdim=True)
+    raise InputError(f"images of {own} channels cannot be shown to a network that takes {channels}")

@@ -32,6 +32,7 @@ _HOME = {
     "erase_class": "semu_diffusion.erase.face",
     "erase_concept": "semu_diffusion.erase.face",
     "layer_subspace": "semu_diffusion.subspace",
+    "run_to_end": "semu_diffusion.erase.run",
     "save_lora": "semu_diffusion.lora",
     "save_peft_folder": "semu_diffusion.lora",
     "select_layers": "semu_diffusion.layers",

@@ -1,48 +1,103 @@
-"""Files that appear complete or not at all, and that whoever may read the folder may read."""
+"""Files and folders that appear complete or not at all, and that whoever may read their folder may read."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["as_new_files", "forget_places", "save_tensors", "write_text"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "save_tensors",
+    "strip_local_paths",
+    "write_json",
+    "write_text",
+]
+
+LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, str]) -> Path:
-    """Write a safetensors file beside ``path`` and rename it; makes the folder if need be."""
-    from safetensors.torch import save_file  # brings torch, which who only renames folders does not need
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file at; when the block ends, that file becomes ``path``.
 
+    Makes the folder if need be. If the block fails, what it wrote is removed and ``path`` stays as it was.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path)
     try:
-        save_file(dict(tensors), beside, metadata=dict(header))
-        as_new_files(beside)
+        yield beside
+        _as_new_files(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder beside ``path`` to fill; when the block ends, it becomes ``path``.
+
+    With ``overwrite`` it takes the place of the folder that is there, which comes back if that fails; without, a folder that
+    holds something is an OSError. If the block fails, what it wrote is removed and ``path`` stays as it was.
+    """
+    path = Path(path)
+    beside, last = _beside(path), _beside(path, "last")
+    for left in (beside, last):  # by a process of this number that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        _as_new_files(beside)
+        if overwrite and path.is_dir():
+            os.replace(path, last)
+        try:
+            os.replace(beside, path)
+        except OSError:
+            if last.is_dir():
+                os.replace(last, path)
+            raise
+        shutil.rmtree(last, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(path: Path, ending: str = "part") -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, str]) -> Path:
+    """Write a safetensors file with ``header`` as its metadata."""
+    from safetensors.torch import save_file  # brings torch, which who only renames folders does not need
+
+    with atomic_file(path) as beside:
+        save_file(dict(tensors), beside, metadata=dict(header))
     return path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text``, UTF-8, beside ``path`` and rename it; the folder is there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    """Write ``text`` as UTF-8."""
+    with atomic_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
-def as_new_files(path: Path) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as indented JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _as_new_files(path: Path) -> None:
     """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.new")
+    probe = path.with_name(f".{os.getpid()}.new")
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
@@ -51,9 +106,8 @@ def as_new_files(path: Path) -> None:
             file.chmod(mode)
 
 
-def forget_places(folder: Path) -> None:
-    """Where the parts of a saved model were loaded from tells of a machine, not of the model: out of their configs with it."""
+def strip_local_paths(folder: Path) -> None:
+    """Take out of a saved model's configs where its parts were loaded from: that tells of a machine, not of the model."""
     for config in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
         content = json.loads(config.read_text(encoding="utf-8"))
-        told = {key: value for key, value in content.items() if key not in ("_name_or_path", "local_files_only", "is_local")}
-        config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_json(config, {key: value for key, value in content.items() if key not in LOCAL_KEYS})

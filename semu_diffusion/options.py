@@ -1,8 +1,9 @@
 """Settings as frozen dataclasses: a field with its help text, and one config out of defaults, a preset, a file and words.
 
 Field metadata: ``help``; ``group`` (heading in ``--help``); ``comma=True`` lets a tuple be written ``a,b,c`` (otherwise the
-flag repeats); ``positional=True`` makes it the words without a flag; ``replayed=False`` keeps ``--config`` from taking it
-over (where a run was written is not part of it).
+flag repeats); ``positional=True`` makes it the words without a flag, of which ``required=True`` needs one; ``aliases`` are more
+flags for it, which ``--help`` does not list; ``hidden=True`` gives it no flag; ``replayed=False`` keeps ``--config`` from
+taking it over (where a run was written is not part of it).
 Precedence: dataclass defaults < ``--preset`` < ``--config run.json`` < flags on the command line.
 """
 
@@ -76,12 +77,18 @@ def build_config(
 
 def _read_saved(config_class: type, path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"--config {path}: not a readable run.json ({error})") from error
     saved = content.get("config", content) if isinstance(content, dict) else None
     if not isinstance(saved, dict):
         raise InputError(f"--config {path}: holds no config; pass the run.json of a run folder")
+    older = {  # the name that a setting had in earlier runs is one of its flags still
+        alias.lstrip("-").replace("-", "_"): field.name
+        for field in dataclasses.fields(config_class)
+        for alias in field.metadata.get("aliases", ())
+    }
+    saved = {older.get(name, name): value for name, value in saved.items()}
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(saved) - known)
     if unknown:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,15 @@ class ErasurePatch:
         if not any(patch.same_as(self) for patch in state.patches):
             raise InputError("this patch is not applied to the model, so it cannot be removed from it")
         _set_patches(model, tuple(patch for patch in state.patches if not patch.same_as(self)))
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        """Inside, ``model``, anything with a ``denoiser``, carries the update; afterwards every byte is as before."""
+        self.apply(model.denoiser)
+        try:
+            yield model
+        finally:
+            self.remove(model.denoiser)
 
     def merge(self, model: nn.Module) -> None:
         """Write the update into the weights for good: `remove` is not possible afterwards, and no copy is kept.

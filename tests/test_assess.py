@@ -15,11 +15,12 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.metrics.nearest import nearest
-from semu_diffusion.pipelines.cli.assess import main
+from semu_diffusion.pipelines.cli.assess import COMMAND
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 from semu_diffusion.pipelines.train.picture_styles import STYLES
 
 Capture = pytest.CaptureFixture[str]
+main = COMMAND.main
 QUICK = ["--samples-per-class", "3", "--sampling-steps", "2"]
 
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.judges.clip import Clip, clip_score, load_clip, zero_shot_judge
+from semu_diffusion.eval.judges.clip import Clip, clip_score, load_clip
+from semu_diffusion.eval.judges.judge import load_judge
+from semu_diffusion.eval.results import Evaluation
 
 TINY = {
     "embed_dim": 8,
@@ -46,11 +48,11 @@ def clip(weights: str) -> Clip:
     return load_clip(f"clip:tiny-clip:{weights}")
 
 
-def test_a_name_with_an_article_of_its_own_gets_no_second(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_an_article_of_its_own_gets_no_second(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken: list[str] = []
     real = Clip.text_features
     monkeypatch.setattr(Clip, "text_features", lambda self, texts: spoken.extend(texts) or real(self, texts))
-    zero_shot_judge(clip, ["the Eiffel Tower", "apple", "cat"])
+    load_judge(f"clip:tiny-clip:{weights}", ["the Eiffel Tower", "apple", "cat"])
     assert spoken == ["a photo of the Eiffel Tower", "a photo of an apple", "a photo of a cat"]
 
 
@@ -82,8 +84,8 @@ def test_pictures_are_prepared_as_open_clip_does(clip: Clip, shape: tuple[int, i
     assert (clip.image_features(images) * features).sum(1).min() > 0.999
 
 
-def test_a_sampler_in_bfloat16_changes_no_verdict(clip: Clip) -> None:
-    images, judge = pictures(4, 32, 32), zero_shot_judge(clip, ["cat", "owl", "dog"])
+def test_a_sampler_in_bfloat16_changes_no_verdict(clip: Clip, weights: str) -> None:
+    images, judge = pictures(4, 32, 32), load_judge(f"clip:tiny-clip:{weights}", ["cat", "owl", "dog"])
     wanted, features = judge.predict(images), clip.image_features(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(judge.predict(images), wanted)
@@ -106,15 +108,16 @@ def test_weights_get_the_activation_they_were_trained_with(monkeypatch: pytest.M
     assert asked == [True, False]
 
 
-def test_the_judge_names_the_nearest_sentence(clip: Clip) -> None:
-    judge = zero_shot_judge(clip, ["cat", "owl", "dog"])
+def test_the_judge_names_the_nearest_sentence(clip: Clip, weights: str) -> None:
+    judge = load_judge(f"clip:tiny-clip:{weights}", ["cat", "owl", "dog"])
     texts = clip.text_features(["a photo of a cat", "a photo of an owl", "a photo of a dog"])
     images = pictures(12, 32, 32)
     assert torch.equal(judge.predict(images), (clip.image_features(images) @ texts.T).argmax(1))
     assert judge.unjudged == ()
     assert "tiny-clip" in judge.name
+    assert torch.equal(judge.features(images), clip.image_features(images))  # FID and KID may be measured in them
     with pytest.raises(InputError, match="needs alternatives"):
-        zero_shot_judge(clip, ["cat"])
+        load_judge(f"clip:tiny-clip:{weights}", ["cat"])
 
 
 def test_scores_follow_their_formulas(clip: Clip) -> None:
@@ -167,10 +170,27 @@ def test_a_run_is_judged_and_scored_by_clip(weights: str, tmp_path: Path) -> Non
         "--output", str(tmp_path / "run"),
     ]  # fmt: skip
     assert main(flags) == 0
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["protocol"]["classifiers"]["object"]["name"] == "CLIP tiny-clip weights"
-    assert metrics["protocol"]["in_domain_prompts"] == ["a photo of a dog", "a photo of a bird"]
-    for when in ("before", "after"):
-        assert 0 <= metrics[when]["in_domain_retain_accuracy"] <= 1
-        assert metrics[when]["clip_score"]["model"] == "tiny-clip weights"
-        assert set(metrics[when]["clip_score"]["retain"]) == {"score", "clipscore"}
+    found = Evaluation.from_json(json.loads((tmp_path / "run" / "metrics.json").read_text()))
+    assert found.protocol.judges["object"].name == "CLIP tiny-clip weights"
+    assert found.protocol.conditions["in_domain"] == ("a photo of a dog", "a photo of a bird")
+    assert found.fid is not None
+    assert found.fid.extractor.name == "CLIP tiny-clip weights features (8-d)"
+    for scores in (found.before, found.after):
+        assert scores.in_domain_accuracy is not None
+        assert scores.clip_score is not None
+        assert {score.model for score in scores.clip_score.values()} == {"tiny-clip weights"}
+        assert scores.clip_score["retain"].clipscore == pytest.approx(scores.clip_score["retain"].score / 40)
+
+
+def test_classes_are_judged_and_scored_by_clip_too(weights: str, tmp_path: Path) -> None:
+    from saved_models import QUICK, saved_model
+
+    from semu_diffusion.pipelines.cli.erase_class import main
+
+    name, flags = f"clip:tiny-clip:{weights}", ["--forget", "red", *QUICK, "--output", str(tmp_path / "run")]
+    assert main(["--model", saved_model(tmp_path / "model"), *flags, "--classifier", name, "--clip-score", name]) == 0
+    found = Evaluation.from_json(json.loads((tmp_path / "run" / "metrics.json").read_text()))
+    assert found.protocol.judges["object"].name == "CLIP tiny-clip weights"
+    assert found.after.clip_score is not None
+    assert found.after.clip_score["forget"].pairs == 2
+    assert found.after.clip_score["retain"].pairs == 4

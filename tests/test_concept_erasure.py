@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from text_models import FAMILIES, tiny_pipeline
 
 import semu_diffusion
 from semu_diffusion import erase_concept
-from semu_diffusion.domains.concepts import prepare
+from semu_diffusion.domains import concepts
 from semu_diffusion.domains.config import ConceptErasureConfig
-from semu_diffusion.domains.plan import plan
+from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
+from semu_diffusion.erase.task import Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 from semu_diffusion.pipelines.data.images import load_plain_images
@@ -30,6 +32,13 @@ QUICK: dict[str, Any] = {
     "precision": "fp32",
     "guidance_scale": 2.0,
 }
+
+
+def task_of(pipeline: Any, config: ConceptErasureConfig, forget_images: torch.Tensor | None = None) -> Task[Any]:
+    planned = concepts.plan(pipeline, config, images_given=forget_images is not None)
+    return concepts.task(concepts.bind(pipeline, planned), planned, config, forget_images=forget_images)
+
+
 BIRD = {"retain_prompts": ("a photo of a bird",)}
 
 
@@ -83,8 +92,8 @@ def test_protection_and_retain_term_keep_the_retained_prompts() -> None:
 
 def test_the_tasks_rows_are_the_prompts() -> None:
     config = ConceptErasureConfig(concept=("cat",), synonyms=("kitten",), anchor="dog", forget_samples=64, anchor_samples=30)
-    prepared = prepare(tiny_pipeline(), config)
-    task, book = prepared.task, prepared.task.model.table.prompts
+    task = task_of(tiny_pipeline(), config)
+    book = task.model.table.prompts
     forgotten = [book[row] for row in task.forget]
     assert forgotten == [
         t.format(w) for w in ("cat", "kitten") for t in ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
@@ -99,7 +108,7 @@ def test_the_tasks_rows_are_the_prompts() -> None:
     kept = [book[row] for row in task.kept]
     assert "a photo of a dog" in kept
     assert not any("cat" in prompt.split() for prompt in kept)
-    assert (prepared.config.forget_samples, prepared.config.anchor_samples) == (8, 4)
+    assert (task.forget_samples, task.anchor_samples) == (8, 4)
 
 
 def test_an_anchor_is_chosen_and_said() -> None:
@@ -112,7 +121,7 @@ def test_an_anchor_is_chosen_and_said() -> None:
 
 def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
     """ESD's target: eps(x, null) - eta (eps(x, c) - eps(x, null))."""
-    from semu_diffusion.erase.loss import training_loss
+    from semu_diffusion.erase.loss import ErasureLoss
     from semu_diffusion.erase.task import Images
 
     config = ConceptErasureConfig(
@@ -124,7 +133,7 @@ def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
         precision="fp32",
         weighting="noise",
     )
-    task = prepare(tiny_pipeline(), config).task
+    task = task_of(tiny_pipeline(), config)
     model = task.model
     latents = torch.randn(4, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     images = Images(latents, torch.tensor([task.forget[0]] * 4))
@@ -135,7 +144,9 @@ def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
         return asked[int(rows[0])]
 
     with torch.no_grad():
-        loss = training_loss(model, config, "unconditional", original, images, None, {}, task.kept, torch.Generator())(1)
+        loss = ErasureLoss(
+            model, config, "unconditional", original, images, None, {}, task.kept, nullcontext, torch.Generator()
+        )(1)
     null, own = asked[model.null], asked[task.forget[0]]
     target = null - 2 * (own - null)
     assert float(loss["forget"]) > 0
@@ -149,18 +160,18 @@ def test_given_images_are_encoded_under_the_concepts_prompts(tmp_path: Path) -> 
         pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     images = load_plain_images(tmp_path, (3, side, side))
-    task = prepare(pipeline, ConceptErasureConfig(concept=("cat",), anchor="dog"), forget_images=images).task
+    task = task_of(pipeline, ConceptErasureConfig(concept=("cat",), anchor="dog"), images)
     assert task.forget_set is not None
     assert task.forget_set.images.shape == (4, *task.model.latent_shape)  # three images for four prompts
     assert sorted(task.forget_set.labels.tolist()) == sorted(task.forget)
     with pytest.raises(InputError, match="--forget-images shows one concept"):
-        prepare(pipeline, ConceptErasureConfig(concept=("cat", "bird"), anchor="dog"), forget_images=images)
+        task_of(pipeline, ConceptErasureConfig(concept=("cat", "bird"), anchor="dog"), images)
 
 
 def test_sample_counts_are_for_each_concept_not_for_all() -> None:
     one, three = (
-        prepare(tiny_pipeline(), ConceptErasureConfig(concept=concepts, anchor="tree", forget_samples=40)).config
-        for concepts in (("cat",), ("cat", "dog", "bird"))
+        task_of(tiny_pipeline(), ConceptErasureConfig(concept=words, anchor="tree", forget_samples=40))
+        for words in (("cat",), ("cat", "dog", "bird"))
     )
     assert one.forget_samples == three.forget_samples == 10  # of each of the four prompts of a concept
 
@@ -191,7 +202,7 @@ def test_words_are_found_whole_and_replaced_with_their_article() -> None:
     with pytest.raises(InputError, match="every retain prompt names"):
         retained(["a cat"], ["cat"])
     with pytest.raises(InputError, match="names none of cat"):
-        plan(ConceptErasureConfig(concept=("cat",), forget_prompts=("a dog",)), None)
+        plan_words(ConceptErasureConfig(concept=("cat",), forget_prompts=("a dog",)), None)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +239,12 @@ def test_an_anchor_that_means_the_concept_or_is_of_another_kind_is_refused(
     concepts: tuple[str, ...], anchor: str, said: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
-        plan(ConceptErasureConfig(concept=concepts, anchor=anchor), cifar_vocabulary(("cat", "dog", "bird")))
+        plan_words(ConceptErasureConfig(concept=concepts, anchor=anchor), cifar_vocabulary(("cat", "dog", "bird")))
 
 
 def test_forget_prompts_in_any_word_of_the_concept_are_taken() -> None:
     config = ConceptErasureConfig(concept=("cat",), forget_prompts=("a photo of a kitten",))
-    plans, _ = plan(config, cifar_vocabulary(("cat", "dog", "bird")))
+    plans, _ = plan_words(config, cifar_vocabulary(("cat", "dog", "bird")))
     assert plans[0].prompts == ("a photo of a kitten",)
 
 
@@ -241,11 +252,11 @@ def test_forget_prompts_in_any_word_of_the_concept_are_taken() -> None:
 def test_a_concept_in_the_plural_or_with_an_article_is_not_retained(concept: str) -> None:
     vocabulary = cifar_vocabulary(("cat", "dog", "bird"))
     for known in (None, vocabulary):
-        (one,), kept = plan(ConceptErasureConfig(concept=(concept,)), known)
+        (one,), kept = plan_words(ConceptErasureConfig(concept=(concept,)), known)
         assert not any(contains(prompt, "cat") or (contains(prompt, "kitten") and known) for prompt in kept)
         assert "cat" not in one.candidates()
     assert one.subject == vocabulary.subject("cat")
-    assert "dog" not in plan(ConceptErasureConfig(concept=("dogs",)), None)[0][0].candidates()
+    assert "dog" not in plan_words(ConceptErasureConfig(concept=("dogs",)), None)[0][0].candidates()
 
 
 def test_an_offloaded_pipeline_is_refused_with_what_to_do() -> None:
@@ -265,9 +276,9 @@ def test_float16_weights_are_not_trained_in_float16(monkeypatch: pytest.MonkeyPa
 
 def test_ascent_has_no_answer() -> None:
     config = ConceptErasureConfig(concept=("cat",), target="ascent")
-    prepared = prepare(tiny_pipeline(), config)
-    assert prepared.anchors == {}
-    assert prepared.task.metadata["anchor"] == []
+    task = task_of(tiny_pipeline(), config)
+    assert task.anchor_words == {}
+    assert task.metadata["anchor"] == []
 
 
 def test_one_synonym_may_be_given_as_a_string() -> None:

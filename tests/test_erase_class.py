@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,20 @@ from saved_models import QUICK, saved_judge, saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
-from semu_diffusion.domains.classes import plan
-from semu_diffusion.domains.classes import task as class_task
 from semu_diffusion.erase.task import Images
-from semu_diffusion.eval.metrics.unlearning import answer_words, with_interval
+from semu_diffusion.eval.guards import collapse
+from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
+from semu_diffusion.eval.results import Evaluation, Scores
+from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.erase_class import main
+from semu_diffusion.pipelines.report.words import interval_words, shares_words
 from semu_diffusion.pipelines.runs import folder as run_folder
-from semu_diffusion.pipelines.runs import scoring
-from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
-from semu_diffusion.pipelines.runs.inputs import forget_images, retain_images
-from semu_diffusion.pipelines.runs.scoring import Samples, Scorer, collapse
+from semu_diffusion.pipelines.runs.config import EraseClassConfig
+from semu_diffusion.pipelines.runs.domains import load_classes
+from semu_diffusion.pipelines.runs.scorer import make_scorer
 
 Capture = pytest.CaptureFixture[str]
 
@@ -58,8 +61,8 @@ def run(model: str, *flags: str, judge: str = "none") -> int:
     return main(["--model", model, "--classifier", judge, *QUICK, *flags])
 
 
-def metrics_of(folder: Path) -> Any:
-    return json.loads((folder / "metrics.json").read_text())
+def metrics_of(folder: Path) -> Evaluation:
+    return Evaluation.from_json(json.loads((folder / "metrics.json").read_text()))
 
 
 def status_of(folder: Path) -> str:
@@ -71,8 +74,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def keys(content: Any) -> Any:
-    return {key: keys(value) for key, value in content.items()} if isinstance(content, dict) else None
+def seeds(condition: str) -> list[int]:
+    """Those of its first two samples: from its letters alone."""
+    first = zlib.crc32(condition.encode()) % 2**30
+    return [first, first + 1]
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClassVectorProbe, "default", dataclasses.replace(ClassVectorProbe.default, steps=2))
 
 
 def refused(capsys: Capture, said: str, code: int) -> None:
@@ -89,7 +99,8 @@ def refused(capsys: Capture, said: str, code: int) -> None:
 
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     files = {path.name for path in finished.iterdir()}
-    assert files == {"run.json", "patch.safetensors", "lora", "before_after.png", "metrics.json", "metrics.jsonl", "images"}
+    names = "run.json patch.safetensors lora before_after.png metrics.json metrics.jsonl images README.md"
+    assert files == set(names.split())
     assert {p.name for p in (finished / "lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     steps = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [step["index"] for step in steps] == [1, 2]
@@ -99,76 +110,93 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert record["config"]["forget"] == ["red"]
     assert set(record["anchors"]) == {"red"}
     assert record["anchors"]["red"] in ("green", "blue")
-    assert 0 < record["protection"]["gradient_left"] < 1
+    assert 0 < record["protection"]["gradient_energy_kept"] < 1
     assert torch.__version__.startswith(record["packages"]["torch"])
     assert Image.open(finished / "before_after.png").width > 300
 
 
-SCORE = {
-    "forget_accuracy": None, "unlearning_accuracy": None, "retain_accuracy": None,
-    "per_class": dict.fromkeys(NAMES), "unconditional_share": None, "revival": None,
+SCORES = {
+    "forget_accuracy", "unlearning_accuracy", "paraphrase_accuracy", "in_domain_accuracy", "cross_domain_accuracy",
+    "retain_accuracy", "unconditional_share", "revival", "clip_score", "per_condition", "judged_as", "samples", "probes",
 }  # fmt: skip
-SHAPE = {
-    "protocol": {
-        "seed": None, "images_per_class": None, "sampler": None, "steps": None, "guidance_scale": None,
-        "classifier": {"name": None, "sha256": None}, "fid_extractor": {"name": None, "dim": None, "sha256": None},
-        "fid_reference": None,
-    },
-    "before": SCORE,
-    "after": SCORE,
-    "side_effects": {
-        "paired_mse": None, "paired_ssim": None, "per_class": {name: {"mse": None, "ssim": None} for name in ("green", "blue")},
-    },
-    "fid": {"retain_before": None, "retain_after": None},
-    "patch": {"layers": None, "trained_parameters": None, "model_parameters": None, "fraction": None, "bytes": None},
-    "cost": {"seconds": {"collect": None, "subspace": None, "train": None, "evaluate": None}, "peak_memory_bytes": None},
+PROTOCOL = {
+    "seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges",
+}  # fmt: skip
+PROMISED = {
+    "schema_version", "kind", "erased", "protocol", "before", "after", "side_effects", "forget_effect", "unprompted_effect",
+    "distances", "patch", "lora", "protection", "cost", "collapsed",
 }  # fmt: skip
 
 
 def test_metrics_have_exactly_the_promised_keys_and_only_json_is_printed(
-    tmp_path: Path, model_folder: str, judge_folder: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_folder: str, judge_folder: str, capsys: Capture, quick_probes: None
 ) -> None:
-    monkeypatch.setattr(scoring, "REVIVAL_STEPS", 2)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "RED", "--revival", "--json", "--output", str(folder), judge=judge_folder) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == metrics_of(folder)
-    revival = printed["protocol"].pop("revival")  # only there because it was asked for
-    assert revival["steps"] == 2
-    answered = {when: printed[when].pop("answers")["red"] for when in ("before", "after")}  # whatever the judge sees
-    assert keys(printed) == SHAPE
-    for when in ("before", "after"):
-        score = printed[when]
-        shares = [score[key] for key in SCORE if key != "per_class"] + list(score["per_class"].values())
-        assert all(0 <= share <= 1 for share in shares)
-        assert score["unlearning_accuracy"] == 1 - score["forget_accuracy"] == 1 - score["per_class"]["red"]
-        assert answered[when].get("red", 0) == score["forget_accuracy"]
-        assert sum(answered[when].values()) == pytest.approx(1)
-    assert printed["protocol"]["classifier"]["sha256"] == digests(Path(judge_folder))["model.safetensors"]
-    assert printed["fid"]["retain_before"] == 0
-    assert printed["fid"]["retain_after"] >= 0
-    assert printed["patch"]["bytes"] == (folder / "patch.safetensors").stat().st_size
-    assert printed["patch"]["model_parameters"] == sum(p.numel() for p in tiny_unet().parameters())
+    assert printed == json.loads((folder / "metrics.json").read_text())
+    assert set(printed) == PROMISED
+    assert printed["schema_version"] == 2
+    assert set(printed["before"]) == set(printed["after"]) == SCORES
+    assert set(printed["protocol"]) == PROTOCOL
+    found = metrics_of(folder)
+    assert (found.kind, found.erased) == ("class", ("red",))
+    for scores in (found.before, found.after):
+        assert set(scores.per_condition) == set(NAMES)
+        shares = (
+            scores.forget_accuracy, scores.unlearning_accuracy, scores.retain_accuracy, scores.unconditional_share,
+            scores.revival, *scores.per_condition.values(),
+        )  # fmt: skip
+        assert all(share is not None and 0 <= share <= 1 for share in shares)
+        assert scores.forget_accuracy == scores.per_condition["red"] == scores.judged_as["red"].get("red", 0)
+        assert scores.unlearning_accuracy == 1 - scores.per_condition["red"]
+        assert scores.retain_accuracy == scores.in_domain_accuracy
+        assert sum(scores.judged_as["red"].values()) == pytest.approx(1)
+        assert scores.samples == {"forget": 2, "in_domain": 4}
+        assert scores.probes["class-vector"]["red"].steps == 2
+        assert scores.paraphrase_accuracy is scores.cross_domain_accuracy is None
+    assert found.protocol.judges["object"].sha256 == digests(Path(judge_folder))["model.safetensors"]
+    assert set(found.distances) == {"fid", "kid"}
+    for distance in found.distances.values():
+        assert (distance.before, distance.images, distance.reference_images) == (0, 4, 4)
+        assert distance.paired
+        assert "same seeds" in distance.reference
+        assert distance.extractor.dim == 8
+    assert found.fid is not None
+    assert found.fid.after >= 0
+    assert found.side_effects is not None
+    assert set(found.side_effects.per_condition) == {"green", "blue"}
+    assert found.patch is not None
+    assert found.patch.bytes == (folder / "patch.safetensors").stat().st_size
+    assert found.patch.model_parameters == sum(p.numel() for p in tiny_unet().parameters())
+    assert set(found.cost.seconds) == {"prepare", "collect", "subspace", "train", "evaluate"}
+
+
+def test_the_lora_is_checked_as_peft_loads_it(finished: Path) -> None:
+    lora = metrics_of(finished).lora
+    assert lora is not None
+    assert lora.same
+    assert lora.relative_difference < 1e-5
+    assert lora.share_of_effect == pytest.approx(1, abs=1e-3)
+    assert lora.unloaded_equal
 
 
 def test_without_a_judge_the_accuracies_are_null_and_the_rest_is_measured(finished: Path) -> None:
-    metrics = metrics_of(finished)
-    for when in ("before", "after"):
-        assert metrics[when] == dict.fromkeys([*SCORE, "answers"])
-    assert metrics["protocol"]["classifier"] is metrics["protocol"]["fid_extractor"] is None
-    assert metrics["fid"] == {"retain_before": None, "retain_after": None}
-    assert metrics["side_effects"]["paired_mse"] > 0
-    assert metrics["side_effects"]["paired_ssim"] < 1
-    assert set(metrics) == set(SHAPE)
+    found = metrics_of(finished)
+    assert found.before == found.after == Scores()
+    assert found.protocol.judges == found.distances == {}
+    assert found.side_effects is not None
+    assert found.side_effects.paired["mse"] > 0
+    assert found.side_effects.paired["ssim"] < 1
 
 
 def test_saved_pictures_are_the_models_samples_at_their_native_size(finished: Path, model_folder: str) -> None:
     classes = {path.name for path in (finished / "images" / "before").iterdir()}
-    assert classes == {*NAMES, "(no label)"} == {path.name for path in (finished / "images" / "after").iterdir()}
+    assert classes == {*NAMES, "(no condition)"} == {path.name for path in (finished / "images" / "after").iterdir()}
     pictures = sorted((finished / "images" / "before" / "green").glob("*.png"))
     assert [p.name for p in pictures] == ["00000.png", "00001.png"]
     model = load_class_conditional(model_folder)
-    (samples,) = model.sample([1, 1], [1_000_000, 1_000_001], steps=2)
+    (samples,) = model.sample([1, 1], seeds("green"), steps=2)
     for picture, sample in zip(pictures, samples, strict=True):
         pixels = np.array(Image.open(picture))
         assert pixels.shape == (8, 8, 3)
@@ -179,23 +207,29 @@ def test_the_summary_shows_the_numbers_and_the_folder(
     tmp_path: Path, model_folder: str, judge_folder: str, capsys: Capture
 ) -> None:
     assert run(model_folder, "--forget", "red", "--output", str(tmp_path / "run"), judge=judge_folder) == 0
-    out, err = capsys.readouterr()
-    after = metrics_of(tmp_path / "run")["after"]
-    said = next(line for line in out.splitlines() if "accuracy on red (erased)" in line)
-    assert said.endswith(with_interval(after["forget_accuracy"], 2))  # of 2 samples nearly everything may be true
-    said = next(line for line in out.splitlines() if "kept classes" in line)
-    assert with_interval(after["retain_accuracy"], 2 * (len(NAMES) - 1)) in said
-    assert "features (8-d)]" in out  # whose FID this is
-    assert f"asked for red, the judge now sees: {answer_words(after['answers']['red'])}" in out
+    out, _ = capsys.readouterr()
+    after = metrics_of(tmp_path / "run").after
+
+    def said(words: str) -> str:
+        return next(line for line in out.splitlines() if line.startswith(words))
+
+    assert after.forget_accuracy is not None
+    assert after.in_domain_accuracy is not None
+    assert said("sees red (erased)").endswith(interval_words(after.forget_accuracy, 2))  # of 2 samples nearly all may be true
+    assert said("right on others of its kind").endswith(interval_words(after.in_domain_accuracy, 2 * (len(NAMES) - 1)))
+    assert "features (8-d)]" in said("FID of what is kept")  # whose FID this is
+    assert "biased upward" in said("FID of what is kept")
+    assert "features (8-d)]" in said("KID of what is kept")
+    assert f"asked for red, the judge now sees: {shares_words(after.judged_as['red'])}" in out
+    assert "lora/, loaded as users do" in out
     assert str(tmp_path / "run" / "before_after.png") in out
-    assert "biased upward" in err
-    assert len(out.splitlines()) <= 12
+    assert len(out.splitlines()) <= 20
 
 
-def test_the_patch_is_the_one_that_was_proved(finished: Path, model_folder: str) -> None:
+def test_the_patch_is_the_one_that_was_measured(finished: Path, model_folder: str) -> None:
     model = load_class_conditional(model_folder)
     ErasurePatch.load(finished / "patch.safetensors").apply(model.denoiser)
-    (samples,) = model.sample([0, 0], [0, 1], steps=2)
+    (samples,) = model.sample([0, 0], seeds("red"), steps=2)
     after = np.stack([np.array(Image.open(p)) for p in sorted((finished / "images" / "after" / "red").glob("*.png"))])
     assert np.abs(after.transpose(0, 3, 1, 2) - samples.numpy() * 255).max() <= 0.5001
 
@@ -224,8 +258,8 @@ def test_a_replayed_config_gives_the_same_patch_and_pictures(tmp_path: Path, fin
     old, new = digests(finished), digests(again)
     same = [name for name in old if name not in ("run.json", "metrics.json", "metrics.jsonl")]
     assert {name: new[name] for name in same} == {name: old[name] for name in same}
-    for name in ("before", "after", "side_effects", "fid", "patch"):
-        assert metrics_of(again)[name] == metrics_of(finished)[name]
+    first, second = metrics_of(finished), metrics_of(again)
+    assert dataclasses.replace(second, cost=first.cost) == first
 
 
 def test_patch_and_pictures_do_not_depend_on_the_batch_size_of_the_evaluation(tmp_path: Path, model_folder: str) -> None:
@@ -252,8 +286,8 @@ def test_several_classes_are_erased_at_once(tmp_path: Path, model_folder: str, j
     flags = ("--forget", "red", "--forget", "2", "--forget", "red", "--output", str(folder))
     assert run(model_folder, *flags, judge=judge_folder) == 0
     assert json.loads((folder / "run.json").read_text())["anchors"] == {"red": "green", "blue": "green"}
-    after = metrics_of(folder)["after"]
-    assert after["forget_accuracy"] == (after["per_class"]["red"] + after["per_class"]["blue"]) / 2
+    after = metrics_of(folder).after
+    assert after.forget_accuracy == (after.per_condition["red"] + after.per_condition["blue"]) / 2
     assert ErasurePatch.load(folder / "patch.safetensors").metadata["forget"] == ["red", "blue"]
 
 
@@ -263,9 +297,9 @@ def test_every_class_can_be_erased_where_none_is_needed_to_answer_with(
 ) -> None:
     forget = [part for name in NAMES for part in ("--forget", name)]
     assert run(model_folder, *forget, *flags, "--output", str(tmp_path / "run"), judge=judge_folder) in (0, 1)
-    after = metrics_of(tmp_path / "run")["after"]
-    assert after["retain_accuracy"] is None
-    assert after["unlearning_accuracy"] is not None
+    after = metrics_of(tmp_path / "run").after
+    assert after.retain_accuracy is None
+    assert after.unlearning_accuracy is not None
 
 
 @pytest.mark.parametrize(
@@ -306,9 +340,10 @@ def test_an_unconditional_model_needs_images_and_runs_with_them(
     images = pictures(tmp_path / "spots")
     assert run(source, "--forget", "spots", "--forget-images", images, "--lr", "1e-4", "--save-images") == 0
     folder = tmp_path / "runs" / "spots"
-    metrics = metrics_of(folder)
-    assert metrics["side_effects"]["paired_mse"] > 0
-    assert [path.name for path in (folder / "images" / "after").iterdir()] == ["(no label)"]
+    found = metrics_of(folder)
+    assert found.side_effects is not None
+    assert found.side_effects.paired["mse"] > 0
+    assert [path.name for path in (folder / "images" / "after").iterdir()] == ["(no condition)"]
     assert ErasurePatch.load(folder / "patch.safetensors").metadata["forget"] == ["spots"]
 
 
@@ -324,16 +359,22 @@ def test_an_unconditional_model_retains_and_is_compared_with_what_is_not_erased(
         retain=data,
         fid_reference=data,
         classifier=judge_folder,
+        images_per_condition=4,
+        sampling_steps=2,
     )
-    model = scoring.load_model(config)
-    planned = plan(model, config, images_given=True)
-    images = forget_images(config.forget_images, planned.model)
-    task = class_task(planned, images, retain_images(data, planned.model, planned.erased))
+    subject = load_classes(config)
+    task = subject.task(lambda *_: None, subject.forget_images())
     assert task.retain_set is not None
     assert len(task.retain_set.images) == 4 + 5  # of green and blue
-    scorer = scoring.Scorer(task.model, config, task.forget)
+    scorer = make_scorer(subject)
     assert scorer.reference is not None
-    assert len(scorer.reference) == 4 + 5
+    assert len(scorer.reference.images) == 4 + 5
+    before = scorer.sample(subject.model)
+    assert scorer.score(before).unconditional_share is not None
+    assert scorer.score(before).forget_accuracy is None  # nothing can be asked of it
+    distance = scorer.distances(before, before)["kid"]
+    assert (distance.paired, distance.reference_images) == (False, 9)
+    assert distance.before == distance.after != 0
 
 
 def test_given_images_are_the_forget_set(tmp_path: Path, model_folder: str, finished: Path) -> None:
@@ -378,7 +419,7 @@ def test_a_task_that_cannot_be_done_leaves_nothing_behind(
         (("--forget", "red", "--forget", "green", "--forget", "blue"), "no class is left to relabel to"),
         (("--forget", "red", "--layers", "nothing.*"), "no Linear or Conv2d layer matches nothing.*"),
         (("--forget", "red", "--class-names", "a,b"), "has 3 classes, but 2 class names were given"),
-        (("--forget", "red", "--device", "quantum"), "--device quantum is not to be had here"),
+        (("--forget", "red", "--device", "quantum"), "--device quantum is not available here"),
         (("--forget", "red", "--forget-images", "empty"), "empty holds no images"),
         (("--forget", "red", "--forget-images", "broken"), "cannot be read as an image"),
         (("--forget", "red", "--forget-images", "missing/"), "missing"),
@@ -386,7 +427,7 @@ def test_a_task_that_cannot_be_done_leaves_nothing_behind(
         (("--forget", "red", "--forget-images", pictures(tmp_path / "grey", mode="L")), "8x8 grey, but the model makes"),
         (("--forget", "red", "--forget", "blue", "--forget-images", "empty"), "holds the images of one class"),
         (("--forget", "red", "--retain", "empty"), "empty"),
-        (("--forget", "red", "--classifier", other_judge), "the judge knows no class like the erased 'red'"),
+        (("--forget", "red", "--classifier", other_judge), "knows no class like the erased 'red'"),
         (("--forget", "red", "--classifier", "empty"), "empty holds no classifier"),
         (("--forget", "red", "--sampling-steps", "2000"), "2000 sampling steps, but the model has 100 timesteps"),
         (("--forget", "red", *reference, "partly"), "partly has no class blue: FID would compare different things"),
@@ -486,24 +527,24 @@ def test_a_full_disk_that_cannot_even_take_the_status_is_still_one_line(
     refused(capsys, "no space left on the device", run(model_folder, "--forget", "red", "--output", str(tmp_path / "run")))
 
 
-@pytest.mark.parametrize("moment", ["training", "proof"])
+@pytest.mark.parametrize("moment", ["training", "evaluation"])
 def test_ctrl_c_keeps_what_was_finished_and_says_so(
     tmp_path: Path, model_folder: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    if moment == "proof":
+    if moment == "evaluation":
         monkeypatch.setattr(Scorer, "sample", stop)
     else:
-        monkeypatch.setattr("semu_diffusion.erase.run.training_loss", lambda *_: stop)
+        monkeypatch.setattr("semu_diffusion.erase.run.loss_of", lambda *_: stop)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "red", "--output", str(folder)) == 130
     out, err = capsys.readouterr()
     assert out == ""
     assert f"erase-class: stopped by Ctrl-C. {folder} keeps" in err
     assert status_of(folder) == "interrupted"
-    if moment == "proof":
+    if moment == "evaluation":
         assert "patch.safetensors" in err
         ErasurePatch.load(folder / "patch.safetensors").apply(load_class_conditional(model_folder).denoiser)
     assert not list(folder.glob(".*"))
@@ -548,7 +589,7 @@ def test_a_destroyed_model_is_no_success(
     monkeypatch.setattr(ErasurePatch, "remove", restore)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "red", "--output", str(folder)) == 1
-    assert "the erasure destroyed the model: the kept classes' samples have lost their contrast" in capsys.readouterr().err
+    assert "the erasure destroyed the model: the kept samples have lost their contrast" in capsys.readouterr().err
     assert status_of(folder).startswith("collapsed: ")
     names = {path.name for path in folder.iterdir()}
     assert {"patch.collapsed.safetensors", "lora.collapsed", "before_after.png", "metrics.json"} <= names
@@ -556,20 +597,22 @@ def test_a_destroyed_model_is_no_success(
 
 
 def test_collapse_is_lost_contrast_lost_variety_or_a_judge_that_finds_half_wrong() -> None:
-    def samples(images: torch.Tensor) -> Samples:
-        return Samples({"red": images, "green": images}, None)
+    def samples(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"red": images, "green": images}
 
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (12, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    good, none = samples(noise), ({"retain_accuracy": None},) * 2
+    good, none = samples(noise), (Scores(), Scores())
     assert collapse(good, good, ["green"], none) is None
     assert "contrast" in str(collapse(good, samples(noise // 8 + 100), ["green"], none))
     assert "alike" in str(collapse(good, samples(noise[:1].expand(12, -1, -1, -1)), ["green"], none))
-    half = ({"retain_accuracy": 0.9}, {"retain_accuracy": 0.4})
-    assert "fell from 0.90 to 0.40" in str(collapse(good, good, ["green"], half))
-    assert collapse(samples(noise[:2]), samples(noise[:2]), ["green"], half) is None  # of two images: chance
-    unlabelled = Samples({}, noise), Samples({}, noise // 8)
-    assert "contrast" in str(collapse(*unlabelled, [], none))
+
+    def judged(count: int) -> tuple[Scores, Scores]:
+        return tuple(Scores(in_domain_accuracy=a, samples={"in_domain": count}) for a in (0.9, 0.4))  # type: ignore[return-value]
+
+    assert "in-domain accuracy fell from 0.90 to 0.40" in str(collapse(good, good, ["green"], judged(12)))
+    assert collapse(samples(noise[:2]), samples(noise[:2]), ["green"], judged(2)) is None  # of two images: chance
+    assert "contrast" in str(collapse({"": noise}, {"": noise // 8}, [""], none))
 
 
 def test_titles_that_a_file_system_takes_for_one_get_folders_of_their_own() -> None:
@@ -578,17 +621,17 @@ def test_titles_that_a_file_system_takes_for_one_get_folders_of_their_own() -> N
     assert list(found) == titles
     assert len({name.lower() for name in found.values()}) == len(titles)
     assert found["a cat, oil"] == "a cat_ oil"
-    assert found[""] == "(no prompt)"
+    assert found[""] == "(no condition)"
     assert found["(no label)"] == "(no label)"
     assert all(not set(name) & set('/\\:*?"<>|') for name in found.values())
 
 
 def test_a_part_of_a_large_set_is_of_different_images(generator: torch.Generator) -> None:
     images = Images(torch.arange(50.0).view(50, 1, 1, 1), torch.arange(50))
-    some = images.some(20, generator)
+    some = images.subset(20, generator)
     assert len(set(some.labels.tolist())) == 20
     assert torch.equal(some.images.flatten().long(), some.labels)
-    assert images.some(50, generator) is images
+    assert images.subset(50, generator) is images
 
 
 def test_peak_memory_is_that_of_the_process() -> None:

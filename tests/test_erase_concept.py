@@ -13,6 +13,8 @@ from PIL import Image
 from saved_models import saved_model
 from text_models import FAMILIES, tiny_pipeline
 
+from semu_diffusion.eval.results import Evaluation
+from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli import erase_concept
@@ -60,15 +62,21 @@ def test_a_run_folder_holds_patch_lora_picture_and_numbers(finished: Path) -> No
     assert run["status"] == "complete"
     assert run["anchors"] == {"cat": "dog"}
     assert ErasurePatch.load(finished / "patch.safetensors").metadata["concept"] == ["cat"]
-    assert metrics["lora"]["relative_difference"] < 1e-5
-    assert metrics["lora"]["unloaded_equal"] is True
-    assert metrics["forget_effect"]["paired_mse"] > 0
-    assert metrics["patch"]["trained_parameters"] > 0
-    assert set(metrics["cost"]["seconds"]) == {"prepare", "collect", "subspace", "train", "evaluate"}
-    assert len(metrics["protocol"]["cross_domain_prompts"]) == 3
+    found = Evaluation.from_json(metrics)
+    assert (found.kind, found.erased) == ("concept", ("cat",))
+    assert found.lora is not None
+    assert found.lora.relative_difference < 1e-5
+    assert found.lora.unloaded_equal is True
+    assert found.forget_effect is not None
+    assert found.forget_effect.paired["mse"] > 0
+    assert found.patch is not None
+    assert found.patch.trained_parameters > 0
+    assert set(found.cost.seconds) == {"prepare", "collect", "subspace", "train", "evaluate"}
+    assert len(found.protocol.conditions["cross_domain"]) == 3
+    assert found.protocol.unconditional_samples == 10
     assert Image.open(finished / "before_after.png").width > 300
     shown = {path.name for path in (finished / "images" / "before").iterdir()}
-    assert {"a photo of a cat", "(no prompt)"} < shown
+    assert {"a photo of a cat", "(no condition)"} < shown
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,7 +84,7 @@ def test_every_family_runs_to_the_end(family: str, tmp_path: Path, capsys: Captu
     tiny_pipeline(family).save_pretrained(tmp_path / "model")
     assert main(["cat", "kitten", "--model", str(tmp_path / "model"), *QUICK, "--output", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert "cat answered with 'dog'" in out
+    assert "cat replaced by 'dog'" in out
     assert "unloading restores every weight" in out
     assert str(tmp_path / "run") in out
 
@@ -109,7 +117,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semu_diffusion.pipelines.runs.concept_scoring.ConceptScorer.sample", stop)
+    monkeypatch.setattr("semu_diffusion.eval.scorer.Scorer.sample", stop)
     assert main(["cat", "--model", model, *QUICK, "--output", str(tmp_path / "run")]) == 130
     assert "patch.safetensors" in capsys.readouterr().err
     assert read(tmp_path / "run", "run.json")["status"] == "interrupted"
@@ -130,7 +138,7 @@ def test_ctrl_c_keeps_the_patch_and_says_so(
         (["cat", "--model", "MODEL", "--forget-images", "EMPTY"], "holds no images"),
         (["cat", "--model", "MODEL", "--sampling-steps", "500"], "the model has 100 timesteps: take fewer"),
         (["cat", "--model", "MODEL", "--layers", "nothing*"], "no Linear or Conv2d layer matches"),
-        (["cat", "--model", "MODEL", "--device", "abacus"], "--device abacus is not to be had here"),
+        (["cat", "--model", "MODEL", "--device", "abacus"], "--device abacus is not available here"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
@@ -163,16 +171,14 @@ def test_a_run_is_not_overwritten_unasked(finished: Path, model: str, capsys: Ca
 
 
 def test_a_destroyed_model_is_no_success(model: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from semu_diffusion.pipelines.runs.concept_scoring import ConceptScorer
-
-    real, calls = ConceptScorer.sample, []
+    real, calls = Scorer.sample, []
 
     def grey_after(*given: Any) -> dict[str, torch.Tensor]:
-        calls.append(given[-1])
+        calls.append(given)
         found = real(*given)
         return found if len(calls) == 1 else {prompt: torch.full_like(images, 128) for prompt, images in found.items()}
 
-    monkeypatch.setattr(ConceptScorer, "sample", grey_after)
+    monkeypatch.setattr(Scorer, "sample", grey_after)
     assert main(["cat", "--model", model, *QUICK, "--output", str(tmp_path / "run")]) == 1
     assert "destroyed the model" in capsys.readouterr().err
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -202,24 +208,11 @@ def test_words_may_stand_before_and_after_the_flags() -> None:
         assert erase_concept.parse(arguments).concept == ("cat", "dog")
 
 
-def test_the_examples_of_the_help_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shlex
-
-    from test_readme import give_config_file
-
-    monkeypatch.chdir(tmp_path)
-    for example in erase_concept.EXAMPLES:
-        _, *arguments = shlex.split(example)
-        if "--config" in arguments:
-            give_config_file(arguments)
-            Path(arguments[1]).write_text(json.dumps({"config": {"concept": ["cat"], "model": "there"}}))
-        assert erase_concept.parse(arguments).concept
-
-
 def test_prompts_come_from_the_command_line_or_a_file_of_lines(tmp_path: Path) -> None:
     (tmp_path / "stay.txt").write_text("a tree\n\n  a photo of a house \n")
     config = erase_concept.parse(["cat", "--retain-prompts", "a bird", "--retain-prompts", str(tmp_path / "stay.txt")])
     assert config.retain_prompts == ("a bird", "a tree", "a photo of a house")
+    assert config.prompt_files == (str(tmp_path / "stay.txt"),)
 
 
 @pytest.mark.parametrize("content", [None, " \n", b"\xff\xfe"])

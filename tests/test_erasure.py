@@ -13,7 +13,7 @@ from tiny_models import tiny_model, tiny_unet
 from torch import nn
 
 from semu_diffusion import patched as patched_module
-from semu_diffusion.erasure import Diverged, Step, erase
+from semu_diffusion.erasure import Diverged, Step, train_patch
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.ddpm import ClassConditional
@@ -219,7 +219,7 @@ def test_the_model_is_untouched_between_steps_and_afterwards(end: str, model: Cl
             raise ZeroDivisionError
         return loss(index)
 
-    steps = erase(patched, loss_or_failure, 4, 1e-2)
+    steps = train_patch(patched, loss_or_failure, 4, 1e-2)
     for _ in range(2):
         next(steps)
         assert snapshot(model.denoiser) == before
@@ -238,7 +238,7 @@ def test_the_model_is_untouched_between_steps_and_afterwards(end: str, model: Cl
 @pytest.mark.parametrize("matricisation", ["full", "per_channel"])
 def test_the_loss_falls_and_the_patch_makes_it_real(model: ClassConditional, matricisation: str) -> None:
     patched, loss = toy(model, matricisation=matricisation)
-    records, patch = finish(erase(patched, loss, 25, 3e-2, metadata={"why": "test"}))
+    records, patch = finish(train_patch(patched, loss, 25, 3e-2, metadata={"why": "test"}))
     assert [record.index for record in records] == list(range(1, 26))
     assert records[-1].loss < 0.5 * records[0].loss
     assert all(record.parts == {"forget": pytest.approx(record.loss)} and record.gradient_norm > 0 for record in records)
@@ -257,26 +257,26 @@ def test_the_loss_falls_and_the_patch_makes_it_real(model: ClassConditional, mat
 
 def test_a_caller_that_stops_early_gets_the_patch_as_trained_so_far(model: ClassConditional) -> None:
     patched, loss = toy(model)
-    steps = erase(patched, loss, 100, 1e-2)
+    steps = train_patch(patched, loss, 100, 1e-2)
     for _ in range(2):
         next(steps)
     early = patched.patch()
-    _, two = finish(erase(*toy(tiny_model()), 2, 1e-2))
+    _, two = finish(train_patch(*toy(tiny_model()), 2, 1e-2))
     next(steps)
     assert early.same_as(two)  # and the third step did not reach into it
     steps.close()
 
 
 def test_the_same_run_gives_the_same_patch() -> None:
-    runs = [finish(erase(*toy(tiny_model()), 3, 1e-2, decay=True))[1] for _ in range(2)]
+    runs = [finish(train_patch(*toy(tiny_model()), 3, 1e-2, decay=True))[1] for _ in range(2)]
     assert runs[0].same_as(runs[1])
-    assert not runs[0].same_as(finish(erase(*toy(tiny_model()), 3, 1e-2))[1])
+    assert not runs[0].same_as(finish(train_patch(*toy(tiny_model()), 3, 1e-2))[1])
 
 
 def test_zero_steps_give_a_patch_that_changes_nothing(model: ClassConditional) -> None:
     patched, loss = toy(model)
     before = weight_bytes(model.denoiser)
-    records, patch = finish(erase(patched, loss, 0))
+    records, patch = finish(train_patch(patched, loss, 0))
     assert records == []
     patch.apply(model.denoiser)
     assert weight_bytes(model.denoiser) == before
@@ -297,7 +297,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(kind: str, model: C
             }[kind]()
         return {"forget": part}
 
-    steps = erase(patched, broken, 5, 1e-2)
+    steps = train_patch(patched, broken, 5, 1e-2)
     next(steps)
     core = {name: value.detach().clone() for name, value in patched.core.items()}
     said = "gradient is not finite" if kind == "nan gradient" else "loss is (nan|inf)"
@@ -325,7 +325,7 @@ def test_the_parts_are_summed_and_the_clip_bounds_what_the_optimizer_sees(monkey
         return {"forget": 1e4 * part, "retain": 2e4 * part}
 
     for clip in (0.5, None):
-        (record,), _ = finish(erase(patched, loud, 1, 0.0, clip=clip))
+        (record,), _ = finish(train_patch(patched, loud, 1, 0.0, clip=clip))
         assert record.loss == pytest.approx(sum(record.parts.values()))
         assert record.gradient_norm > 1
         assert seen.pop() == pytest.approx(clip or record.gradient_norm, rel=1e-3)
@@ -334,7 +334,7 @@ def test_the_parts_are_summed_and_the_clip_bounds_what_the_optimizer_sees(monkey
 def test_only_r_is_trained(model: ClassConditional) -> None:
     patched, loss = toy(model)
     frozen = {name: (patched.left[name].clone(), patched.right[name].clone()) for name in patched.core}
-    finish(erase(patched, loss, 3, 1e-2))
+    finish(train_patch(patched, loss, 3, 1e-2))
     assert all(torch.equal(patched.left[n], u) and torch.equal(patched.right[n], v) for n, (u, v) in frozen.items())
     assert all(core.abs().max() > 0 for core in patched.core.values())
     assert not any(parameter.grad is not None for parameter in model.denoiser.parameters())
@@ -342,7 +342,7 @@ def test_only_r_is_trained(model: ClassConditional) -> None:
 
 def test_per_channel_padding_stays_zero(model: ClassConditional) -> None:
     patched, loss = toy(model, matricisation="per_channel", rank=9)
-    finish(erase(patched, loss, 3, 1e-2))
+    finish(train_patch(patched, loss, 3, 1e-2))
     ragged = 0
     for name, space in patched.subspaces.items():
         for rank, core in zip(space.ranks.tolist(), patched.core[name], strict=True):
@@ -356,6 +356,6 @@ def test_an_unconditional_model_is_erased_too() -> None:
     model = tiny_model(names=(), num_class_embeds=None)
     patched, _ = toy(model)
     assert not model.conditional
-    records, patch = finish(erase(patched, lambda index: {"ascent": -denoising(model.predict, batch_of(model))}, 2, 1e-2))
+    records, patch = finish(train_patch(patched, lambda index: {"ascent": -denoising(model.predict, batch_of(model))}, 2, 1e-2))
     assert records[1].loss < records[0].loss
     assert patch.layers.keys() <= {name for name, _ in tiny_unet(num_class_embeds=None).named_modules()}

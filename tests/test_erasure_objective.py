@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import tiny_model
 
-from semu_diffusion.erase.loss import second_nearest, training_loss
+from semu_diffusion.erase.anchors import second_nearest
+from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.erase.samples import kept_batches, kept_images, training_images
 from semu_diffusion.erase.task import Images
 from semu_diffusion.models.ddpm import ClassConditional
@@ -50,7 +52,7 @@ def loss_parts(model: ClassConditional, original: Any, **settings: Any) -> dict[
     config = EraseClassConfig(forget=("red",), batch_size=8, precision="fp32", **settings)
     generator = torch.Generator().manual_seed(3)
     kept = Images(torch.cat([images_of(1, 4).images, images_of(2, 4).images]), torch.tensor([1] * 4 + [2] * 4))
-    loss = training_loss(model, config, "fixed", original, images_of(0), kept, {0: 1}, [1, 2], generator)
+    loss = ErasureLoss(model, config, "fixed", original, images_of(0), kept, {0: 1}, [1, 2], nullcontext, generator)
     return dict(loss(1))
 
 

@@ -24,8 +24,8 @@ from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.erase_concept import main as erase
 from semu_diffusion.pipelines.cli.main import main
-from semu_diffusion.pipelines.cli.push import public_record
 from semu_diffusion.pipelines.report.card import patch_card
+from semu_diffusion.pipelines.runs.push import public_record
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 Capture = pytest.CaptureFixture[str]
@@ -160,6 +160,33 @@ def test_export_writes_a_pipeline_that_predicts_as_the_patched_model_and_the_lor
     wanted, found = pipeline.unet.state_dict(), weights(tmp_path / "merged")
     assert all(torch.equal(value, found[name]) for name, value in wanted.items())
     assert {path.name for path in (tmp_path / "lora").iterdir()} == {DIFFUSERS_LORA, KOHYA_LORA}
+
+
+def test_merge_and_export_take_patches_of_classes_and_of_concepts(
+    model: Path, patches: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    from saved_models import QUICK as CLASS_QUICK
+
+    from semu_diffusion.models.checkpoints import load_class_conditional
+    from semu_diffusion.pipelines.cli.erase_class import main as erase_class
+
+    assert main(["merge", str(patches[0]), "--model", str(model), "--output", str(tmp_path / "words")]) == 0
+    pipeline = load(model)
+    ErasurePatch.load(patches[0]).apply(pipeline.unet)
+    wanted = pipeline.unet.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(tmp_path / "words").items())
+
+    source, run = saved_model(tmp_path / "ddpm"), tmp_path / "run"
+    assert erase_class(["red", "--model", source, *CLASS_QUICK, "--classifier", "none", "--output", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(run), "--merged", str(tmp_path / "classes"), "--lora", str(tmp_path / "peft")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'peft'}: LoRA files for PEFT\n")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "peft" / name).read_bytes() == (run / "lora" / name).read_bytes()
+    patched, merged = (load_class_conditional(folder) for folder in (source, tmp_path / "classes"))
+    ErasurePatch.load(run / "patch.safetensors").apply(patched.denoiser)
+    wanted = patched.denoiser.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in merged.denoiser.state_dict().items())
 
 
 def test_the_base_model_is_found_in_the_patch(finished: Path, tmp_path: Path) -> None:

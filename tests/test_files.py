@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -13,10 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semu_diffusion.eval.images import save_images
-from semu_diffusion.files import as_new_files, save_tensors
+from semu_diffusion.files import _as_new_files, atomic_file, atomic_folder, save_tensors, strip_local_paths
 from semu_diffusion.pipelines.report.grid import save_png
-from semu_diffusion.pipelines.runs.folder import written_beside
-from semu_diffusion.pipelines.train.run import replace_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of this kind are POSIX")
 
@@ -54,10 +53,11 @@ def test_exported_and_trained_folders_hold_no_private_files(tmp_path: Path, new_
         save_file({"a": torch.ones(2)}, folder / "unet" / "weights.safetensors")
         (folder / "unet" / "weights.safetensors").chmod(0o600)
 
-    with written_beside(tmp_path / "exported") as beside:
+    with atomic_folder(tmp_path / "exported") as beside:
         fill(beside)
-    fill(tmp_path / "model.part")
-    replace_folder(tmp_path / "model.part", tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    with atomic_folder(tmp_path / "model", overwrite=True) as beside:
+        fill(beside)
     for name in ("exported", "model"):
         assert permissions(tmp_path / name / "unet" / "weights.safetensors") == new_file
         assert os.access(tmp_path / name / "unet", os.X_OK)  # folders keep theirs
@@ -69,5 +69,56 @@ def test_tensors_that_cannot_be_written_leave_the_last_file(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="invalid"):
         save_tensors({"a": "no tensor"}, path, {})  # type: ignore[dict-item]
     assert torch.equal(load_file(path)["a"], torch.ones(2))
-    as_new_files(path)
+    _as_new_files(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def half(path: Path) -> None:
+    path.write_text("half")
+    raise RuntimeError
+
+
+def test_a_file_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    for text in ("first", "second"):
+        with atomic_file(path) as beside:
+            beside.write_text(text)
+            assert not path.is_file() or path.read_text() == "first"
+    with pytest.raises(RuntimeError), atomic_file(path) as beside:
+        half(beside)
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "below" / "model"
+    for text in ("first", "second"):
+        with atomic_folder(path, overwrite=True) as beside:
+            (beside / "a.txt").write_text(text)
+            assert not path.is_dir() or (path / "a.txt").read_text() == "first"
+    with pytest.raises(RuntimeError), atomic_folder(path, overwrite=True) as beside:
+        half(beside / "a.txt")
+    with pytest.raises(OSError, match="not empty"), atomic_folder(path) as beside:
+        (beside / "a.txt").write_text("unasked")
+    real = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if target == path and (source / "a.txt").read_text() == "third":
+            raise OSError("no")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"), atomic_folder(path, overwrite=True) as beside:
+        (beside / "a.txt").write_text("third")
+    assert (path / "a.txt").read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_saved_model_does_not_say_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    told = {"_name_or_path": "somewhere", "width": 8}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(told))
+    (tmp_path / "model_index.json").write_text(json.dumps({**told, "local_files_only": True, "is_local": True}))
+    strip_local_paths(tmp_path)
+    for name in ("unet/config.json", "model_index.json"):
+        assert json.loads((tmp_path / name).read_text()) == {"width": 8}

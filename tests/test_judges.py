@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.images import save_images, to_uint8
+from semu_diffusion.eval.images import in_chunks, save_images, to_uint8, with_channels
 from semu_diffusion.eval.judges.class_mapping import map_classes, read_mapping
 from semu_diffusion.eval.judges.image_classifier import ClassifierConfig, ImageClassifier
-from semu_diffusion.eval.judges.judge import Judge, in_chunks, load_judge, with_channels
+from semu_diffusion.eval.judges.judge import Judge, load_judge
 from semu_diffusion.pipelines.data.images import load_plain_images
 
 NAMES = ("cat", "dog", "fish", "bird")

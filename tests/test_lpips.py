@@ -1,4 +1,4 @@
-"""Promises of LPIPS: nothing is downloaded, same images are at no distance, others are, small ones are enlarged."""
+"""Promises of LPIPS: nothing is downloaded or run from a pickle, same images are at no distance, small ones are enlarged."""
 
 from __future__ import annotations
 
@@ -8,25 +8,53 @@ import pytest
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.metrics.lpips import load_lpips, paired_lpips
+from semu_diffusion.eval.metrics.lpips import load_lpips
 
 
-def test_without_weights_in_the_cache_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+class _Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.marker,))
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torchvision keeps AlexNet's weights; empty."""
+    from torchvision.models import AlexNet_Weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / AlexNet_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def test_without_weights_in_the_cache_nothing_is_measured(weights: Path) -> None:
     assert load_lpips() is None
 
 
-@pytest.mark.parametrize("side", [32, 80])
-def test_same_images_have_no_distance_and_worse_ones_a_larger(side: int) -> None:
-    from torchmetrics.functional.image.lpips import _LPIPS
+def test_weights_that_carry_code_are_refused_and_never_run(weights: Path, tmp_path: Path) -> None:
+    torch.save({"a": _Payload(tmp_path / "ran")}, weights)
+    with pytest.raises(InputError, match="does not hold AlexNet's weights"):
+        load_lpips()
+    assert not (tmp_path / "ran").exists()
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = _LPIPS(net="alex", pnet_rand=True).eval()
-    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(1))
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
-    near, far = ((images + size * noise).clamp(0, 1) for size in (0.05, 0.5))
-    assert paired_lpips(images, images, network) == pytest.approx(0, abs=1e-7)
-    assert 0 < paired_lpips(images, near, network) < paired_lpips(images, far, network)
-    with pytest.raises(InputError, match="pairs of RGB images"):
-        paired_lpips(images, images[:2], network)
+
+def test_same_images_have_no_distance_and_worse_ones_a_larger(weights: Path) -> None:
+    from torchvision.models import alexnet
+
+    torch.save(alexnet(weights=None).state_dict(), weights)
+    state = torch.get_rng_state()
+    distances = load_lpips()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert distances is not None
+    for side, channels in ((32, 3), (80, 3), (32, 1)):
+        images = torch.rand(3, channels, side, side, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+        near, far = ((images + size * noise).clamp(0, 1) for size in (0.05, 0.5))
+        assert distances(images, images).tolist() == pytest.approx([0, 0, 0], abs=1e-7)
+        assert 0 < distances(images, near).mean() < distances(images, far).mean()
+        assert torch.equal(distances(images, near)[2:], distances(images[2:], near[2:]))  # whatever the batch
+    with pytest.raises(InputError, match="pairs of images"):
+        distances(images, images[:2])

@@ -167,19 +167,39 @@ def test_a_command_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["project"]["scripts"]))
-def test_help_answers_without_importing_anything_heavy(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flag", "shown"), [("--help", ("usage:", "examples:")), ("--version", (PROJECT["project"]["version"],))]
+)
+def test_help_and_version_answer_without_importing_anything_heavy(
+    command: str, flag: str, shown: tuple[str, ...], tmp_path: Path
+) -> None:
     module, function = PROJECT["project"]["scripts"][command].split(":")
     code = f"""
 import sys, atexit
 from {module} import {function} as main
-sys.argv = [{command!r}, "--help"]
+sys.argv = [{command!r}, {flag!r}]
 atexit.register(lambda: print("heavy:", *{HEAVY} & set(sys.modules)))
 sys.exit(main())
 """
-    shown = python(code, cwd=tmp_path)
-    assert "usage:" in shown
-    assert "examples:" in shown
-    assert shown.splitlines()[-1].split() == ["heavy:"]
+    said = python(code, cwd=tmp_path)
+    assert shown in said
+    assert said.splitlines()[-1].split() == ["heavy:"]
+
+
+def test_the_help_of_every_command_is_light_and_whole_without_docstrings(tmp_path: Path) -> None:
+    code = f"""
+import io, sys
+from contextlib import redirect_stdout, suppress
+from semu_diffusion.pipelines.cli.main import COMMANDS
+for name in COMMANDS.commands:
+    with suppress(SystemExit), redirect_stdout(io.StringIO()) as shown:
+        COMMANDS.main([name, "--help"])
+    usage, what, *_ = shown.getvalue().split(chr(10) * 2)
+    print(name, usage.startswith("usage: "), what[:1].isupper(), *{HEAVY} & set(sys.modules))
+"""
+    lines = [line.split() for line in python(code, "-OO", cwd=tmp_path).splitlines()]
+    assert len(lines) > 10
+    assert {tuple(rest) for _, *rest in lines} == {("True", "True")}
 
 
 def make(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:

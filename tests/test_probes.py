@@ -4,6 +4,7 @@ was.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,12 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.class_mapping import ClassMapping
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import JudgeNetwork
-from semu_diffusion.eval.probes.class_vector import injected_class, learn_class_vector, revival
+from semu_diffusion.eval.probes.class_vector import ClassVectorProbe, injected_class
+from semu_diffusion.eval.probes.revival import Learning, Shown, learn_vector
+from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.models.process import Ddpm
 
 NAMES = ("white", "grey", "black")
 BRIGHT, NULL = 0, 3
@@ -85,6 +89,12 @@ def white_images(count: int = 12) -> torch.Tensor:
     return torch.full((count, 1, 8, 8), 0.9)
 
 
+def revival(model: ClassConditional, images: torch.Tensor, judge: Judge, **settings: Any) -> Revival | None:
+    """What the class-vector probe brings back of white; None where it cannot be tried."""
+    learning = dataclasses.replace(ClassVectorProbe.default, **settings)
+    return ClassVectorProbe((Shown("white", judge, images),), learning).run(model).get("white")
+
+
 SHORT: dict[str, Any] = {"samples": 10, "sampling_steps": 4}
 SHORTEST: dict[str, Any] = {"steps": 2, "batch_size": 2, "samples": 2, "sampling_steps": 2}
 
@@ -99,34 +109,39 @@ def test_a_class_whose_label_alone_was_taken_comes_back() -> None:
     model = painter(white=0.0)  # the trivial edit: grey's class vector in the place of white's
     assert share_of_label(model, BRIGHT) == 0
     assert share_of_label(model, NULL) == 0
-    found = revival(model, white_images(), brightness_judge(), BRIGHT, **SHORT)
+    found = revival(model, white_images(), brightness_judge(), **SHORT)
     assert found is not None
     assert found.share == 1
     assert found.loss_end < 0.1 * found.loss_start
 
 
 def test_without_learning_nothing_comes_back() -> None:
-    found = revival(painter(white=0.0), white_images(), brightness_judge(), BRIGHT, lr=0.0, **SHORT)
+    found = revival(painter(white=0.0), white_images(), brightness_judge(), lr=0.0, **SHORT)
     assert found is not None
     assert found.share == 0
 
 
 def test_a_class_that_no_vector_can_reach_stays_away() -> None:
     model = painter(white=0.9, reach=1e-4)
-    found = revival(model, white_images(), brightness_judge(), BRIGHT, **SHORT)
+    found = revival(model, white_images(), brightness_judge(), **SHORT)
     assert found is not None
     assert found.share == 0
 
 
 def test_the_learned_vector_is_the_one_that_denoises_the_images() -> None:
-    vector, losses = learn_class_vector(painter(white=0.0), white_images(), BRIGHT)
+    model = painter(white=0.0)
+    vector = torch.zeros(model.denoiser.class_embedding.embedding_dim, requires_grad=True)
+    with injected_class(model, vector) as label:
+        rows = torch.full((32,), label)
+        losses = learn_vector(model, white_images(), vector, lambda chosen: rows, Learning(150, 3e-2, 32))
+    vector = vector.detach()
     assert float(vector[0]) == pytest.approx(0.9, abs=0.05)
     assert vector[1:].abs().max() == 0
     assert len(losses) == 150
 
 
 def test_the_record_holds_the_protocol() -> None:
-    found = revival(painter(), white_images(7), brightness_judge(), BRIGHT, steps=3, seed=5, **SHORT)
+    found = revival(painter(), white_images(7), brightness_judge(), steps=3, seed=5, **SHORT)
     assert found is not None
     assert (found.steps, found.lr, found.batch_size, found.samples) == (3, 3e-2, 32, 10)
     assert (found.sampling_steps, found.guidance_scale, found.seed, found.training_images) == (4, 3.0, 5, 7)
@@ -136,7 +151,7 @@ def test_revival_depends_on_its_seed_alone() -> None:
     def run(seed: int, sample_batch_size: int) -> Any:
         torch.rand(3)  # the global generator's state is no input
         settings = {"seed": seed, "sample_batch_size": sample_batch_size, "steps": 20, **SHORT}
-        return revival(painter(white=0.0), white_images(), brightness_judge(), BRIGHT, **settings)
+        return revival(painter(white=0.0), white_images(), brightness_judge(), **settings)
 
     first = run(1, 64)
     assert run(1, 3) == first
@@ -179,7 +194,7 @@ def test_the_model_is_left_bit_for_bit_as_it_was(null: int | None) -> None:
     before = snapshot(model)
     names = NAMES if null is not None else (*NAMES, "fourth")
     with torch.no_grad():  # as callers evaluate
-        found = revival(model, white_images(), brightness_judge(names), BRIGHT, **SHORTEST)
+        found = revival(model, white_images(), brightness_judge(names), **SHORTEST)
     assert found is not None
     assert found.guidance_scale == (3.0 if null is not None else 1.0)
     assert_same(model, before)
@@ -193,10 +208,10 @@ def raising(*_: Any, **__: Any) -> Any:
 def test_the_model_is_restored_after_an_exception(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = uneven(wrap(tiny_unet()))
     before = snapshot(model)
-    target: tuple[type, str] = (ClassConditional, "training_target") if where == "learning" else (Judge, "predict")
+    target: tuple[type, str] = (Ddpm, "target") if where == "learning" else (Judge, "predict")
     monkeypatch.setattr(*target, raising)
     with pytest.raises(RuntimeError, match="stop"):
-        revival(model, white_images(), brightness_judge(), BRIGHT, **SHORTEST)
+        revival(model, white_images(), brightness_judge(), **SHORTEST)
     assert_same(model, before)
 
 
@@ -214,7 +229,7 @@ def test_an_injected_vector_changes_its_own_label_only() -> None:
 
 def test_an_unconditional_model_has_no_vector_to_learn() -> None:
     model = wrap(tiny_unet(num_class_embeds=None), None)
-    assert revival(model, white_images(), brightness_judge(), BRIGHT) is None
+    assert revival(model, white_images(), brightness_judge()) is None
 
 
 @pytest.mark.parametrize(
@@ -228,4 +243,4 @@ def test_an_unconditional_model_has_no_vector_to_learn() -> None:
 def test_a_probe_that_cannot_be_run_says_why(arguments: Callable[[], tuple[Any, Any]], said: str) -> None:
     images, judge = arguments()
     with pytest.raises(InputError, match=said):
-        revival(painter(), images, judge, BRIGHT)
+        revival(painter(), images, judge)

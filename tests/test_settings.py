@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import errno
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +22,12 @@ from safetensors import SafetensorError
 
 from semu_diffusion.domains.config import PRESETS
 from semu_diffusion.errors import InputError
-from semu_diffusion.pipelines.cli.erase_class import main, parse, parser
+from semu_diffusion.options import option
+from semu_diffusion.pipelines.cli.command import Command
+from semu_diffusion.pipelines.cli.erase_class import COMMAND, main, parse
+from semu_diffusion.pipelines.cli.erase_concept import parse as parse_concept
 from semu_diffusion.pipelines.cli.errors import run_guarded
+from semu_diffusion.pipelines.cli.main import COMMANDS
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.cli.main import parse as parse_semu
 from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
@@ -29,10 +39,61 @@ def write_run(folder: Path, config: dict[str, Any]) -> str:
     return str(path)
 
 
+def flags_of(command: Command[Any], shown: bool = False) -> set[str]:
+    actions = [action for action in command.parser()._actions if not (shown and action.help == argparse.SUPPRESS)]
+    return {flag for action in actions for flag in action.option_strings}
+
+
 def test_flags_are_the_fields_of_the_config() -> None:
-    flags = {option for action in parser()._actions for option in action.option_strings if not option.startswith("--no-")}
+    flags = {flag for flag in flags_of(COMMAND) if not flag.startswith("--no-")}
     fields = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(EraseClassConfig)}
-    assert flags == fields | {"--config", "--help", "-h"}
+    assert flags == fields | {"--config", "--version", "--help", "-h"}
+
+
+@pytest.mark.parametrize("name", COMMANDS.commands)
+def test_a_switch_has_one_flag_that_changes_it(name: str) -> None:
+    command = COMMANDS.load(name)
+    if not isinstance(command, Command):
+        return  # a group
+    shown = flags_of(command, shown=True)
+    for field in dataclasses.fields(command.config):
+        if isinstance(field.default, bool):
+            dashed = field.name.replace("_", "-")
+            assert (f"--{dashed}" in shown, f"--no-{dashed}" in shown) == (not field.default, field.default)
+
+
+def test_a_switch_of_a_replayed_run_can_be_put_back(tmp_path: Path) -> None:
+    saved = write_run(tmp_path, {"forget": ["cat"], "save_images": True, "lr_decay": False})
+    found = parse(["--config", saved, "--no-save-images", "--lr-decay"])
+    assert (found.save_images, found.lr_decay) == (False, True)
+
+
+def test_what_is_erased_stands_in_plain_words_or_behind_forget() -> None:
+    for line in ("cat dog --steps 3", "--steps 3 cat dog", "cat --steps 3 dog", "cat --steps 3 --forget dog"):
+        assert parse(line.split()).forget == ("cat", "dog")
+        assert parse_concept(line.split()).concept == ("cat", "dog")
+    assert parse(["--forget", "cat", "--forget", "dog"]) == parse(["cat", "dog"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    images: int = option(8, "images of each", aliases=("--images-per-class", "--images-per-prompt"))
+    output: str = option("here", "folder")
+    names: tuple[str, ...] = option((), "files", positional=True)
+
+
+def test_an_alias_is_the_same_flag_and_is_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    command = Command("tool", "A tool.", Sampled, lambda config: 0, examples=("tool",))
+    for flag in ("--images", "--images-per-class", "--images-per-prompt"):
+        assert command.parse([flag, "3"]).images == 3
+    assert exit_code(command.main, ["--help"]) == 0
+    assert "--images-per-class" not in capsys.readouterr().out
+
+
+def test_a_tilde_is_the_home_folder_behind_an_equals_sign_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/there")
+    command = Command("tool", "A tool.", Sampled, lambda config: 0, examples=("tool",))
+    assert command.parse(["--output=~/x", "~/a", "b~/c"]) == Sampled(output="/there/x", names=("/there/a", "b~/c"))
 
 
 def test_a_command_line_is_a_config() -> None:
@@ -120,7 +181,7 @@ def test_a_preset_beside_a_config_of_another_is_refused(tmp_path: Path) -> None:
 
 
 WRONG = [
-    ("", "nothing to erase: name a class with --forget"),
+    ("", "nothing to erase: name a class"),
     ("--forget a --explained-variance 0", r"--explained-variance 0.0: must lie in \(0, 1\]"),
     ("--forget a --explained-variance 1.01", "must lie in"),
     ("--forget a --explained-variance -0.5", "must lie in"),
@@ -147,7 +208,10 @@ WRONG = [
     ("--forget a --protect everything", "invalid choice: 'everything'"),
     ("--forget a --steps many", "argument --steps: invalid int value: 'many'"),
     ("--forget", "expected one argument"),
-    ("--forget a --step 3", "unrecognized arguments: --step 3"),
+    ("--forget a --step=3", "unrecognized arguments: --step=3; did you mean --steps"),
+    ("a --step 3", "unrecognized arguments: --step( 3)?; did you mean --steps"),
+    ("a --protect null-spce", "did you mean null-space"),
+    ("a --zzz 3", r"unrecognized arguments: --zzz( 3)? \(see"),
     ("--forget a --config none.json", "not a readable run.json"),
 ]
 
@@ -179,6 +243,10 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     [
         ([], "the following arguments are required: COMMAND"),
         (["delete"], "invalid choice: 'delete'"),
+        (["exprot", "x"], "did you mean export?"),
+        (["grid", "x", "--imags", "3"], "did you mean --images?"),
+        (["apply"], "the following arguments are required: PATCH"),
+        (["push", "run"], "the following arguments are required: OWNER/NAME"),
         (["train"], "the following arguments are required: MODEL"),
         (["train", "vae"], "invalid choice: 'vae'"),
         (["info"], "the following arguments are required: PATCH"),
@@ -200,16 +268,55 @@ def test_wrong_semu_commands_are_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["info", "merge", "grid", "evaluate", "benchmark", "benchmark-subspace", "train"])
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(semu, [command, "--help"]) == 0
-    assert f"usage: semu {command}" in capsys.readouterr().out
+def names_of_all() -> list[list[str]]:
+    """Every command as the words that call it, those of groups with the group before them."""
+    found = []
+    for name in COMMANDS.commands:
+        below = getattr(COMMANDS.load(name), "commands", {})
+        found += [[name, one] for one in below] or [[name]]
+    return found
+
+
+@pytest.mark.parametrize("words", names_of_all(), ids=" ".join)
+def test_every_command_explains_itself_and_ends_with_examples(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(semu, [*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"usage: (semu )?{' '.join(words)} ", shown)
+    assert shown.split("\n\n")[1].strip()  # what it does
+    assert shown.split("\n\n")[-1].startswith("examples:\n  ")
+
+
+@pytest.mark.parametrize("words", [[], ["train"], *names_of_all()], ids=" ".join)
+def test_every_example_parses(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "cat").mkdir(parents=True)
+    write_run(tmp_path / "runs" / "cat", {"concept" if words == ["erase-concept"] else "forget": ["cat"]})
+    assert exit_code(semu, [*words, "--help"]) == 0
+    _, examples = capsys.readouterr().out.split("examples:\n")
+    for line in examples.splitlines():
+        program, *rest = shlex.split(line, comments=True)
+        given = rest if program == "semu" else [program, *rest]
+        assert given[: len(words)] == words
+        parse_semu(given)
+
+
+def test_a_command_is_named_as_it_is_registered() -> None:
+    for name in COMMANDS.commands:
+        assert COMMANDS.load(name).name in (name, f"semu {name}")
+
+
+@pytest.mark.parametrize("words", [[], ["erase-class"], ["erase-concept"]], ids=" ".join)
+def test_the_version_is_that_of_the_package(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(semu, [*words, "--version"]) == 0
+    assert capsys.readouterr().out == f"{words[0] if words else 'semu'} {metadata.version('semu-diffusion')}\n"
 
 
 def test_semu_parses_without_running(tmp_path: Path) -> None:
     found = parse_semu(["merge", str(tmp_path), "--output", "there", "--strength", "0.5"])
-    assert found.patch == tmp_path / "patch.safetensors"  # a run folder stands for its patch
-    assert (found.config.output, found.config.strength) == ("there", 0.5)
+    assert (found.patch, found.output, found.strength) == (str(tmp_path), "there", 0.5)
+    assert parse_semu(["apply", "a", "--strength", "2", "b"]).patches == ("a", "b")
     assert parse_semu(["benchmark", "--classes", "cat,dog"]).classes == ("cat", "dog")
 
 
@@ -253,3 +360,46 @@ def test_ctrl_c_is_one_line_and_claims_nothing(capsys: pytest.CaptureFixture[str
 
     assert run_guarded("prog", job) == 130
     assert capsys.readouterr().err == "\nprog: stopped by Ctrl-C.\n"
+
+
+GUARDED = """
+from semu_diffusion.pipelines.cli.errors import run_guarded
+def job():
+    for line in range(20_000):
+        print("a line, and a · and a – and a …", line)
+raise SystemExit(run_guarded("prog", job))
+"""
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word() -> None:
+    with subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        assert command.stdout.readline().startswith(b"a line")
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 141
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_letter_that_the_terminal_does_not_have_ends_nothing(encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", GUARDED], env=env, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"a line, and a ? and a ?" if encoding == "ascii" else b"a line, and a \xb7")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to write to")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", GUARDED], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"prog: no space left on the device")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    from semu_diffusion.pipelines.cli.reference import reference
+
+    page = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+    assert page.read_text(encoding="utf-8") == reference(), "make commands writes it anew"

@@ -5,79 +5,69 @@ from __future__ import annotations
 import pytest
 import torch
 
+from semu_diffusion.domains.questions import Question, Questions, class_questions
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.metrics.unlearning import (
-    NO_CLASS,
-    accuracies,
-    answer_words,
-    answers,
-    unconditional_share,
-    wilson_interval,
-    with_interval,
-)
+from semu_diffusion.eval.metrics.unlearning import NO_CLASS, accuracies, judged_as, mean, share, wilson_interval
+from semu_diffusion.pipelines.report.words import interval_words, shares_words
 
 NAMES = ("cat", "dog", "fish")
 
 
+def judged(erased: tuple[str, ...], labels: list[int], predictions: list[int]) -> tuple[dict[str, dict[str, float]], Questions]:
+    """Accuracies by group and condition of samples of the classes ``labels`` that the judge calls ``predictions``."""
+    questions = class_questions(NAMES, erased)
+    found, seen = torch.tensor(predictions), {}
+    for question in (q for group in questions.values() for q in group):
+        own = found[torch.tensor(labels) == NAMES.index(question.condition)]
+        if len(own):
+            seen[question] = own
+    each = accuracies(questions, seen, {"object": NAMES})
+    return {group: {q.condition: value for q, value in pairs.items()} for group, pairs in each.items()}, questions
+
+
 def test_accuracies_are_those_counted_by_hand() -> None:
-    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
-    predictions = torch.tensor([0, 1, 1, -1, 1, 1, 2, 0])
-    found = accuracies(predictions, labels, NAMES, forget=[0])
-    assert found.per_class == {"cat": 0.25, "dog": 1.0, "fish": 0.5}
-    assert found.forget_accuracy == 0.25
-    assert found.unlearning_accuracy == 0.75
-    assert found.retain_accuracy == 0.75
+    found, _ = judged(("cat",), [0, 0, 0, 0, 1, 1, 2, 2], [0, 1, 1, -1, 1, 1, 2, 0])
+    assert found == {"forget": {"cat": 0.25}, "in_domain": {"dog": 1.0, "fish": 0.5}}
+    assert mean(found["in_domain"].values()) == 0.75
 
 
 def test_several_erased_classes_are_averaged_and_count_alike() -> None:
-    found = accuracies([0, 1, 0, 0, 0, 2], [0, 1, 1, 1, 1, 2], NAMES, forget=(0, 1))
-    assert found.forget_accuracy == (1 + 0.25) / 2
-    assert found.unlearning_accuracy == pytest.approx(0.375)
-    assert found.retain_accuracy == 1.0
-
-
-def test_order_of_samples_does_not_matter() -> None:
-    labels = torch.arange(60) % 3
-    predictions = torch.randint(-1, 3, (60,), generator=torch.Generator().manual_seed(0))
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    ordered = accuracies(predictions, labels, NAMES, [2])
-    assert ordered == accuracies(predictions[order], labels[order], NAMES, [2])
+    found, _ = judged(("cat", "dog"), [0, 1, 1, 1, 1, 2], [0, 1, 0, 0, 0, 2])
+    assert found["forget"] == {"cat": 1.0, "dog": 0.25}
+    assert mean(found["forget"].values()) == pytest.approx(0.625)
+    assert found["in_domain"] == {"fish": 1.0}
 
 
 def test_what_was_not_sampled_or_cannot_be_judged_is_in_no_number() -> None:
-    found = accuracies([0, -1, -1], [0, 1, 1], NAMES, forget=[0], unjudged=("dog",))
-    assert found.per_class == {"cat": 1.0}
-    assert found.retain_accuracy is None
-    nothing = accuracies([1], [1], NAMES, forget=[0])
-    assert nothing.forget_accuracy is None
-    assert nothing.unlearning_accuracy is None
-    with pytest.raises(InputError, match=r"'dog'.*--class-mapping"):
-        accuracies([0], [0], NAMES, forget=[1], unjudged=("dog",))
-
-
-def test_wrong_lengths_and_classes_are_refused() -> None:
-    with pytest.raises(InputError, match="2 predictions for 1 labels"):
-        accuracies([0, 1], [0], NAMES, [0])
-    with pytest.raises(InputError, match="0 to 2"):
-        accuracies([0], [3], NAMES, [0])
-    with pytest.raises(InputError, match="0 to 2"):
-        accuracies([0], [0], NAMES, [7])
-
-
-def test_answers_say_what_became_of_the_erased_class_the_most_frequent_first() -> None:
-    found = answers([1, 2, 1, -1, 1, 2, 1, 0], NAMES)
-    assert list(found.items()) == [("dog", 0.5), ("fish", 0.25), (NO_CLASS, 0.125), ("cat", 0.125)]
-    assert answer_words(found, most=2) == "dog 50 %, fish 25 %, others 25 %"
-    assert answer_words({"dog": 1.0}) == "dog 100 %"
+    found, _ = judged(("cat",), [0], [0])
+    assert found == {"forget": {"cat": 1.0}, "in_domain": {}}
+    assert mean([]) is None
     with pytest.raises(InputError, match="no samples"):
-        answers([], NAMES)
+        share(torch.tensor([], dtype=torch.long), [0])
 
 
-def test_unconditional_share_counts_all_erased_classes() -> None:
-    assert unconditional_share([0, 1, 2, -1, 0], forget=[0]) == 0.4
-    assert unconditional_share(torch.tensor([0, 1, 2, -1, 0]), forget=[0, 2]) == pytest.approx(0.6)
-    with pytest.raises(InputError):
-        unconditional_share([], forget=[0])
+def test_a_run_of_classes_asks_for_every_class_once_and_an_unconditional_model_for_none() -> None:
+    asked = class_questions(NAMES, ("dog",))
+    assert asked["forget"] == (Question("dog", "object", "dog"),)
+    assert [q.condition for q in asked["in_domain"]] == ["cat", "fish"]
+    assert class_questions(("dog",), ("dog",), conditional=False) == {
+        "forget": (Question("", "object", "dog"),),
+        "in_domain": (),
+    }
+
+
+def test_judged_as_says_what_became_of_the_erased_class_the_most_frequent_first() -> None:
+    found = judged_as(torch.tensor([1, 2, 1, -1, 1, 2, 1, 0]), NAMES)
+    assert list(found.items()) == [("dog", 0.5), ("fish", 0.25), (NO_CLASS, 0.125), ("cat", 0.125)]
+    assert shares_words(found, most=2) == "dog 50 %, fish 25 %, others 25 %"
+    assert shares_words({"dog": 1.0}) == "dog 100 %"
+    with pytest.raises(InputError, match="no samples"):
+        judged_as(torch.tensor([], dtype=torch.long), NAMES)
+
+
+def test_a_share_counts_all_wanted_classes() -> None:
+    assert share(torch.tensor([0, 1, 2, -1, 0]), [0]) == pytest.approx(0.4)
+    assert share(torch.tensor([0, 1, 2, -1, 0]), [0, 2]) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(  # R: prop.test(k, n, correct = FALSE)$conf.int
@@ -96,7 +86,7 @@ def test_the_interval_covers_the_true_share_about_as_often_as_it_says() -> None:
 
 
 def test_a_share_is_shown_with_its_interval() -> None:
-    assert with_interval(0.0, 10) == "0.0 %  (0.0 to 27.8)"
-    assert with_interval(0.016, 500) == "1.6 %  (0.8 to 3.1)"
+    assert interval_words(0.0, 10) == "0.0 %  (0.0 to 27.8)"
+    assert interval_words(0.016, 500) == "1.6 %  (0.8 to 3.1)"
     with pytest.raises(InputError):
         wilson_interval(3, 2)

@@ -1,0 +1,20 @@
+"""Who may judge a picture. A new judge is a function (name, class names, device) -> `JudgeNetwork` and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from semu_diffusion.eval.judges.clip import clip_network
+from semu_diffusion.eval.judges.networks import JudgeNetwork, folder_network, timm_network, torchvision_network
+
+__all__ = ["FOLDER", "JUDGES"]
+
+FOLDER = ""  # names without a library: what comes with the package, or a folder
+JUDGES: dict[str, Callable[[str, Sequence[str], torch.device], JudgeNetwork]] = {
+    FOLDER: folder_network,
+    "torchvision": torchvision_network,
+    "timm": timm_network,
+    "clip": clip_network,
+}

@@ -21,11 +21,11 @@ import torch
 from torch.nn import functional as F
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.images import to_float, to_uint8
-from semu_diffusion.eval.judges.judge import in_chunks, with_channels
-from semu_diffusion.eval.judges.networks import state_digest
+from semu_diffusion.eval.images import in_chunks, to_float, to_uint8, with_channels
+from semu_diffusion.eval.judges.networks import JudgeNetwork, state_digest
+from semu_diffusion.eval.results import ClipScore
 
-__all__ = ["Clip", "ClipScore", "ZeroShotJudge", "clip_score", "load_clip", "zero_shot_judge"]
+__all__ = ["Clip", "clip_network", "clip_score", "load_clip", "sentence_of"]
 
 MODEL, TAG = "ViT-B-32", "laion2b_s34b_b79k"
 CHUNK = 32
@@ -49,11 +49,14 @@ class Clip:
         """Unit vectors (N, D) on the CPU of images (N, C, H, W), uint8 or floats in [0, 1]."""
 
         def step(chunk: torch.Tensor) -> torch.Tensor:
-            pixels = self._fitted(with_channels(to_float(chunk.to(self.device)), 3))
             with torch.autocast(self.device.type, enabled=False):
-                return F.normalize(self.network.encode_image(pixels), dim=-1)
+                return self.encode(with_channels(to_float(chunk.to(self.device)), 3))
 
         return in_chunks(step, to_uint8(images), CHUNK)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (N, D) of RGB images (N, 3, H, W) in [0, 1] on the model's device."""
+        return F.normalize(self.network.encode_image(self._fitted(images)), dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit vectors (N, D) on the CPU; texts longer than CLIP takes are cut, as it was trained."""
@@ -72,43 +75,6 @@ class Clip:
         images = images[..., top : top + self.size[0], left : left + self.size[1]]
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
-
-
-@dataclass(frozen=True)
-class ClipScore:
-    """Means over ``pairs`` images with their prompts; ``model`` says by which CLIP."""
-
-    score: float
-    clipscore: float
-    cosine: float
-    pairs: int
-    model: str
-
-
-@dataclass(frozen=True)
-class ZeroShotJudge:
-    """A judge that answers with the class whose sentence is nearest to the image; it has a class for every name."""
-
-    clip: Clip
-    class_names: tuple[str, ...]
-    texts: torch.Tensor
-
-    @property
-    def name(self) -> str:
-        return f"CLIP {self.clip.name}"
-
-    @property
-    def sha256(self) -> str:
-        return self.clip.sha256
-
-    @property
-    def unjudged(self) -> tuple[str, ...]:
-        return ()
-
-    def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Index into ``class_names`` for each image, (N,) int64."""
-        with torch.autocast("cpu", enabled=False):
-            return (self.clip.image_features(images) @ self.texts.T).argmax(dim=1)
 
 
 def load_clip(name: str = "clip", device: str | torch.device = "cpu") -> Clip:
@@ -160,16 +126,33 @@ def load_clip(name: str = "clip", device: str | torch.device = "cpu") -> Clip:
     )
 
 
-def zero_shot_judge(clip: Clip, class_names: Sequence[str], template: str = "a photo of a {}") -> ZeroShotJudge:
-    """A judge over ``class_names`` by their sentences; InputError for fewer than two, between which nothing is decided."""
+def clip_network(name: str, class_names: Sequence[str], device: torch.device) -> JudgeNetwork:
+    """CLIP as a classifier: an image is of the class whose sentence is nearest to it, and there is a class for every name.
+
+    ``name``: ``MODEL:TAG`` as for `load_clip`, or "". InputError for fewer than two names, between which nothing is decided.
+    """
     if len(class_names) < 2:
         raise InputError("a zero-shot judge needs alternatives to the concept: name some with --alternatives")
-    spoken = []
-    for name in class_names:
-        article = " an " if name[:1].lower() in _VOWELS else " a "
-        own = name.lower().startswith(("a ", "an ", "the "))
-        spoken.append(template.replace(" a {}", (" " if own else article) + "{}").format(name))
-    return ZeroShotJudge(clip, tuple(class_names), clip.text_features(spoken))
+    clip = load_clip(f"clip:{name}", device)
+    texts = clip.text_features([sentence_of(name) for name in class_names])
+    return JudgeNetwork(
+        name=f"CLIP {clip.name}",
+        sha256=clip.sha256,
+        classes=len(class_names),
+        categories=tuple(class_names),
+        dim=texts.shape[1],
+        channels=3,
+        chunk=CHUNK,
+        logits=lambda images: clip.encode(images) @ texts.to(images.device).T,
+        features=clip.encode,
+    )
+
+
+def sentence_of(name: str) -> str:
+    """``a photo of a cat``, ``a photo of an owl``, ``a photo of the Eiffel Tower``."""
+    if name.lower().startswith(("a ", "an ", "the ")):
+        return f"a photo of {name}"
+    return f"a photo of {'an' if name[:1].lower() in _VOWELS else 'a'} {name}"
 
 
 def clip_score(clip: Clip, images: torch.Tensor, prompts: Sequence[str]) -> ClipScore:

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import torch
 
-from semu_diffusion.errors import InputError
-from semu_diffusion.eval.images import to_float, to_uint8
+from semu_diffusion.eval.images import in_chunks, to_float, to_uint8, with_channels
+from semu_diffusion.eval.judges import FOLDER, JUDGES
 from semu_diffusion.eval.judges.class_mapping import ClassMapping, map_classes, read_mapping
-from semu_diffusion.eval.judges.networks import JudgeNetwork, load_network
+from semu_diffusion.eval.judges.networks import JudgeNetwork
 
-__all__ = ["Judge", "in_chunks", "load_judge", "with_channels"]
-
-_LUMINANCE = (0.299, 0.587, 0.114)
+__all__ = ["Judge", "load_judge"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,10 @@ class Judge:
         """
         return self.mapping.targets[self._run(self.network.logits, images).argmax(dim=1)]
 
+    def sees(self, images: torch.Tensor, name: str) -> torch.Tensor:
+        """True (N,) where the judge sees the class ``name`` of ``class_names``."""
+        return self.predict(images) == self.class_names.index(name)
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features before the last layer, (N, dim) float32 on the CPU, of images as for `predict`."""
         return self._run(self.network.features, images)
@@ -79,50 +81,21 @@ def load_judge(
 ) -> Judge:
     """The judge for a model with these classes.
 
-    ``name_or_folder``: ``embedded`` (or ``cifar10``), ``torchvision:NAME``, ``timm:NAME``, or a folder of our
-    own classifier. ``class_mapping``: a JSON file or a mapping {model class: [judge class, ...]}; classes it
-    does not list are matched by name. A classifier without names, of as many classes, is matched by index.
-    The global random state stays as it is.
+    ``name_or_folder``: ``embedded`` (or ``cifar10``, ``styles``), ``torchvision:NAME``, ``timm:NAME``, ``clip`` or
+    ``clip:MODEL:TAG``, or a folder of our own classifier. ``class_mapping``: a JSON file or a mapping
+    {model class: [judge class, ...]}; classes it does not list are matched by name. A classifier without names, of as many
+    classes, is matched by index. The global random state stays as it is.
 
-    Raises InputError for an unknown name, weights that cannot be had, no class in common, a mapping that does
-    not fit.
+    Raises InputError for an unknown name, weights that are not available, no class in common, a mapping that does not fit.
     """
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
-        network = load_network(str(name_or_folder), torch.device(device))
-    listed = read_mapping(class_mapping) if isinstance(class_mapping, str | Path) else class_mapping
     names = tuple(class_names)
+    library, _, name = str(name_or_folder).partition(":")
+    make = JUDGES.get(library, JUDGES[FOLDER]) if library else JUDGES[FOLDER]
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+        network = make(str(name_or_folder) if make is JUDGES[FOLDER] else name, names, torch.device(device))
+    listed = read_mapping(class_mapping) if isinstance(class_mapping, str | Path) else class_mapping
     categories = network.categories
     if not categories:
         same = network.classes == len(names) and not listed
         categories = names if same else tuple(str(index) for index in range(network.classes))
     return Judge(network, names, map_classes(network.name, categories, names, listed), torch.device(device))
-
-
-def in_chunks(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, size: int) -> torch.Tensor:
-    """``network`` over images (N, C, H, W) in chunks of exactly ``size``: (N, D) float32 on the CPU.
-
-    Libraries choose their kernels by the batch, so the last bits of a result depend on its size. With one
-    size for every call (the last chunk is filled up), an image's result is the same whatever the caller's
-    batches are.
-    """
-    if images.ndim != 4 or len(images) == 0:
-        raise InputError(f"images must be (N, C, H, W) with N > 0, not {tuple(images.shape)}")
-    parts = []
-    with torch.no_grad():
-        for chunk in images.split(size):
-            filling = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
-            parts.append(network(torch.cat([chunk, filling]))[: len(chunk)].float().cpu())
-    return torch.cat(parts)
-
-
-def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
-    """Images (N, C, H, W) as grey (``channels`` 1) or RGB (3); InputError for counts without a meaning."""
-    own = images.shape[1]
-    if own == channels:
-        return images
-    if (own, channels) == (1, 3):
-        return images.expand(-1, 3, -1, -1)
-    if (own, channels) == (3, 1):
-        weights = torch.tensor(_LUMINANCE, device=images.device).view(1, 3, 1, 1)
-        return (images * weights).sum(dim=1, keepdim=True)
-    raise InputError(f"images of {own} channels cannot be shown to a network that takes {channels}")

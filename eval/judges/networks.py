@@ -1,5 +1,7 @@
 """The classifiers a judge can be: our own, torchvision's and timm's, each with the same face.
 
+Each loader takes a name, the class names that are asked for (only CLIP needs them) and a device.
+
 Weights come from disk, from the libraries' caches, or are downloaded by the libraries, and are never
 unpickled beyond plain tensors.
 """
@@ -22,7 +24,7 @@ from semu_diffusion.assets import folder as embedded
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 
-__all__ = ["JudgeNetwork", "file_digest", "load_network", "state_digest"]
+__all__ = ["JudgeNetwork", "file_digest", "folder_network", "state_digest", "timm_network", "torchvision_network"]
 
 # names of the classifiers that come with the package, and their folders
 EMBEDDED = {"embedded": "cifar10-classifier", "cifar10": "cifar10-classifier", "styles": "style-classifier"}
@@ -50,19 +52,6 @@ class JudgeNetwork:
     features: Network
 
 
-def load_network(name_or_folder: str, device: torch.device) -> JudgeNetwork:
-    """``embedded`` or ``cifar10``, ``torchvision:NAME``, ``timm:NAME``, or a folder of our own classifier.
-
-    Raises InputError for an unknown name and for weights that cannot be had.
-    """
-    library, _, name = name_or_folder.partition(":")
-    if library == "torchvision":
-        return _torchvision(name, device)
-    if library == "timm":
-        return _timm(name, device)
-    return _own(name_or_folder, device)
-
-
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
@@ -78,10 +67,11 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _own(name: str, device: torch.device) -> JudgeNetwork:
+def folder_network(name: str, class_names: Sequence[str], device: torch.device) -> JudgeNetwork:
+    """Our own classifier: one that comes with the package, by name, or a folder; InputError if there is none."""
     folder = embedded(EMBEDDED[name]) if name in EMBEDDED else Path(name).expanduser()
     if not folder.is_dir():
-        kinds = "embedded, torchvision:NAME, timm:NAME, a folder, or none"
+        kinds = "embedded, torchvision:NAME, timm:NAME, clip, a folder, or none"
         raise InputError(f"--classifier {name}: no such folder; give {kinds}")
     model = ImageClassifier.load(folder, device).requires_grad_(False)
     size = tuple(model.config.image_size)
@@ -104,7 +94,8 @@ def _own(name: str, device: torch.device) -> JudgeNetwork:
     )
 
 
-def _torchvision(name: str, device: torch.device) -> JudgeNetwork:
+def torchvision_network(name: str, class_names: Sequence[str], device: torch.device) -> JudgeNetwork:
+    """torchvision's classifier of this name with its default weights; InputError if it is unknown or not available."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -148,7 +139,8 @@ def _input_of(layer: nn.Module, model: nn.Module, x: torch.Tensor) -> torch.Tens
     return seen[-1].flatten(1)
 
 
-def _timm(name: str, device: torch.device) -> JudgeNetwork:
+def timm_network(name: str, class_names: Sequence[str], device: torch.device) -> JudgeNetwork:
+    """timm's pretrained classifier of this name; InputError if it is unknown or not available."""
     import timm
     from timm.data import create_transform, resolve_model_data_config
 

@@ -2,8 +2,8 @@ r"""Fréchet distance between two sets of features, and the extractors the featu
 
   FID = ||mu_a - mu_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^{1/2})    (Heusel et al. 2017; by torchmetrics)
 
-With Inception the pictures are resized as the original TensorFlow graph does it (``antialias=False``), which
-is what published numbers use. Pictures are rounded to 8 bits first. FID from few images is biased upward and
+Inception v3 and its resizing are torch-fidelity's, as the original TensorFlow graph does it, which is what published numbers
+use. Pictures are rounded to 8 bits first. FID from few images is biased upward and
 only comparable at equal counts: fewer than 10,000 raise a `SmallSampleWarning`.
 """
 
@@ -19,21 +19,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.images import to_uint8
-from semu_diffusion.eval.judges.judge import Judge, in_chunks, with_channels
+from semu_diffusion.eval.images import in_chunks, to_uint8, with_channels
+from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import file_digest
 
-__all__ = ["FeatureExtractor", "SmallSampleWarning", "frechet_distance", "load_fid_extractor"]
+__all__ = ["FeatureExtractor", "SmallSampleWarning", "check_features", "frechet_distance", "load_fid_extractor"]
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 _INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network with TensorFlow's original weights
 _PUBLISHED_HASH = "6726825d"  # first digits of the published file's SHA-256, as its name says
 _CHUNK = 16
-ENOUGH = 10_000
+MIN_SAMPLES = 10_000
 
 
 class SmallSampleWarning(UserWarning):
@@ -65,20 +65,14 @@ class _Given(nn.Module):
         return features
 
 
-def frechet_distance(features_a: torch.Tensor, features_b: torch.Tensor, warn_below: int = ENOUGH) -> float:
+def frechet_distance(features_a: torch.Tensor, features_b: torch.Tensor, warn_below: int = MIN_SAMPLES) -> float:
     """FID of feature matrices (N, D) and (M, D), in float64; covariances divide by N - 1 and M - 1.
 
     Raises InputError for widths that differ, fewer than two rows, or features that are not finite. Warns
     (`SmallSampleWarning`) if either has fewer than ``warn_below`` rows.
     """
-    if features_a.ndim != 2 or features_b.ndim != 2 or features_a.shape[1] != features_b.shape[1]:
-        shapes = f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
-        raise InputError(f"FID needs feature matrices of one width, not {shapes}")
+    check_features("FID", features_a, features_b)
     fewest = min(len(features_a), len(features_b))
-    if fewest < 2:
-        raise InputError("FID needs at least two images on each side")
-    if not (torch.isfinite(features_a).all() and torch.isfinite(features_b).all()):
-        raise InputError("FID needs finite features; the images or the extractor are broken")
     if fewest < warn_below:
         few = f"FID from {fewest:,} images (fewer than {warn_below:,})"
         message = f"{few} is biased upward; compare at equal counts only"
@@ -87,6 +81,17 @@ def frechet_distance(features_a: torch.Tensor, features_b: torch.Tensor, warn_be
     metric.update(features_a.detach().cpu().double(), real=True)
     metric.update(features_b.detach().cpu().double(), real=False)
     return max(0.0, float(metric.compute()))  # equal sets come out at rounding error, either side of zero
+
+
+def check_features(metric: str, features_a: torch.Tensor, features_b: torch.Tensor) -> None:
+    """InputError unless both are finite matrices of one width with two rows and more."""
+    if features_a.ndim != 2 or features_b.ndim != 2 or features_a.shape[1] != features_b.shape[1]:
+        shapes = f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
+        raise InputError(f"{metric} needs feature matrices of one width, not {shapes}")
+    if min(len(features_a), len(features_b)) < 2:
+        raise InputError(f"{metric} needs at least two images on each side")
+    if not (torch.isfinite(features_a).all() and torch.isfinite(features_b).all()):
+        raise InputError(f"{metric} needs finite features; the images or the extractor are broken")
 
 
 def load_fid_extractor(
@@ -119,13 +124,15 @@ def load_fid_extractor(
 
 
 def _inception(path: Path, device: torch.device) -> FeatureExtractor:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     try:
         # torch-fidelity unpickles freely whatever file it is given, so it gets the tensors, not the file
         checked: Any = io.BytesIO()
         torch.save(torch.load(path, map_location="cpu", weights_only=True), checked)
         checked.seek(0)
         with torch.random.fork_rng(devices=[]):
-            network = NoTrainInceptionV3(_INCEPTION, ["2048"], checked, antialias=False)
+            network = FeatureExtractorInceptionV3(_INCEPTION, ["2048"], checked)
     except Exception as error:  # no such file, a pickle with code in it, other weights
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} does not hold torch-fidelity's Inception v3 weights ({reason})") from error
@@ -134,7 +141,7 @@ def _inception(path: Path, device: torch.device) -> FeatureExtractor:
     other = "" if digest.startswith(_PUBLISHED_HASH) else ", other weights than the published"
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        return in_chunks(lambda chunk: network(with_channels(chunk.to(device), 3)), images, _CHUNK)
+        return in_chunks(lambda chunk: network(with_channels(chunk.to(device), 3))[0], images, _CHUNK)
 
     return FeatureExtractor(f"{_INCEPTION} (2048-d{other})", 2048, digest, features)
 

@@ -13,40 +13,48 @@ import torch
 from torch.nn import functional as F
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import in_chunks, with_channels
 
-__all__ = ["Lpips", "load_lpips", "paired_lpips"]
+__all__ = ["Lpips", "load_lpips"]
 
 Lpips = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-SMALLEST, CHUNK = 64, 32
+MIN_SIDE, CHUNK = 64, 32
 
 
 def load_lpips(device: str | torch.device = "cpu") -> Lpips | None:
-    """A function of two batches (N, 3, H, W) in [-1, 1] that gives their distances; None without AlexNet's weights."""
+    """A function of two batches (N, C, H, W) in [0, 1] that gives the distance of each pair (N,); None without the weights.
+
+    Raises InputError for a file of weights that holds anything but tensors.
+    """
     from torchvision.models import AlexNet_Weights
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     if not file.is_file():
         return None
-    from torchmetrics.functional.image.lpips import _LPIPS
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
-        network = _LPIPS(net="alex").to(device).eval()
-    return lambda x, y: network(x.to(device), y.to(device)).flatten().cpu()
+    try:
+        torch.load(file, map_location="cpu", weights_only=True)  # torchvision would unpickle freely
+        with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+            network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device).eval()
+    except Exception as error:  # a pickle with code in it, half a file, other weights
+        raise InputError(f"{file} does not hold AlexNet's weights ({' '.join(str(error).split())[:160]})") from error
 
+    def distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        if before.shape != after.shape or before.ndim != 4 or len(before) == 0:
+            raise InputError(f"LPIPS needs pairs of images, not {tuple(before.shape)} and {tuple(after.shape)}")
 
-def paired_lpips(before: torch.Tensor, after: torch.Tensor, distance: Lpips) -> float:
-    """Mean distance of images (N, 3, H, W) in [0, 1], pair by pair; InputError if they do not pair up or are not RGB."""
-    if before.shape != after.shape or before.ndim != 4 or before.shape[1] != 3 or len(before) == 0:
-        raise InputError(f"LPIPS needs pairs of RGB images, not {tuple(before.shape)} and {tuple(after.shape)}")
-    found = []
-    with torch.no_grad():
-        for x, y in zip(before.split(CHUNK), after.split(CHUNK), strict=True):
-            found.append(distance(_large(2 * x.float() - 1), _large(2 * y.float() - 1)))
-    return float(torch.cat(found).double().mean())
+        def step(pairs: torch.Tensor) -> torch.Tensor:
+            x, y = (_large(2 * with_channels(images.to(device).float(), 3) - 1) for images in pairs.chunk(2, dim=-1))
+            return network(x, y).flatten(1)
+
+        return in_chunks(step, torch.cat([before, after], dim=-1), CHUNK)[:, 0].double()
+
+    return distances
 
 
 def _large(images: torch.Tensor) -> torch.Tensor:
     side = min(images.shape[-2:])
-    if side >= SMALLEST:
+    if side >= MIN_SIDE:
         return images
-    return F.interpolate(images, scale_factor=SMALLEST / side, mode="bicubic", align_corners=False).clamp(-1, 1)
+    return F.interpolate(images, scale_factor=MIN_SIDE / side, mode="bicubic", align_corners=False).clamp(-1, 1)

@@ -7,23 +7,19 @@ embedded class-conditional model.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.options import build_config, option
-from semu_diffusion.pipelines.cli.errors import run_guarded
-from semu_diffusion.pipelines.cli.flags import Parser, add_config_flags
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.options import option
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SubspaceBenchmark", "main", "parse", "run"]
+__all__ = ["SubspaceBenchmark", "run"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +32,6 @@ class SubspaceBenchmark:
     seed: int = option(0, "seed of the gradients", metavar="SEED")
 
 
-def parse(argv: Sequence[str] | None = None) -> SubspaceBenchmark:
-    parser = Parser(prog="semu benchmark-subspace", description=(__doc__ or "").replace("``", ""))
-    add_config_flags(parser, SubspaceBenchmark)
-    return build_config(SubspaceBenchmark, vars(parser.parse_args(argv)))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_guarded("semu benchmark-subspace", lambda: run(parse(argv)))
-
-
 def run(config: SubspaceBenchmark) -> int:
     import torch
 
@@ -53,10 +39,9 @@ def run(config: SubspaceBenchmark) -> int:
 
     if config.spectra not in ("sd15", "real"):
         raise InputError(f"--spectra {config.spectra}: use sd15 or real")
-    bars = Bars(sys.stderr)
     totals, worst, skipped = [0.0, 0.0], 0.0, 0
     print(f"{'shape':>13} {'count':>5} {'rank':>5} {'svd s':>8} {'ours s':>8} {'ratio':>7} {'angle':>9}")
-    for matrix, count in _matrices(config, bars):
+    for matrix, count in _matrices(config):
         if max(matrix.shape) > config.largest:
             skipped += count
             continue
@@ -91,7 +76,7 @@ def _angle(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.linalg.matrix_norm(a - b @ (b.T @ a), 2))
 
 
-def _matrices(config: SubspaceBenchmark, bars: Bars) -> Iterable[tuple[torch.Tensor, int]]:
+def _matrices(config: SubspaceBenchmark) -> Iterable[tuple[torch.Tensor, int]]:
     import torch
 
     if config.spectra == "real":
@@ -126,16 +111,12 @@ def _real_gradients(config: SubspaceBenchmark) -> Iterable[torch.Tensor]:
     from semu_diffusion.layers import select_layers
     from semu_diffusion.matrices import to_matrices
     from semu_diffusion.objectives import denoising
-    from semu_diffusion.pipelines.runs.class_settings import ModelConfig
-    from semu_diffusion.pipelines.runs.scoring import load_model
+    from semu_diffusion.pipelines.runs.config import ClassModelConfig
+    from semu_diffusion.pipelines.runs.models import load_model
 
-    model = load_model(ModelConfig())
+    model = load_model(ClassModelConfig())
     layers = select_layers(model.denoiser)
     images = self_made(model, [3] * 64, range(config.seed, config.seed + 64))
     batches = forget_batches(model, images, torch.Generator().manual_seed(config.seed), None)
     gradients = collect_gradients(model.denoiser, layers, batches, lambda batch: denoising(model.predict, batch))
     return [to_matrices(gradient)[0] for gradient in gradients.values() if min(gradient.shape[0], gradient[0].numel()) > 64]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from semu_diffusion.errors import InputError
 
@@ -13,9 +16,17 @@ __all__ = ["run_guarded"]
 
 
 def run_guarded(program: str, job: Callable[[], int | None]) -> int:
-    """Run ``job``; turn bad input into one line on standard error and exit code 2, Ctrl-C into 130."""
+    """Run ``job``; turn bad input into one line on standard error and exit code 2, Ctrl-C into 130.
+
+    A reader that goes away (``| head``) ends it without a word, with the code of a program that SIGPIPE ends.
+    """
+    _never_fail_on_a_letter()
     try:
-        return job() or 0
+        return _flushed(job)
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # what is still in the buffer goes nowhere when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except InputError as error:
         message = str(error)
     except KeyboardInterrupt as stop:
@@ -28,6 +39,25 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
         message = found
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _flushed(job: Callable[[], int | None]) -> int:
+    """The job's code, when all that it printed has gone out: a reader that left or a full disk is found here, not later."""
+    try:
+        code = job() or 0
+    except SystemExit:  # argparse has printed the help
+        sys.stdout.flush()
+        raise
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _never_fail_on_a_letter() -> None:
+    """A letter that the terminal's encoding does not have is shown as a question mark: no reason to lose a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _memory_trouble(error: Exception) -> str | None:

@@ -1,22 +1,30 @@
-"""One progress bar at a time on a terminal, silent elsewhere."""
+"""Progress on a terminal: one bar at a time, silent elsewhere."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-__all__ = ["Bars"]
+__all__ = ["Progress"]
 
 
-class Bars:
-    """One progress bar at a time on a terminal, a new one for each stage; silent elsewhere."""
+class Progress:
+    """One progress bar at a time on a terminal, a new one for each stage; silent elsewhere. As a context, closed at its end."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.visible = stream, stream.isatty()
+    def __init__(self, stream: Any = None) -> None:
+        self.stream = stream or sys.stderr
+        self.visible = self.stream is not None and self.stream.isatty()
         self.stage: str | None = None
         self.bar: Any = None
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def show(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """``done`` of ``total`` in ``stage``."""
+        """Show ``done`` of ``total`` in ``stage``."""
         if not self.visible:
             return
         if stage != self.stage:
@@ -29,7 +37,7 @@ class Bars:
             self.bar.set_postfix_str(detail, refresh=False)
 
     def note(self, text: str) -> None:
-        """A line of its own, without tearing the bar."""
+        """Print a line of its own, without tearing the bar."""
         self.close()
         print(text, file=self.stream)
 

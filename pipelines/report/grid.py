@@ -5,7 +5,6 @@ Tiny images are enlarged by whole factors without smoothing, so that a pixel of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import atomic_file
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["contact_sheet", "make_grid", "save_png"]
+    from semu_diffusion.eval.results import Evaluation
+
+__all__ = ["before_after", "contact_sheet", "make_grid", "save_png"]
 
 BACKGROUND, INK, FAINT, ERASED = "#ffffff", "#1f2328", "#6e7781", "#cf222e"
 _TINT = "#fff1f0"  # behind an erased row
@@ -29,6 +31,8 @@ _ROW_GAP, _FRAME = 12, 3
 _NAME, _TAG, _HEADING, _CAPTION = 20, 15, 22, 16  # font sizes
 _LINE = _CAPTION + 6
 _LONGEST = 32  # letters of a class name that are shown
+_GRID_ROWS, _FORGOTTEN_ROWS = 12, 4  # of a picture of before and after
+_SMALL = 64  # pixels of a side up to which eight images fit beside each other, else six
 
 Rows = Mapping[str, "torch.Tensor"]
 
@@ -55,6 +59,50 @@ class _Layout:
     @property
     def right(self) -> int:
         return self.blocks[-1] + self.block_width
+
+
+def before_after(
+    evaluation: Evaluation, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], images: int | None = None
+) -> Image.Image:
+    """The picture of an evaluation: conditions that were erased, then kept ones of both domains, captioned with the numbers.
+
+    ``images`` are shown of each; by default as many as fit. Of a model without conditions its samples in one row.
+    """
+    asked = evaluation.protocol.conditions
+    forget, own = list(asked.get("forget", ())), asked.get("in_domain", ())
+    other = [condition for condition in asked.get("cross_domain", ()) if condition not in own]
+    images = images or (8 if next(iter(before.values())).shape[-1] <= _SMALL else 6)
+    if not forget:
+        shown, images = list(before), 4 * images
+    else:
+        forget = _spread(forget, max(_FORGOTTEN_ROWS, len(evaluation.erased)))
+        room = max(_GRID_ROWS - len(forget), 1)
+        half = min(len(other), max(room // 2, room - len(own)))
+        shown = [*forget, *_spread(own, room - half), *_spread(other, half)]
+    rows = [{condition: samples[condition][:images] for condition in shown} for samples in (before, after)]
+    left_out = len(own) + len(other) + len(forget) - len(shown)
+    caption = _caption(evaluation) + (f" · {left_out} more kept conditions not shown" if forget and left_out else "")
+    return make_grid(rows[0], rows[1], forget, caption, max_rows=len(shown))
+
+
+def _caption(evaluation: Evaluation) -> str:
+    protocol, first, last = evaluation.protocol, evaluation.before, evaluation.after
+    parts = ["same seeds", f"{protocol.sampler} {protocol.steps} steps", f"w = {protocol.guidance_scale:g}"]
+    pairs = {
+        "erased": (first.forget_accuracy, last.forget_accuracy),
+        "others of its kind": (first.in_domain_accuracy, last.in_domain_accuracy),
+        "the other kind": (first.cross_domain_accuracy, last.cross_domain_accuracy),
+    }
+    parts += [f"{name}, judged right: {a:.0%} to {b:.0%}" for name, (a, b) in pairs.items() if a is not None and b is not None]
+    if evaluation.side_effects is not None and evaluation.side_effects.paired_ssim is not None:
+        parts.append(f"SSIM of what is kept {evaluation.side_effects.paired_ssim:.2f}")
+    return " · ".join(parts)
+
+
+def _spread(conditions: Sequence[str], count: int) -> list[str]:
+    """``count`` of the conditions, evenly spaced, or all."""
+    count = min(count, len(conditions))
+    return [conditions[index * len(conditions) // count] for index in range(count)]
 
 
 def make_grid(before: Rows, after: Rows, forgotten: Collection[str], caption: str = "", max_rows: int = 12) -> Image.Image:
@@ -91,13 +139,8 @@ def contact_sheet(rows: Rows, caption: str = "", max_rows: int = 100) -> Image.I
 def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture as PNG; the file appears complete or not at all. Makes the folder if need be."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_file(path) as beside:
         image.save(beside, format="PNG", optimize=True)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 
@@ -186,6 +229,7 @@ def _label(draw: ImageDraw.ImageDraw, layout: _Layout, y: int, name: str, erased
 
 
 def _short(name: str) -> str:
+    name = name or "(no condition)"
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 

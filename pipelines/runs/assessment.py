@@ -21,12 +21,12 @@ from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 from semu_diffusion.models.text_checkpoints import load_text_pipeline
-from semu_diffusion.pipelines.cli.progress import Bars
+from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.images import ImageSet, spread
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
-from semu_diffusion.pipelines.runs.class_settings import ModelConfig
+from semu_diffusion.pipelines.runs.config import ClassModelConfig
 from semu_diffusion.pipelines.runs.folder import RunFolder
-from semu_diffusion.pipelines.runs.scoring import checked_device, load_model
+from semu_diffusion.pipelines.runs.models import checked_device, load_model
 
 __all__ = ["Group", "copies", "fid", "groups_of", "sampled", "share"]
 
@@ -52,7 +52,7 @@ def groups_of(source: str, device: str | None) -> tuple[DiffusionModel, list[Gro
     source = str(inside) if not Path(source).exists() and inside.is_dir() else source
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
-        model = load_model(ModelConfig(model=source, device=device))
+        model = load_model(ClassModelConfig(model=source, device=device))
         if not model.conditional or not model.names:
             raise InputError(f"{source} knows no classes: there is nothing that a judge could look for")
         return model, [Group(name, "object", (row,)) for row, name in enumerate(model.names)], None
@@ -68,7 +68,7 @@ def groups_of(source: str, device: str | None) -> tuple[DiffusionModel, list[Gro
 
 def sampled(
     model: DiffusionModel, groups: Sequence[Group], count: int, steps: int, guidance_scale: float, precision: str, seed: int,
-    bars: Bars,
+    progress: Progress,
 ) -> dict[Group, torch.Tensor]:  # fmt: skip
     """uint8 images (count, C, H, W) of each group; image i of group g comes from a seed that is theirs alone."""
     found = {}
@@ -79,7 +79,7 @@ def sampled(
         with autocast(precision, model.device)():
             for batch in model.sample(rows, range(first, first + count), steps, guidance_scale, 16):
                 batches.append(to_uint8(batch))
-                bars.show("sampling", number * count + sum(map(len, batches)), len(groups) * count)
+                progress.show("sampling", number * count + sum(map(len, batches)), len(groups) * count)
         found[group] = torch.cat(batches)
     return found
 
@@ -101,14 +101,14 @@ def fid(objects: torch.Tensor, test: ImageSet, extractor: FeatureExtractor) -> d
 
 
 def copies(
-    objects: torch.Tensor, train: ImageSet, test: ImageSet, judge: Judge, folder: RunFolder, bars: Bars
+    objects: torch.Tensor, train: ImageSet, test: ImageSet, judge: Judge, folder: RunFolder, progress: Progress
 ) -> dict[str, Any]:
     """Similarity of `PAIRS` samples to their nearest training image, that of as many test images, and nearest.png."""
     chunks = train.images.split(1000)
     features = []
     for chunk in chunks:
         features.append(judge.features(chunk))
-        bars.show("training images", sum(map(len, features)), len(train))
+        progress.show("training images", sum(map(len, features)), len(train))
     among = torch.cat(features)
     shown = objects[spread(len(objects), PAIRS)]
     similarity, index = nearest(judge.features(shown), among)

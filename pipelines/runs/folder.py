@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import as_new_files, write_text
+from semu_diffusion.files import write_json
+from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_bytes
 
-__all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json", "written_beside"]
-
-PACKAGES = ("semu-diffusion", "torch", "diffusers", "torchmetrics", "safetensors")
+__all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json"]
 
 
 class RunFolder:
@@ -41,7 +36,7 @@ class RunFolder:
             while path.exists():
                 number += 1
                 path = Path("runs") / f"{name}-{number}"
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.overwrite = overwrite
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file, not a folder")
@@ -97,85 +92,21 @@ class RunFolder:
                 write_json(self / "run.json", {**record, "status": "failed"})
             raise
 
+    def shown(self, name: str) -> str:
+        """A JSON file of the folder in ASCII, which any terminal and any pipe takes."""
+        return json.dumps(json.loads((self / name).read_text(encoding="utf-8")), indent=2)
+
     def kept(self) -> str:
         """One sentence on what is in the folder, for a run that ends early."""
         files = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
         return f"{self.path} keeps {', '.join(files)}." if files else "Nothing was written."
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as indented JSON, beside and renamed."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def environment(device: Any = None) -> dict[str, Any]:
-    """Versions, commit and machine of this run. A package that is not installed has no version."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "packages": versions,
-        "git_commit": _commit(),
-        "platform": platform.platform(),
-        "device": str(device) if device is not None else None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _commit() -> str | None:
-    """Commit of this checkout, with ``-dirty`` if it was edited; None for an installed wheel."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
-
-
-def peak_memory_bytes(device: Any = None) -> int:
-    """Greatest memory so far: of the CUDA device if that is where the model is, else resident memory of the process."""
-    if device is not None and device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
-
-
-@contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write a folder at; at the end it becomes ``target``, and if that fails it is gone."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        as_new_files(beside)
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
 def folder_names(titles: Iterable[str]) -> dict[str, str]:
     """For each title a folder's name, what any file system takes: at most 80 letters, numbered where two would be the same."""
     found: dict[str, str] = {}
     for title in titles:
-        name = base = re.sub(r"[^\w ()+-]", "_", title).strip()[:80] or "(no prompt)"
+        name = base = re.sub(r"[^\w ()+-]", "_", title).strip()[:80] or "(no condition)"
         number, taken = 1, {other.lower() for other in found.values()}
         while name.lower() in taken:
             number += 1

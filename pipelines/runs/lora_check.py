@@ -1,4 +1,4 @@
-"""Whether the LoRA that was written is the patch: load it as a user would, compare, unload, compare again."""
+"""Is the LoRA that was written the patch? Load it as a user would, compare, unload, compare again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from semu_diffusion.eval.results import LoraCheck
 from semu_diffusion.lora import DIFFUSERS_LORA
-from semu_diffusion.models.stable_diffusion import TextConditional
+from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
 
 __all__ = ["check_lora"]
@@ -20,32 +21,24 @@ __all__ = ["check_lora"]
 ADAPTER = "semu_check"
 
 
-def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dict[str, Any] | None:
-    """Largest difference of the LoRA's predictions from the patch's, relative to the largest prediction; the share of the
-    patch's effect that the LoRA has (projected onto it, 1 if all was loaded); whether unloading it leaves every weight as it
-    was. None without PEFT, which diffusers needs for it.
+def check_lora(model: DiffusionModel, patch: ErasurePatch, folder: Path) -> LoraCheck | None:
+    """The LoRA's predictions against the patch's, and every weight before and after; None without PEFT, which loads it.
 
-    Compared on one noised batch: the first and the empty prompt at an early and a late timestep.
+    ``share_of_effect`` is the LoRA's effect projected onto the patch's: 1 if all was loaded. Compared on one noised batch: the
+    first condition and none, at an early and a late timestep.
     """
     if find_spec("peft") is None:
         return None
     before = {name: value.to("cpu", copy=True) for name, value in model.denoiser.state_dict().items()}
     x = torch.randn(4, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     t = torch.tensor([model.num_timesteps // 5, 4 * model.num_timesteps // 5] * 2, device=model.device)
-    rows = torch.tensor([0, 0, model.null, model.null], device=model.device)
+    rows = torch.tensor([0, 0, model.null or 0, model.null or 0], device=model.device)
     with torch.no_grad(), _full_float32():
         original = model.predict(x, t, rows).float()
-        patch.apply(model.denoiser)
-        try:
+        with patch.applied(model):
             wanted = model.predict(x, t, rows).float()
-        finally:
-            patch.remove(model.denoiser)
-        with _only_errors():  # diffusers warns that the text encoder got nothing, which is as it should be
-            model.pipeline.load_lora_weights(folder, weight_name=DIFFUSERS_LORA, adapter_name=ADAPTER)
-        try:
+        with _loaded(model, folder):
             found = model.predict(x, t, rows).float()
-        finally:
-            model.pipeline.unload_lora_weights()
     after = model.denoiser.state_dict()
     restored = before.keys() == after.keys() and all(torch.equal(value, after[name].cpu()) for name, value in before.items())
     difference = float((found - wanted).abs().max() / wanted.abs().max())
@@ -53,13 +46,25 @@ def check_lora(model: TextConditional, patch: ErasurePatch, folder: Path) -> dic
     visible = bool(effect.abs().max() > 1e-5 * wanted.abs().max())  # of a patch that does nothing, nothing can be missing
     share = float((effect * shown).sum() / effect.square().sum()) if visible else 1.0
     rounding = 1e-5 if model.dtype == torch.float32 else 5e-2  # of the weights' own precision
-    return {
-        "relative_difference": difference,
-        "share_of_effect": share,
-        # a file of which nothing was loaded may be within the rounding of half precision
-        "same": difference <= rounding and 0.5 < share < 1.5,
-        "unloaded_equal": restored,
-    }
+    # a file of which nothing was loaded may be within the rounding of half precision
+    return LoraCheck(difference, share, difference <= rounding and 0.5 < share < 1.5, restored)
+
+
+@contextmanager
+def _loaded(model: Any, folder: Path) -> Iterator[None]:
+    """Inside, the network has the LoRA of ``folder``: by diffusers' loader, or by PEFT where the pipeline has none."""
+    if hasattr(model.pipeline, "load_lora_weights"):
+        with _only_errors():  # diffusers warns that the text encoder got nothing, which is as it should be
+            model.pipeline.load_lora_weights(folder, weight_name=DIFFUSERS_LORA, adapter_name=ADAPTER)
+        unload = model.pipeline.unload_lora_weights
+    else:
+        from peft import PeftModel
+
+        unload = PeftModel.from_pretrained(model.denoiser, str(folder)).unload
+    try:
+        yield
+    finally:
+        unload()
 
 
 @contextmanager

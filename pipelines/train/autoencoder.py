@@ -55,6 +55,9 @@ class AutoencoderTraining(TrainingConfig):
 class Autoencoder(Recipe):
     """Train the latent space of a small text-to-image model, for photos and all picture styles alike."""
 
+    name = "autoencoder"
+    help = "Train the latent space of a small text-to-image model, for photos and all picture styles alike."
+
     config_class = AutoencoderTraining
     examples = (
         "semu train autoencoder --data uoft-cs/cifar10 --output train-runs/autoencoder",
@@ -216,3 +219,6 @@ def _decoded(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
         parts = (signed(part).to(model.device) for part in images.split(CHUNK))
         decoded = torch.cat([model.decode(model.encode(part).latent_dist.mean).sample.cpu() for part in parts])
     return decoded.add(1).mul(127.5).round().clamp(0, 255)
+
+
+COMMAND = Autoencoder.command()

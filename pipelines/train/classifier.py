@@ -63,6 +63,9 @@ class ClassifierTraining(TrainingConfig):
 class Classifier(Recipe):
     """Train the small image classifier that judges class-conditional samples."""
 
+    name = "classifier"
+    help = "Train the small image classifier that judges class-conditional samples."
+
     config_class = ClassifierTraining
     examples = (
         "semu train classifier --data uoft-cs/cifar10 --output train-runs/cifar10-classifier",
@@ -227,3 +230,6 @@ def _in_the_order_of(class_names: Sequence[str], test: ImageSet) -> ImageSet | N
     if not known.any():
         return None
     return replace(test, images=test.images[known], labels=labels[known], class_names=tuple(class_names))
+
+
+COMMAND = Classifier.command()

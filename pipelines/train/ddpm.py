@@ -72,6 +72,9 @@ class DDPMTraining(TrainingConfig):
 class DDPM(Recipe):
     """Train a small class-conditional DDPM with a null class, in diffusers' layout."""
 
+    name = "ddpm"
+    help = "Train a small class-conditional DDPM with a null class, in diffusers' layout."
+
     config_class = DDPMTraining
     examples = (
         "semu train ddpm --data uoft-cs/cifar10 --output train-runs/ddpm --steps 100000 --classifier train-runs/judge/model",
@@ -202,3 +205,6 @@ def _started_from(source: str, data: ImageSet) -> tuple[UNet2DModel, DDPMSchedul
     guided = loaded.conditional and loaded.null == len(data.class_names)
     require(guided, f"--init-from {source} is not a model of {len(data.class_names)} classes with a null class")
     return loaded.denoiser, DDPMScheduler.from_config(loaded.pipeline.scheduler.config)
+
+
+COMMAND = DDPM.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import forget_places, write_text
-from semu_diffusion.options import option, require
+from semu_diffusion.files import atomic_folder, strip_local_paths, write_text
+from semu_diffusion.options import element_type, option, require
+from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.data.images import ImageSet, load_images
 from semu_diffusion.pipelines.train.card import Card, model_card
-from semu_diffusion.pipelines.train.run import TrainingRun, replace_folder
+from semu_diffusion.pipelines.train.run import TrainingRun
 from semu_diffusion.pipelines.train.step import batch_indices, cosine_rate, step_dropout, step_generator
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class TrainingConfig:
 class Recipe(ABC):
     """One training. A subclass gives `build`, `loss`, `write` and `card`, and `measure` if there is something to measure."""
 
+    name: ClassVar[str]  # as in ``semu train NAME``
+    help: ClassVar[str]
     config_class: ClassVar[type[TrainingConfig]]
     examples: ClassVar[tuple[str, ...]]
     library_name: ClassVar[str] = "diffusers"  # of the model card, for the Hub
@@ -78,6 +81,19 @@ class Recipe(ABC):
     channels_last: ClassVar[bool] = False  # on a CPU too
 
     config: TrainingConfig
+
+    @classmethod
+    def command(cls) -> Command:
+        """``semu train`` of this recipe."""
+
+        def run(config: Any) -> int:
+            print(cls(config).train())
+            return 0
+
+        def read(flags: dict[str, Any]) -> dict[str, Any]:
+            return whole_numbers(cls.config_class, flags)
+
+        return Command(f"semu train {cls.name}", cls.help, cls.config_class, run, cls.examples, read=read)
 
     def __init__(self, config: Any) -> None:
         import torch
@@ -227,17 +243,14 @@ class Recipe(ABC):
         """Write ``<output>/model`` with its card, beside and then renamed."""
         if not final and not self.early_model:
             return
-        target = self.run.folder / "model"
-        beside = target.with_name("model.part")
-        shutil.rmtree(beside, ignore_errors=True)
         model = self._averaged()
-        self.write(beside, model)
-        forget_places(beside)
-        measured = self.measure(beside, final)
-        if measured:
-            self.run.log(**measured)
-        write_text(beside / "README.md", model_card(self, self.card(model, measured)))
-        replace_folder(beside, target)
+        with atomic_folder(self.run.folder / "model", overwrite=True) as beside:
+            self.write(beside, model)
+            strip_local_paths(beside)
+            measured = self.measure(beside, final)
+            if measured:
+                self.run.log(**measured)
+            write_text(beside / "README.md", model_card(self, self.card(model, measured)))
 
     def _averaged(self) -> Any:
         """A copy of the networks with the averaged weights, on the CPU in half precision."""
@@ -247,3 +260,15 @@ class Recipe(ABC):
         for parameter in found.parameters():
             parameter.data = parameter.data.cpu().half().contiguous()
         return found.cpu()
+
+
+def whole_numbers(config_class: type, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """``flags`` with the words of comma lists of numbers as integers; InputError for a word that is none."""
+    hints, found = typing.get_type_hints(config_class), dict(flags)
+    for name in [name for name in flags if element_type(hints[name]) == (int, True)]:
+        try:
+            found[name] = tuple(int(word) for word in flags[name])
+        except ValueError as error:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag}: whole numbers with commas between them are needed ({error})") from error
+    return found

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import shutil
 import signal
 import sys
 import threading
@@ -21,26 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import as_new_files, write_text
+from semu_diffusion.files import atomic_file, write_text
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TrainingRun", "replace_folder"]
+__all__ = ["TrainingRun"]
 
 CHECKPOINT = "checkpoint.pt"
 LOG_EVERY = 50
-
-
-def replace_folder(beside: Path, target: Path) -> None:
-    """Put a finished folder in the place of the last one; a reader never finds half of either."""
-    as_new_files(beside)
-    last = target.with_name(target.name + ".last")
-    shutil.rmtree(last, ignore_errors=True)
-    if target.exists():
-        os.replace(target, last)
-    os.replace(beside, target)
-    shutil.rmtree(last, ignore_errors=True)
 
 
 class TrainingRun:
@@ -89,10 +76,11 @@ class TrainingRun:
         import torch
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / (CHECKPOINT + ".part")
-        config = json.dumps(self._identity())
-        torch.save({"config": config, "step": self.step, "seconds": self.elapsed(), "state": state}, beside)
-        os.replace(beside, self.folder / CHECKPOINT)
+        content = {
+            "config": json.dumps(self._identity()), "step": self.step, "seconds": self.elapsed(), "state": state,
+        }  # fmt: skip
+        with atomic_file(self.folder / CHECKPOINT) as beside:
+            torch.save(content, beside)
 
     def _identity(self) -> dict[str, Any]:
         fixed = (field.name for field in dataclasses.fields(self.config) if not field.metadata.get("budget"))

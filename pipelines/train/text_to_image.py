@@ -82,6 +82,9 @@ class TextToImageTraining(TrainingConfig):
 class TextToImage(Recipe):
     """Train a small Stable Diffusion pipeline, taught words and picture styles by captions made for it."""
 
+    name = "text-to-image"
+    help = "Train a small Stable Diffusion pipeline, taught words and picture styles by captions made for it."
+
     config_class = TextToImageTraining
     examples = (
         "semu train text-to-image --data uoft-cs/cifar10 --autoencoder train-runs/autoencoder/model --output train-runs/sd",
@@ -214,3 +217,6 @@ def _sampled(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor:
         ).images
         found.append(images.float().mul(255).round().to(torch.uint8).cpu())
     return torch.cat(found)
+
+
+COMMAND = TextToImage.command()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.domains.plan import ConceptPlan, plan_words
+from semu_diffusion.domains.prompts import contains, with_anchor
 from semu_diffusion.domains.vocabulary import Vocabulary
 from semu_diffusion.erase.anchors import second_nearest
 from semu_diffusion.erase.phases import phase_generator
@@ -117,7 +119,17 @@ def task(
         dict(shown),
         math.ceil(config.forget_samples * share),
         math.ceil(config.anchor_samples * share),
+        partial(_reworded, plan.concepts, anchors),
     )
+
+
+def _reworded(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str], prompt: str) -> str | None:
+    """The prompt with the anchors in the concepts' places, by the words that an edit may know; None if it has none of them."""
+    found = prompt
+    for one in concepts:
+        if any(contains(found, word) for word in one.disclosed_words):
+            found = with_anchor(found, one.disclosed_words, anchors[one.concept])
+    return None if found == prompt else found
 
 
 def _anchor(

@@ -15,20 +15,23 @@ __all__ = ["PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
 class ClassErasureConfig(ErasureConfig):
     """Settings of the erasure of classes."""
 
-    forget: tuple[str, ...] = option((), "class to erase, by name or index; repeat for several", metavar="CLASS", group="erase")
+    forget: tuple[str, ...] = option(
+        (), "classes to erase, by name or index (also --forget CLASS)", metavar="CLASS", group="erase", positional=True,
+        aliases=("--forget",),
+    )  # fmt: skip
     preset: Literal["default", "official"] = option("default", "official: the choices of the reference code", group="erase")
     anchor: str | None = option(
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
-    # wider than for concepts: at rank 8 the class is answered with its anchor's background and nothing on it
+    # wider than for concepts: at rank 8 the class is replaced by its anchor's background and nothing on it
     explained_variance: float = option(
         0.99, "gamma: share of the gradient's energy the subspace keeps", metavar="GAMMA", group="subspace"
     )
-    max_rank: int | None = option(32, "greatest rank of a layer", metavar="R", group="subspace")
+    max_rank: int | None = option(32, "maximum rank of a layer", metavar="R", group="subspace")
 
     def __post_init__(self) -> None:
         ErasureConfig.__post_init__(self)
-        require(len(self.forget) > 0, "nothing to erase: name a class with --forget")
+        require(len(self.forget) > 0, "nothing to erase: name a class, as in `erase-class cat`")
         require(
             self.anchor is None or self.target in ("auto", "fixed"),
             f"--anchor contradicts --target {self.target}: only --target fixed has an anchor",
@@ -75,11 +78,12 @@ class ConceptErasureConfig(ErasureConfig):
     """Settings of the erasure of concepts; ``--target unconditional`` with ``--overshoot`` eta is ESD's negative guidance."""
 
     concept: tuple[str, ...] = option(
-        (), "what to erase, in words; several are erased at once", metavar="CONCEPT", group="erase", positional=True
-    )
+        (), "what to erase, in words; several are erased at once (also --forget CONCEPT)", metavar="CONCEPT", group="erase",
+        positional=True, aliases=("--forget",),
+    )  # fmt: skip
     synonyms: tuple[str, ...] = option((), "other words for it, erased too", metavar="A,B,…", comma=True, group="erase")
     anchor: str | None = option(
-        None, "what it is answered with: words in its place, or '' for no prompt (default: chosen, and said)",
+        None, "what replaces it: words in its place, or '' for no prompt (default: chosen, and said)",
         metavar="WORDS", group="erase",
     )  # fmt: skip
     forget_prompts: tuple[str, ...] = option(
@@ -111,7 +115,7 @@ class ConceptErasureConfig(ErasureConfig):
         group="evaluation",
     )
     target: Literal["fixed", "unconditional", "ascent"] = option(  # type: ignore[assignment]
-        "fixed", "what the concept is answered with: its anchor, no prompt; or denoise it worse", group="training"
+        "fixed", "what replaces the concept: its anchor, no prompt; or denoise it worse", group="training"
     )
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ class ConceptPlan:
         return found
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def disclosed_words(self) -> tuple[str, ...]:
         """The words that an edit may know of: all but those that a vocabulary holds back for its test."""
         if self.vocabulary is None or self.subject is None or self.subject.kind == "style":
             return self.words

@@ -1,7 +1,8 @@
-"""What a model is asked before and after the erasure of concepts, and what the right answers are.
+"""What a model is asked before and after an erasure, and what the right answers are.
 
-Four groups, as UnlearnCanvas (Zhang et al. 2024) names them: the erased concept by the words it was erased with; by words
-and sentences that were held back; its own domain (the other objects, or the other styles); the other domain.
+Four groups, as UnlearnCanvas (Zhang et al. 2024) names them: what was erased by the words it was erased with; by words and
+sentences that were held back; its own domain (the other classes, objects or styles); the other domain. A run of classes has
+the first and the third.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from semu_diffusion.domains.prompts import HELD_OUT_TEMPLATES, article, bare, contains, with_article
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
 
-__all__ = ["GROUPS", "Question", "questions"]
+__all__ = ["GROUPS", "Question", "Questions", "class_questions", "concept_questions", "conditions"]
 
 GROUPS = ("forget", "paraphrase", "in_domain", "cross_domain")
 STYLED = 3  # objects that each style is asked with
@@ -20,9 +21,12 @@ STYLED = 3  # objects that each style is asked with
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the class that a judge of this ``kind`` must see in its pictures; ``answer`` None: nothing is judged."""
+    """A condition (a class's name or a prompt) and the class that a judge of this ``kind`` must see in its samples.
 
-    prompt: str
+    ``condition`` "" is no condition at all; ``answer`` None: nothing is judged.
+    """
+
+    condition: str
     kind: str = "object"
     answer: str | None = None
 
@@ -30,7 +34,21 @@ class Question:
 Questions = Mapping[str, tuple[Question, ...]]
 
 
-def questions(
+def conditions(questions: Questions, *groups: str) -> list[str]:
+    """Every condition that the groups (default: all) are asked with, once, in their order; "" is none."""
+    asked = (question.condition for group in groups or questions for question in questions.get(group, ()))
+    return [condition for condition in dict.fromkeys(asked) if condition]
+
+
+def class_questions(names: Sequence[str], erased: Sequence[str], conditional: bool = True) -> Questions:
+    """Of each class ``names`` of a model whether it is seen; an unconditional model is asked without a condition."""
+    if not conditional:
+        return {"forget": tuple(Question("", "object", name) for name in erased), "in_domain": ()}
+    forget = tuple(Question(name, "object", name) for name in erased)
+    return {"forget": forget, "in_domain": tuple(Question(name, "object", name) for name in names if name not in erased)}
+
+
+def concept_questions(
     concepts: Sequence[str],
     forget: Sequence[str],
     kept: Sequence[str],
@@ -54,8 +72,8 @@ def questions(
         answers = [(subject.kind, subject.name) for subject in known] if len(known) == len(concepts) else []
         meant = dict(zip(concepts, answers or [("object", concept) for concept in concepts], strict=True))
         found["paraphrase"] = [Question(p, *meant[_named(p, concepts)]) for p in paraphrases]
-    asked = {question.prompt for question in found["forget"]}
-    found["paraphrase"] = [question for question in found["paraphrase"] if question.prompt not in asked]
+    asked = {question.condition for question in found["forget"]}
+    found["paraphrase"] = [question for question in found["paraphrase"] if question.condition not in asked]
     return {group: tuple(dict.fromkeys(found[group])) for group in GROUPS}
 
 

@@ -68,10 +68,10 @@ class SubspaceConfig:
         0.95, "gamma: share of the gradient's energy the subspace keeps", metavar="GAMMA", group="subspace"
     )
     rank_rule: Literal["at_least", "official"] = option(
-        "at_least", "least rank reaching gamma, or greatest not above it", group="subspace"
+        "at_least", "minimum rank that reaches gamma, or the maximum that stays below", group="subspace"
     )
-    min_rank: int = option(1, "least rank of a layer", metavar="R", group="subspace")
-    max_rank: int | None = option(8, "greatest rank of a layer", metavar="R", group="subspace")
+    min_rank: int = option(1, "minimum rank of a layer", metavar="R", group="subspace")
+    max_rank: int | None = option(8, "maximum rank of a layer", metavar="R", group="subspace")
     matricisation: Literal["full", "per_channel"] = option("full", "how a convolution becomes a matrix", group="subspace")
     projection: Literal["exact", "official", "none"] = option(
         "exact", "removal of the gradient's part along the weight", group="subspace"
@@ -100,7 +100,7 @@ class TrainingConfig:
 
     target: Literal["auto", "fixed", "random", "unconditional", "ascent"] = option(
         "auto",
-        "what the class is answered with: one other class, one drawn per image, no class; or denoise it worse. "
+        "what replaces the class: one other class, one drawn per image, no class; or denoise it worse. "
         "auto: fixed, and ascent for an unconditional model",
         group="training",
     )

@@ -31,7 +31,7 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
     config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
     planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
     model = classes.bind(planned.model, planned)
-    return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).patch
+    return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).edit
 
 
 def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
@@ -49,7 +49,7 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     config = concepts.with_guidance_scale(config, vocabulary)
     planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
     model = concepts.bind(pipeline, planned)
-    return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).patch
+    return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
 
 
 def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:

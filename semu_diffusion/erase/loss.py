@@ -69,7 +69,7 @@ class ErasureLoss:
         batch = noisy(model, images, labels, self.generator)
         condition, anchor = labels.clone(), self._anchors(labels)
         dropped = self._dropped(labels)
-        if dropped is not None:
+        if dropped is not None and model.null is not None:
             condition[dropped] = anchor[dropped] = model.null
         overshoot: float | torch.Tensor = config.overshoot
         base: torch.Tensor | None = None

@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.patch import ErasurePatch
 
 __all__ = ["EditResult", "Images", "Progress", "Protection", "Task"]
 
@@ -44,7 +43,8 @@ class Task(Generic[Model]):
     ``target``: fixed, random, unconditional or ascent. ``anchors``: the row that replaces each erased one under ``fixed``;
     None leaves the choice to `second_nearest`. ``forget_set`` and ``retain_set`` are clean samples that were given; the
     model makes those that were not: ``forget_samples`` of each erased row, ``anchor_samples`` of each row's anchor.
-    ``metadata`` goes into the patch; ``anchor_words`` says what replaces each concept, for people.
+    ``metadata`` goes into the patch; ``anchor_words`` says what replaces each concept, for people; ``reworded`` is any
+    sentence that names a concept with its anchor instead, None for one that does not.
     """
 
     model: Model
@@ -58,6 +58,7 @@ class Task(Generic[Model]):
     anchor_words: Mapping[str, str] = field(default_factory=dict)
     forget_samples: int = 64
     anchor_samples: int = 32
+    reworded: Callable[[str], str | None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class Protection:
 
 @dataclass(frozen=True)
 class EditResult:
-    """A patch, the row that replaces each erased one, the protection's figures and the seconds of each stage."""
+    """An edit (a patch, for our own method), the row that replaces each erased one, the protection's figures if there is
+    one, and the seconds of each stage."""
 
-    patch: ErasurePatch
+    edit: Any
     anchors: Mapping[int, int]
-    protection: Protection
+    protection: Protection | None
     seconds: Mapping[str, float]

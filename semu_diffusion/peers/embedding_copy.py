@@ -6,13 +6,29 @@ back. It belongs in every comparison as the floor of depth.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
+from semu_diffusion.erase.anchors import chosen_anchors
+from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.erase.phases import phase_generator
+from semu_diffusion.erase.samples import training_images
+from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.peers.weight_edit import WeightEdit
 
-__all__ = ["copy_class_embedding"]
+__all__ = ["copy_class_embedding", "copy_embedding"]
+
+
+def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """The copy of each erased class's anchor, named or chosen. Raises ValueError without a class embedding."""
+    start = time.perf_counter()
+    images = training_images(task.model, config, task.forget, task.forget_set, progress)
+    anchors = chosen_anchors(task, images, phase_generator(config.seed, "anchors"))
+    edit = copy_class_embedding(task.model.denoiser, anchors)
+    return EditResult(edit, anchors, None, {"train": time.perf_counter() - start})
 
 
 def copy_class_embedding(denoiser: nn.Module, anchors: Mapping[int, int]) -> WeightEdit:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.erase.run import gather, loss_of, run_to_end
+from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Diverged, Step
 from semu_diffusion.gradients import only_trainable
 from semu_diffusion.peers.weight_edit import WeightEdit
 
-__all__ = ["fine_tune"]
+__all__ = ["fine_tune", "fine_tuned"]
+
+
+def fine_tuned(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """Fine-tuning on the task's loss, its targets taken from a frozen copy of the model."""
+
+    def watch(step: Step) -> None:
+        if progress is not None:
+            progress("fine-tuning", step.index, config.steps)
+
+    start = time.perf_counter()
+    samples = gather(task, config, progress)
+    frozen = replace(task.model, pipeline=copy.deepcopy(task.model.pipeline))
+    collected = time.perf_counter()
+    loss = loss_of(task, config, samples, frozen.predict, "training")
+    edit = run_to_end(fine_tune(task.model.denoiser, loss, config.steps, config.lr), watch)
+    seconds = {"collect": collected - start, "train": time.perf_counter() - collected}
+    return EditResult(edit, samples.anchors, None, seconds)
 
 
 def fine_tune(

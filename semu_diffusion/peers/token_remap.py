@@ -8,11 +8,45 @@ belongs in every comparison as the floor of depth.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.models.stable_diffusion import TextConditional
 
-__all__ = ["remap_prompts"]
+__all__ = ["TokenRemap", "remap_prompts", "remapped"]
+
+
+@dataclass(frozen=True)
+class TokenRemap:
+    """``answer`` gives the prompt that a prompt is taken for, in any sentence that names the concept; else None."""
+
+    answer: Callable[[str], str | None]
+    trained_parameters: int = 0
+    nbytes: int = 0
+
+    @contextmanager
+    def applied(self, model: TextConditional) -> Iterator[TextConditional]:
+        """Inside, a model with another table; the network is the same object."""
+        answers = {prompt: answer for prompt in model.names if (answer := self.answer(prompt)) is not None}
+        yield remap_prompts(model.with_prompts(list(answers.values())), answers)
+
+
+def remapped(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """The remap of the task's own prompts to their anchors', and of its words in every other sentence."""
+    start = time.perf_counter()
+    model: TextConditional = task.model
+    names = (*model.names, "")
+    listed = {names[row]: names[anchor] for row, anchor in (task.anchors or {}).items()}
+
+    def answer(prompt: str) -> str | None:
+        return listed.get(prompt) or task.reworded(prompt)
+
+    return EditResult(TokenRemap(answer), dict(task.anchors or {}), None, {"train": time.perf_counter() - start})
 
 
 def remap_prompts(model: TextConditional, answers: Mapping[str, str]) -> TextConditional:

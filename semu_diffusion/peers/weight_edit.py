@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +33,15 @@ class WeightEdit:
             raise RuntimeError("this edit is not applied")
         self._swap(model, dict(self._originals), keep=False)
         self._originals.clear()
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        """Inside, ``model.denoiser`` has the new values; afterwards the old ones."""
+        self.apply(model.denoiser)
+        try:
+            yield model
+        finally:
+            self.remove(model.denoiser)
 
     @property
     def nbytes(self) -> int:

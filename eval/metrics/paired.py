@@ -6,15 +6,18 @@ Paired SSIM is the structural similarity (Wang et al. 2004, by torchmetrics) of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import to_float
+from semu_diffusion.eval.results import SideEffects
 
-__all__ = ["SideEffects", "paired_mse", "paired_ssim", "side_effects"]
+__all__ = ["PairMetric", "paired_mse", "paired_ssim", "side_effects"]
+
+PairMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # float64 has no fast convolution on CPUs: torch unfolds the window's 121 taps, five gigabytes for one image of 1024 x 1024.
 _EXACT = 2**15  # pixels of the largest image, and of a chunk of smaller ones, in float64: 160 MB
@@ -23,27 +26,26 @@ _SIGMA = 1.5  # SSIM's usual Gaussian window, 11 pixels wide
 _TRUNCATE = 3.5  # torchmetrics cuts the Gaussian window at 3.5 sigma
 
 
-@dataclass(frozen=True)
-class SideEffects:
-    """Means over classes of the per-class means, and these."""
+def side_effects(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], metrics: Mapping[str, PairMetric]
+) -> SideEffects:
+    """Compare {condition: (n, C, H, W), uint8 or in [0, 1]} before and after; image i of both comes from the same seed.
 
-    paired_mse: float
-    paired_ssim: float
-    per_class_mse: dict[str, float]
-    per_class_ssim: dict[str, float]
-
-
-def side_effects(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> SideEffects:
-    """Compare {class: (n, C, H, W) in [0, 1]} before and after; image i of both comes from the same seed.
-
-    Give the kept classes alone: what happens to the erased one is no side effect. Raises InputError if the
-    classes differ, if there is none, or if the images of a class do not pair up.
+    Give the kept conditions alone: what happens to the erased one is no side effect. Every condition counts alike, however
+    many images it has. Raises InputError if the conditions differ, if there is none, or if the images do not pair up.
     """
     if set(before) != set(after) or not before:
-        raise InputError("side effects need images of the same classes, at least one, before and after")
-    mse = {name: float(paired_mse(before[name], after[name]).mean()) for name in before}
-    ssim = {name: float(paired_ssim(before[name], after[name]).mean()) for name in before}
-    return SideEffects(sum(mse.values()) / len(mse), sum(ssim.values()) / len(ssim), mse, ssim)
+        raise InputError("side effects need images of the same conditions, at least one, before and after")
+    each = {name: _means(_floats(before[name]), _floats(after[name]), metrics) for name in before}  # little memory
+    return SideEffects({metric: sum(found[metric] for found in each.values()) / len(each) for metric in metrics}, each)
+
+
+def _means(before: torch.Tensor, after: torch.Tensor, metrics: Mapping[str, PairMetric]) -> dict[str, float]:
+    return {name: float(measure(before, after).mean()) for name, measure in metrics.items()}
+
+
+def _floats(images: torch.Tensor) -> torch.Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images
 
 
 def paired_mse(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,74 @@
+"""Before, applied, after: the only place where an edit is put on a model to be measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+
+from semu_diffusion.domains.questions import conditions
+from semu_diffusion.eval.guards import collapse
+from semu_diffusion.eval.metrics import load_metrics
+from semu_diffusion.eval.metrics.paired import side_effects
+from semu_diffusion.eval.probes.revival import Probe
+from semu_diffusion.eval.results import Cost, Evaluation, Revival, Scores, SideEffects
+from semu_diffusion.eval.scorer import NO_CONDITION, NOTHING, Progress, Samples, Scorer
+from semu_diffusion.models.base import DiffusionModel
+
+__all__ = ["Edit", "evaluate"]
+
+
+class Edit(Protocol):
+    """What an erasure leaves: inside ``applied(model)`` the model that the context gives is erased."""
+
+    def applied(self, model: DiffusionModel) -> AbstractContextManager[DiffusionModel]: ...
+
+
+def evaluate(
+    scorer: Scorer,
+    model: DiffusionModel,
+    edit: Edit,
+    probes: Sequence[Probe] = (),
+    progress: Progress | None = None,
+    known: Mapping[str, torch.Tensor] = NOTHING,
+    revived: Mapping[str, Mapping[str, Revival]] | None = None,
+) -> tuple[Evaluation, Samples, Samples]:
+    """Score ``model`` as it is and with ``edit`` applied, from the same seeds: (numbers, samples before, samples after).
+
+    ``known``: samples of the original that were made already; ``revived``: what the probes brought back from it. Size of the
+    patch, LoRA check and cost are for the caller to add. The model is as before on return.
+    """
+    start = time.perf_counter()
+    before = scorer.sample(model, progress, "sampling before", known)
+    first = scorer.score(before).with_probes(_probed(probes, model, progress) if revived is None else revived)
+    with edit.applied(model) as edited:
+        after = scorer.sample(edited, progress, "sampling after")
+        last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress))
+    kept, forgotten = scorer.kept(before), conditions(scorer.questions, "forget")
+    metrics = load_metrics("pairs", model.device)
+
+    def pairs(names: Sequence[str]) -> SideEffects | None:
+        old, new = ({name: samples[name] for name in names if name in samples} for samples in (before, after))
+        return side_effects(old, new, metrics) if old else None
+
+    evaluation = Evaluation(
+        kind=scorer.kind,
+        erased=scorer.erased,
+        protocol=scorer.protocol(model),
+        before=first,
+        after=last,
+        distances=scorer.distances(before, after),
+        side_effects=pairs(kept),
+        forget_effect=pairs(forgotten),
+        unprompted_effect=pairs([NO_CONDITION]),
+        collapsed=collapse(before, after, kept, (first, last)),
+        cost=Cost({"evaluate": time.perf_counter() - start}),
+    )
+    return evaluation, before, after
+
+
+def _probed(probes: Sequence[Probe], model: DiffusionModel, progress: Progress | None) -> dict[str, dict[str, Revival]]:
+    return {probe.name: probe.run(model, progress) for probe in probes}

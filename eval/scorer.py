@@ -1,0 +1,235 @@
+"""Sample a model by its questions and let judges answer: the same before and after, for classes and concepts alike."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+
+from semu_diffusion.domains.questions import Question, Questions, conditions
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import to_uint8
+from semu_diffusion.eval.judges.clip import Clip, clip_score
+from semu_diffusion.eval.judges.judge import Judge
+from semu_diffusion.eval.metrics import load_metrics
+from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning
+from semu_diffusion.eval.metrics.unlearning import accuracies, judged_as, mean
+from semu_diffusion.eval.results import ClipScore, Distance, Network, Protocol, Scores
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.precision import autocast, sampler_name
+
+__all__ = ["NO_CONDITION", "Progress", "Reference", "Samples", "Sampling", "Scorer"]
+
+NO_CONDITION = ""
+NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
+OWN_SAMPLES = "the original model's own samples, same seeds: a drift, not comparable with distances from unseen images"
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+Samples = dict[str, torch.Tensor]  # uint8 images (n, C, H, W) by condition
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many samples of every condition, and how. ``unconditional`` of them without a condition, at guidance scale 1."""
+
+    images: int
+    unconditional: int
+    steps: int
+    guidance_scale: float
+    seed: int = 0
+    precision: str = "fp32"
+    batch_size: int = 16
+
+    def seeds(self, condition: str, count: int) -> range:
+        """Those of a condition's samples: from its letters and the run's seed, so that nothing else decides its noise.
+
+        Below 2^31: the other half of 32 bits is for the erasure's own images.
+        """
+        first = (zlib.crc32(condition.encode()) + self.seed * 1_000_003) % 2**30
+        return range(first, first + count)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images (N, C, H, W) that FID and KID compare with, and what they are."""
+
+    images: torch.Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The questions, judges and measures of one run, which erased ``erased``.
+
+    ``judges`` by kind of question; ``sentence``: what CLIP is told of a condition (a class's name is no sentence). Raises
+    InputError if a judge does not know what was erased.
+    """
+
+    kind: Literal["class", "concept"]
+    erased: tuple[str, ...]
+    questions: Questions
+    sampling: Sampling
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    extractor: FeatureExtractor | None = None
+    reference: Reference | None = None
+    clip: Clip | None = None
+    sentence: Callable[[str], str] = str
+
+    def __post_init__(self) -> None:
+        for question in self.questions["forget"]:
+            judge = self.judges.get(question.kind)
+            if judge is not None and question.answer in judge.unjudged:
+                raise InputError(
+                    f"the judge {judge.name} knows no class like the erased {question.answer!r}; give a --class-mapping"
+                )
+
+    def kept(self, samples: Mapping[str, torch.Tensor]) -> list[str]:
+        """Conditions whose samples shall not change; of a model that keeps none, no condition, or at last all there are."""
+        found = conditions(self.questions, "in_domain", "cross_domain")
+        return found or ([NO_CONDITION] if NO_CONDITION in samples else list(samples))
+
+    # ------------------------------------------------------------------ samples
+
+    def sample(
+        self, model: DiffusionModel, progress: Progress | None = None, stage: str = "sampling",
+        known: Mapping[str, torch.Tensor] = NOTHING,
+    ) -> Samples:  # fmt: skip
+        """Samples of each condition, and without one if the model can; those ``known`` are not made again.
+
+        Image i of a condition has the same seed in every call and run.
+        """
+        s, asked = self.sampling, conditions(self.questions)
+        jobs = [([condition for condition in asked if condition not in known], s.images, s.guidance_scale)]
+        if NO_CONDITION not in known and (model.null is not None or not model.conditional):
+            jobs.append(([NO_CONDITION], s.unconditional, 1.0))
+        total, done = sum(len(names) * count for names, count, _ in jobs), 0
+        made: Samples = {}
+        for names, count, guidance_scale in jobs:
+            seeds = [seed for name in names for seed in s.seeds(name, count)]
+            rows = [model.row(name) for name in names for _ in range(count)] if model.conditional else None
+            batches = []
+            with autocast(s.precision, model.device)():
+                for batch in model.sample(rows, seeds, s.steps, guidance_scale, s.batch_size) if seeds else ():
+                    batches.append(to_uint8(batch))
+                    done += len(batch)
+                    if progress is not None:
+                        progress(stage, done, total)
+            if batches:
+                made |= dict(zip(names, torch.cat(batches).split(count), strict=True))
+        wanted = (*asked, NO_CONDITION)
+        return {name: made[name] if name in made else known[name] for name in wanted if name in made or name in known}
+
+    # ------------------------------------------------------------------ numbers
+
+    def score(self, samples: Mapping[str, torch.Tensor]) -> Scores:
+        """What the judges see in them; everything is None without a judge."""
+        asked = dict.fromkeys(q for group in self.questions.values() for q in group if q.condition and self._judged(q))
+        seen = {question: self.judges[question.kind].predict(samples[question.condition]) for question in asked}
+        found = accuracies(self.questions, seen, {kind: judge.class_names for kind, judge in self.judges.items()})
+        means = {group: mean(each.values()) for group, each in found.items()}
+        forget, kept = means["forget"], [*found.get("in_domain", {}).values(), *found.get("cross_domain", {}).values()]
+        per_condition: dict[str, float] = {}
+        for each in found.values():
+            for question, share in each.items():
+                per_condition.setdefault(question.condition, share)
+        return Scores(
+            forget_accuracy=forget,
+            unlearning_accuracy=None if forget is None else 1 - forget,
+            paraphrase_accuracy=means.get("paraphrase"),
+            in_domain_accuracy=means.get("in_domain"),
+            cross_domain_accuracy=means.get("cross_domain"),
+            retain_accuracy=mean(kept),
+            unconditional_share=self._unconditional_share(samples),
+            clip_score=self._clip_scores(samples),
+            per_condition=per_condition,
+            judged_as=self._judged_as(seen),
+            samples={group: sum(len(samples[q.condition]) for q in each) for group, each in found.items() if each},
+        )
+
+    def distances(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, Distance]:
+        """FID and KID of the kept conditions' samples from the reference; {} without an extractor, and of a single image."""
+        kept = self._compared() or self.kept(before)
+        images = [torch.cat([samples[name] for name in kept]) for samples in (before, after)]
+        if self.extractor is None or len(images[0]) < 2:
+            return {}
+        extractor, reference = self.extractor, self.reference
+        old, new = (extractor(one) for one in images)
+        theirs = old if reference is None else extractor(reference.images)
+        found = {}
+        for name, distance in load_metrics("sets", torch.device("cpu")).items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SmallSampleWarning)  # the counts stand beside the number
+                values = [distance(one, theirs, reference is None) for one in (old, new)]
+            found[name] = Distance(
+                before=0.0 if reference is None else values[0],
+                after=values[1],
+                images=len(new),
+                reference_images=len(theirs),
+                reference=OWN_SAMPLES if reference is None else reference.name,
+                paired=reference is None,
+                extractor=Network(extractor.name, extractor.sha256, extractor.dim),
+            )
+        return found
+
+    def protocol(self, model: DiffusionModel) -> Protocol:
+        s = self.sampling
+        return Protocol(
+            seed=s.seed,
+            sampler=sampler_name(s.precision, model.device),
+            steps=s.steps,
+            guidance_scale=s.guidance_scale if model.null is not None else 1.0,
+            images_per_condition=s.images,
+            unconditional_samples=s.unconditional,
+            conditions={group: tuple(conditions(self.questions, group)) for group in self.questions},
+            judges={kind: Network(judge.name, judge.sha256) for kind, judge in self.judges.items()},
+        )
+
+    # ------------------------------------------------------------------ parts
+
+    def _judged(self, question: Question) -> bool:
+        judge = self.judges.get(question.kind)
+        return judge is not None and question.answer is not None and question.answer not in judge.unjudged
+
+    def _compared(self) -> list[str]:
+        """Conditions that a reference has images like: those of kept objects; styles are in no data set."""
+        asked = (q for group in ("in_domain", "cross_domain") for q in self.questions.get(group, ()))
+        objects = (q.condition for q in asked if q.kind == "object" and q.answer is not None and q.condition)
+        return list(dict.fromkeys(objects)) if self.reference is not None else []
+
+    def _erased(self) -> list[tuple[str, str]]:
+        """(kind, answer) of what was erased and can be judged."""
+        return list(dict.fromkeys((q.kind, str(q.answer)) for q in self.questions["forget"] if self._judged(q)))
+
+    def _judged_as(self, seen: Mapping[Question, torch.Tensor]) -> dict[str, dict[str, float]]:
+        """Of each thing erased, what its judge sees in the samples of the conditions it was erased with."""
+        found = {}
+        for kind, answer in self._erased():
+            parts = [seen[q] for q in self.questions["forget"] if q in seen and (q.kind, q.answer) == (kind, answer)]
+            if parts:
+                found[answer] = judged_as(torch.cat(parts), self.judges[kind].class_names)
+        return found
+
+    def _unconditional_share(self, samples: Mapping[str, torch.Tensor]) -> float | None:
+        """Share of the samples without a condition in which a judge sees something that was erased."""
+        if NO_CONDITION not in samples or not self._erased():
+            return None
+        hit = torch.zeros(len(samples[NO_CONDITION]), dtype=torch.bool)
+        for kind, answer in self._erased():
+            hit |= self.judges[kind].sees(samples[NO_CONDITION], answer)
+        return float(hit.double().mean())
+
+    def _clip_scores(self, samples: Mapping[str, torch.Tensor]) -> dict[str, ClipScore] | None:
+        if self.clip is None:
+            return None
+        groups: dict[str, Any] = {"forget": ("forget",), "retain": ("in_domain", "cross_domain")}
+        found = {}
+        for name, parts in groups.items():
+            asked = conditions(self.questions, *parts)
+            if asked:
+                texts = [self.sentence(condition) for condition in asked for _ in samples[condition]]
+                found[name] = clip_score(self.clip, torch.cat([samples[condition] for condition in asked]), texts)
+        return found

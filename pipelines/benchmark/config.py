@@ -1,0 +1,51 @@
+"""What is compared, and by how many samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semu_diffusion.options import at_least, option
+
+__all__ = ["BenchmarkConfig"]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of ``semu benchmark``."""
+
+    erase: tuple[str, ...] = option(
+        (), "classes or concepts to erase, one at a time; a+b: both at once (default: all that the model names)",
+        metavar="NAME", positional=True,
+    )  # fmt: skip
+    model: str = option(
+        "ddpm-cifar10", "an embedded model (ddpm-cifar10, tiny-sd), a folder or a Hub id; one of words needs a vocabulary.json",
+        metavar="MODEL",
+    )  # fmt: skip
+    methods: tuple[str, ...] = option(
+        ("default",), "methods to compare, by name, or JSON files of variants; all: every one of the model's kind",
+        metavar="A,B,FILE.json", comma=True,
+    )  # fmt: skip
+    others: tuple[str, ...] = option(
+        (), "what all methods but the default one erase (default: the same)", metavar="A,B,…", comma=True
+    )
+    output: str = option("docs/results.md", "Markdown file for the tables", metavar="FILE")
+    work: str = option("docs/benchmark", "folder for the measured rows; an earlier benchmark there is continued", metavar="DIR")
+    images: int | None = option(
+        None, "images of every class or prompt, before and after (default: 50 of a class, 10 of a prompt)", metavar="N",
+        aliases=("--images-per-class", "--images-per-prompt"),
+    )  # fmt: skip
+    sampling_steps: int = option(20, "DDIM steps", metavar="N")
+    sampling_precision: Literal["fp32", "bf16", "auto"] = option("fp32", "arithmetic of the samples")
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance w (default: 3 for classes, the model's own for concepts)", metavar="W"
+    )
+    classifier: str = option("auto", "judge, as in the erase commands", metavar="JUDGE")
+    revival: bool = option(True, "measure what one learned vector brings back")
+    seed: int = option(0, "seed of everything random", metavar="SEED")
+    device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        at_least(self, "sampling_steps", 1)
+        if self.images is not None:
+            at_least(self, "images", 1)

@@ -1,0 +1,144 @@
+"""Erase one thing after the other with each method, the same seeds for all; every row is kept as soon as it is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.erasure import Diverged
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.eval.judges.networks import state_digest
+from semu_diffusion.peers.methods import METHODS, Method, read_methods
+from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
+from semu_diffusion.pipelines.benchmark.rows import Row, Rows
+from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
+from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.report.results import write_page
+from semu_diffusion.pipelines.runs.domains import Subject
+from semu_diffusion.pipelines.runs.provenance import environment
+from semu_diffusion.pipelines.runs.quiet import quiet_libraries
+from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe_settings
+
+__all__ = ["run"]
+
+FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
+Known = dict[str, torch.Tensor]
+
+
+def run(config: BenchmarkConfig) -> int:
+    """Measure what is missing and write the page; 0, or 1 if a method diverged or fell below its expected number."""
+    quiet_libraries()
+    subjects = subjects_of(config)
+    methods = _methods(config, subjects)
+    erased = [subjects.checked(name) for name in config.erase or subjects.names]
+    others = [subjects.checked(name) for name in config.others] or erased
+    jobs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
+    first = subjects.load(subjects.settings(erased[0]))
+    rows = Rows(Path(config.work) / FILES[subjects.domain], _protocol(first, subjects))
+    known: Known = {}
+    diverged: list[str] = []
+    with Progress() as progress:
+        for number, (method, name) in enumerate(jobs, 1):
+            if rows.has(method.name, name):
+                continue
+            progress.note(f"[{number}/{len(jobs)}] {method.name}: {name}")
+            try:
+                rows.add(_measure(method, name, subjects, known, rows, progress))
+            except KeyboardInterrupt:
+                progress.close()
+                kept = f"{rows.path} keeps {len(rows)} rows; the same command goes on from there."
+                raise KeyboardInterrupt(kept) from None
+            except (Diverged, FloatingPointError) as error:
+                diverged.append(f"{method.name} of {name}: {error}")
+                progress.note(f"no row for {diverged[-1]}")
+            write_page(Path(config.output), Path(config.work))
+    write_page(Path(config.output), Path(config.work))
+    print(f"{config.output} holds {len(rows)} rows")
+    below = list(_below_expected(methods, rows)) if subjects.embedded else []  # the numbers are known of those models alone
+    for line in [f"no row for {one}" for one in diverged] + below:
+        print(f"semu benchmark: {line}", file=sys.stderr)
+    return 1 if diverged or below else 0
+
+
+def _methods(config: BenchmarkConfig, subjects: Subjects) -> list[Method]:
+    """The methods that were asked for; InputError for one that is not there, or not for this kind of model."""
+    found: dict[str, Method] = {}
+    for word in config.methods:
+        if word == "all":
+            found |= {name: method for name, method in METHODS.items() if subjects.domain in method.domains}
+        elif word.endswith(".json"):
+            found |= read_methods(word)
+        elif word in METHODS:
+            found[word] = METHODS[word]
+        else:
+            raise InputError(f"--methods {word}: unknown; there are {', '.join(METHODS)}, all, or a .json file")
+    for method in found.values():
+        if subjects.domain not in method.domains:
+            raise InputError(f"--methods {method.name}: is not a method for {subjects.domain} models")
+        subjects.settings(subjects.names[0], method)  # a setting that is none is said now
+    return list(found.values())
+
+
+def _protocol(subject: Subject, subjects: Subjects) -> dict[str, Any]:
+    """What all rows share: rows of another model, other judges or other defaults are not continued."""
+    scorer = make_scorer(subject)
+    if not scorer.judges:
+        raise InputError("the benchmark needs a judge: --classifier none makes no table")
+    protocol = dataclasses.asdict(scorer.protocol(subject.model))
+    kind = ClassErasureConfig if subjects.domain == "class" else ConceptErasureConfig
+    defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name not in ("forget", "concept")}
+    return {
+        **{name: value for name, value in protocol.items() if name != "conditions"},
+        "model": subjects.config.model,
+        "weights": state_digest(subject.model.denoiser.state_dict())[:16],
+        "probes": {name: dataclasses.asdict(how) for name, how in probe_settings(subject, scorer).items()},
+        "defaults": defaults,
+    }
+
+
+def _measure(method: Method, name: str, subjects: Subjects, known: Known, rows: Rows, progress: Progress) -> Row:
+    """One row. A condition has the same seeds in every row, so the original's samples are made once (``known``)."""
+    subject = subjects.load(subjects.settings(name, method))
+    scorer, model = make_scorer(subject), subject.model
+    start = time.perf_counter()
+    task = subject.task(progress.show, None)
+    prepared = time.perf_counter() - start
+    result = method.run(task, subject.config, progress.show)
+    probes = make_probes(subject, scorer, None, progress.show)
+    evaluation, before, _ = evaluate(
+        scorer, model, result.edit, probes, progress.show, known, rows.revived(name) if probes else None
+    )
+    known |= before
+    total = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    where = environment(model.device)
+    return {
+        "method": method.name,
+        "title": method.title,
+        "erased": name,
+        "kind": subjects.kind(name),
+        "replaced_by": subject.anchors(task, result),
+        "evaluation": evaluation.to_json(),
+        "trained_fraction": result.edit.trained_parameters / total,
+        "bytes": result.edit.nbytes,
+        "seconds": {"prepare": prepared, **result.seconds},
+        "settings": dict(method.overrides),
+        **{key: where[key] for key in ("git_commit", "packages", "threads", "device", "platform") if key in where},
+    }
+
+
+def _below_expected(methods: list[Method], rows: Rows) -> Iterator[str]:
+    """Methods whose mean over the rows is below the number that they are known to reach."""
+    for method in methods:
+        found: list[Mapping[str, Any]] = [row["evaluation"]["after"] for row in rows.found[1:] if row["method"] == method.name]
+        for key, bound in method.expected.items():
+            values = [scores[key] for scores in found if scores[key] is not None]
+            if values and sum(values) / len(values) < bound:
+                yield f"{method.name}: {key} {sum(values) / len(values):.3f}, expected at least {bound:g}"

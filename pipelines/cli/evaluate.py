@@ -1,0 +1,26 @@
+"""``semu evaluate``."""
+
+from __future__ import annotations
+
+from semu_diffusion.pipelines.cli.command import Command
+from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig
+
+__all__ = ["COMMAND"]
+
+
+def run(config: EvaluatePatchConfig) -> int:
+    from semu_diffusion.pipelines.runs.evaluate import evaluate_patch
+
+    return evaluate_patch(config)
+
+
+COMMAND = Command(
+    "semu evaluate",
+    "Score a patch of classes or concepts: the same numbers as the run that made it, in a run folder of their own.",
+    EvaluatePatchConfig,
+    run,
+    examples=(
+        "semu evaluate runs/cat --images-per-class 500 --revival",
+        "semu evaluate runs/cat --classifier my-judge/ --strength 0.5 --output runs/cat-half",
+    ),
+)

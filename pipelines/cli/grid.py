@@ -1,0 +1,46 @@
+"""``semu grid``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from semu_diffusion.options import option
+from semu_diffusion.pipelines.cli.command import Command
+from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig, PatchedModelConfig
+from semu_diffusion.pipelines.runs.patch_settings import PatchFile
+
+__all__ = ["COMMAND", "GridConfig"]
+
+
+@dataclass(frozen=True)
+class GridConfig(PatchedModelConfig, PatchFile):
+    output: str = option("before_after.png", "picture to write", metavar="FILE")
+    images: int | None = option(None, "images of each class or prompt, left and right (default: as many as fit)", metavar="N")
+    sampling_steps: int | None = option(None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N")
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance w (default: 3 for classes; the model's own, else 7.5)", metavar="W"
+    )
+    seed: int = option(0, "other seeds, other pictures", metavar="SEED")
+
+    def evaluation(self) -> EvaluatePatchConfig:
+        """How it is sampled; InputError for a number that cannot be."""
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("output", "images")}
+        return EvaluatePatchConfig(images_per_condition=8 if self.images is None else self.images, classifier="none", **shared)
+
+
+def run(config: GridConfig) -> int:
+    evaluation = config.evaluation()
+    from semu_diffusion.pipelines.runs.evaluate import draw_patch
+
+    draw_patch(evaluation, config.output, config.images)
+    print(config.output)
+    return 0
+
+
+COMMAND = Command(
+    "semu grid",
+    "Draw classes or prompts before and after the patch, from the same seeds.",
+    GridConfig,
+    run,
+    examples=("semu grid runs/cat --output grid.png", "semu grid runs/cat --images 16 --seed 7 --strength 0.5"),
+)

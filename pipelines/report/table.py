@@ -1,0 +1,112 @@
+"""The short table that a command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from semu_diffusion.eval.results import Evaluation, LoraCheck
+from semu_diffusion.pipelines.report.words import SHARES, interval_words, shares_words
+
+__all__ = ["table"]
+
+Row = tuple[str, str, str]
+
+
+def table(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> str:
+    """Every number that was measured, before and after, what replaces what was erased, the cost, where to look."""
+    rows = [*_judged(evaluation), *_clip(evaluation), *_changes(evaluation), *_distances(evaluation)]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{words:<{width}}  {old:>8}  {new}".rstrip() for words, old, new in rows]
+    lines += [
+        f"asked for {name}, the judge now sees: {shares_words(shares)}" for name, shares in evaluation.after.judged_as.items()
+    ]
+    lines += ["", *_said(evaluation, anchors, folder), f"{folder}/  (look at {folder / 'before_after.png'})"]
+    return "\n".join(lines)
+
+
+def _judged(evaluation: Evaluation) -> Iterator[Row]:
+    named, found = ", ".join(evaluation.erased), []
+    for share in SHARES:
+        old, new, samples = share.of(evaluation.before), share.of(evaluation.after), share.samples(evaluation)
+        if new is not None and samples:
+            before = "–" if old is None else f"{100 * old:.1f} %"
+            found.append((share.words.format(erased=named), before, interval_words(new, samples)))
+    yield (
+        ("judged", "before", "after (95 % interval)")
+        if found
+        else ("not judged (--classifier names a judge)", "before", "after")
+    )
+    yield from found
+
+
+def _clip(evaluation: Evaluation) -> Iterator[Row]:
+    before, after = evaluation.before.clip_score or {}, evaluation.after.clip_score or {}
+    for group in before:
+        words = f"{group} conditions [{before[group].model}]"
+        yield f"CLIP score, {words}", f"{before[group].score:.3f}", f"{after[group].score:.3f}"
+        yield f"CLIPScore, {words}", f"{before[group].clipscore:.3f}", f"{after[group].clipscore:.3f}"
+
+
+def _changes(evaluation: Evaluation) -> Iterator[Row]:
+    """Paired metrics of the samples from the same seeds; what was erased shall change, the rest shall not."""
+    groups = {
+        f"change of {', '.join(evaluation.erased)}": evaluation.forget_effect,
+        "change of what is kept": evaluation.side_effects,
+        "change without a condition": evaluation.unprompted_effect,
+    }
+    for words, effect in groups.items():
+        if effect is not None:
+            lpips = "" if effect.paired_lpips is None else f"; {effect.paired_lpips:.3f}"
+            yield (
+                f"{words} (MSE; SSIM{'; LPIPS' if lpips else ''})",
+                "0",
+                f"{effect.paired_mse:.4f}; {effect.paired_ssim:.3f}{lpips}",
+            )
+    side = evaluation.side_effects
+    if side is not None and len(side.per_condition) > 1 and evaluation.kind == "class":
+        most = max(side.per_condition, key=lambda name: side.per_condition[name]["mse"])
+        found = side.per_condition[most]
+        yield f"what changes most: {most}", "0", f"{found['mse']:.4f}; {found['ssim']:.3f}"
+
+
+def _distances(evaluation: Evaluation) -> Iterator[Row]:
+    for name, found in evaluation.distances.items():
+        to = "the original's own samples" if found.paired else found.reference
+        few = f"  ({found.images} samples; biased upward)" if name == "fid" and found.images < 10_000 else ""
+        yield (
+            f"{name.upper()} of what is kept to {to} [{found.extractor.name}]",
+            f"{found.before:.4g}",
+            f"{found.after:.4g}{few}",
+        )
+
+
+def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> Iterator[str]:
+    patch, cost, protection = evaluation.patch, evaluation.cost, evaluation.protection
+    if anchors:
+        yield "; ".join(f"{name} replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items())
+    if protection is not None and protection.response_on_kept is not None:
+        yield (
+            f"protected: {protection.energy_covered:.1%} or more of what kept inputs send into a layer; "
+            f"{protection.gradient_energy_kept:.1%} of the forget gradient left; kept inputs feel "
+            f"{protection.response_on_kept:.2%} (rms; by layer in run.json)"
+        )
+    if patch is not None:
+        erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s, "
+        yield (
+            f"patch: {patch.trained_parameters:,} numbers trained ({100 * patch.fraction:.3f} % of the model) in "
+            f"{patch.layers} layers, {patch.bytes / 1000:.0f} kB; "
+            f"{erased}evaluated in {cost.seconds.get('evaluate') or 0:.0f} s"
+        )
+    if any((folder / name).is_dir() for name in ("lora", "lora.collapsed")):
+        yield _lora(evaluation.lora)
+    elif cost.erasure is not None:
+        yield "no lora/: convolutions split by channel are no LoRA (--matricisation full writes one)"
+
+
+def _lora(lora: LoraCheck | None) -> str:
+    if lora is None:
+        return "lora/ was not checked: that needs PEFT (pip install 'semu-diffusion[lora]')"
+    unloaded = "restores every weight" if lora.unloaded_equal else "DOES NOT RESTORE the weights"
+    beyond = "" if lora.same else ", MORE THAN ROUNDING: the LoRA is not the patch"
+    return f"lora/, loaded as users do: {lora.relative_difference:.1e} from the patch{beyond}; unloading {unloaded}"

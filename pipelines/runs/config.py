@@ -1,0 +1,210 @@
+"""What the user can set of a run: the model, the evaluation, and with the erasure's own settings the two erase commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.erase.config import EMBEDDED, GuidedConfig
+from semu_diffusion.options import at_least, option, require
+from semu_diffusion.pipelines.runs.patch_settings import PatchFile
+
+__all__ = [
+    "ClassModelConfig",
+    "EraseClassConfig",
+    "EraseConceptConfig",
+    "EvaluatePatchConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "PatchedModelConfig",
+    "TextModelConfig",
+    "settled",
+]
+
+Kind = Literal["class", "concept"]
+Config = TypeVar("Config", bound=Any)
+
+# Where classes and concepts differ on purpose: a class has one condition and a concept many prompts, and a text-to-image model
+# takes a hundred times as long for a sample.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "class": {
+        "images_per_condition": 500,
+        "sampling_steps": 50,
+        "sampling_precision": "fp32",
+        "revival": False,
+        "guidance_scale": 3.0,
+    },
+    "concept": {"images_per_condition": 8, "sampling_steps": 25, "sampling_precision": "auto", "revival": True},
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and where it works."""
+
+    model: str = option(
+        EMBEDDED, "diffusers folder, Hub id, or a single safetensors file of Stable Diffusion", metavar="MODEL", group="model"
+    )
+    device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE", group="model")
+
+
+@dataclass(frozen=True)
+class ClassModelConfig(ModelConfig):
+    """What the classes of a class-conditional model are."""
+
+    class_names: tuple[str, ...] = option(
+        (), "names of the model's classes, in order", metavar="A,B,…", comma=True, group="model"
+    )
+    null_class: int | None = option(
+        None, "index of 'no class' (default: the last, if there is one more than names)", metavar="INDEX", group="model"
+    )
+
+
+@dataclass(frozen=True)
+class TextModelConfig(ModelConfig):
+    """How a text-to-image model is loaded."""
+
+    weights: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "precision of a text-to-image model's weights in memory; the trained R is always fp32", group="model"
+    )
+    prediction: Literal["epsilon", "v_prediction"] | None = option(
+        None, "what the network predicts, if the model is a single file that does not say so (SD 2.x)", group="model"
+    )
+    gradient_checkpointing: bool = option(False, "less memory, more time: layers are computed again", group="model")
+
+
+@dataclass(frozen=True)
+class PatchedModelConfig(ClassModelConfig, TextModelConfig):
+    """The model of a patch of either kind."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(GuidedConfig):
+    """How a model is sampled and scored, before and after. What is None depends on the kind: see `settled`."""
+
+    images_per_condition: int | None = option(
+        None, "images of every class or prompt, before and after (default: 500 of a class, 8 of a prompt)", metavar="N",
+        aliases=("--images-per-class", "--images-per-prompt"), group="evaluation",
+    )  # fmt: skip
+    sampling_steps: int | None = option(
+        None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N", group="evaluation"
+    )
+    sampling_precision: Literal["fp32", "bf16", "auto"] | None = option(
+        None, "arithmetic of the samples that are scored; auto: bf16 where the hardware has it (default: fp32 for classes, "
+        "auto for prompts)", group="evaluation",
+    )  # fmt: skip
+    eval_batch_size: int = option(
+        16, "images taken from the sampler at a time; they do not depend on it", metavar="N", group="evaluation"
+    )
+    classifier: str = option(
+        "auto",
+        "judge: a folder, torchvision:NAME, timm:NAME, clip or clip:MODEL:TAG, embedded, none; auto: those that the model's "
+        "vocabulary names, for classes the embedded one",
+        metavar="JUDGE",
+        group="evaluation",
+    )
+    class_mapping: str | None = option(
+        None, "JSON file: class of the model, or concept, to classes of the judge", metavar="FILE", group="evaluation"
+    )
+    alternatives: tuple[str, ...] = option(
+        (), "what the judge must tell a concept from, and what must stay recognisable", metavar="A,B,…", comma=True,
+        group="evaluation",
+    )  # fmt: skip
+    paraphrases: tuple[str, ...] = option(
+        (),
+        "prompt for the concept in words it is not erased with, or a text file of them; repeat (default: made)",
+        metavar="PROMPT_OR_FILE",
+        group="evaluation",
+    )
+    judged_prompts: int = option(
+        12, "retain prompts that are compared if no judge has its own", metavar="N", group="evaluation"
+    )
+    revival: bool | None = option(
+        None, "measure what one learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
+    )
+    clip_score: str | None = option(
+        None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="evaluation"
+    )
+    fid_reference: str | None = option(
+        None,
+        "data set whose kept classes FID and KID compare with (default: the original's own samples)",
+        metavar="DATASET",
+        group="evaluation",
+    )
+    inception_weights: str | None = option(
+        None,
+        "Inception weights for FID and KID, or download (default: where torch.hub keeps them; else the judge's features)",
+        metavar="FILE|download",
+        group="evaluation",
+    )
+    save_images: bool = option(False, "keep every sampled picture as PNG", group="evaluation")
+    output: str | None = option(None, "run folder (default: a new one under runs/)", metavar="DIR", group="run", replayed=False)
+    overwrite: bool = option(False, "replace an existing run folder", group="run", replayed=False)
+    json: bool = option(False, "print metrics.json on standard output, and nothing else there", group="run", replayed=False)
+
+    def __post_init__(self) -> None:
+        GuidedConfig.__post_init__(self)
+        for name in ("images_per_condition", "sampling_steps", "eval_batch_size", "judged_prompts"):
+            if getattr(self, name) is not None:
+                at_least(self, name, 1)
+        require(
+            not (self.revival and self.classifier == "none"), "--revival needs a judge, so it contradicts --classifier none"
+        )
+
+
+def settled(config: Config, kind: Kind) -> Config:
+    """The settings with what the user left open as it is usual for this kind."""
+    left = {name: value for name, value in DEFAULTS[kind].items() if getattr(config, name) is None}
+    if config.classifier == "none":
+        left.pop("revival", None)
+    return dataclasses.replace(config, **left)
+
+
+@dataclass(frozen=True)
+class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PatchFile):
+    """Settings of ``semu evaluate``: of the model and of the evaluation."""
+
+    guidance_scale: float | None = option(  # type: ignore[assignment]
+        None, "classifier-free guidance w; 1 is none (default: 3 for classes; the model's own, else 7.5)", metavar="W",
+        group="evaluation",
+    )  # fmt: skip
+    forget_images: str | None = option(
+        None,
+        "images that revival is learned from (default: the model makes them)",
+        metavar="DIR_OR_DATASET",
+        group="evaluation",
+    )
+
+
+@dataclass(frozen=True)
+class EraseClassConfig(EvaluationConfig, ClassModelConfig, ClassErasureConfig):
+    """Settings of ``erase-class``: of the erasure, of the model and of the evaluation."""
+
+    forget_images: str | None = option(
+        None, "images of the class (default: the model makes them)", metavar="DIR_OR_DATASET", group="erase"
+    )
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        ClassErasureConfig.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class EraseConceptConfig(EvaluationConfig, TextModelConfig, ConceptErasureConfig):
+    """Settings of ``erase-concept``: of the erasure, of the model and of the evaluation."""
+
+    guidance_scale: float | None = option(  # type: ignore[assignment]
+        None, "classifier-free guidance w; 1 is none (default: the model's own, else 7.5)", metavar="W", group="evaluation"
+    )
+    forget_images: str | None = option(
+        None, "images of the concept (default: the model makes them)", metavar="DIR_OR_DATASET", group="erase"
+    )
+    prompt_files: tuple[str, ...] = option(
+        (), "the text files that prompts came from, which --overwrite leaves alone", hidden=True, replayed=False
+    )
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        ConceptErasureConfig.__post_init__(self)

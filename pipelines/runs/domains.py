@@ -1,0 +1,220 @@
+"""What a run must know of its kind: how its model is loaded, what it is asked, who judges it, which LoRA it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from semu_diffusion.domains import classes, concepts
+from semu_diffusion.domains.prompts import bare, singular
+from semu_diffusion.domains.questions import Questions, class_questions, concept_questions, conditions
+from semu_diffusion.domains.vocabulary import read_vocabulary
+from semu_diffusion.erase.config import EMBEDDED
+from semu_diffusion.erase.task import EditResult, Images, Progress, Task
+from semu_diffusion.errors import InputError
+from semu_diffusion.eval.judges.clip import sentence_of
+from semu_diffusion.lora import save_lora, save_peft_folder
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.stable_diffusion import TextConditional, image_shape
+from semu_diffusion.models.text_checkpoints import hub_revision
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.data.images import load_plain_images, spread
+from semu_diffusion.pipelines.runs.config import settled
+from semu_diffusion.pipelines.runs.inputs import retain_images
+from semu_diffusion.pipelines.runs.models import load_model, load_text_model
+
+__all__ = ["ClassSubject", "ConceptSubject", "Subject", "classes_of", "concepts_of", "load_classes", "load_concepts"]
+
+
+class Subject(Protocol):
+    """What a run erases from which model, before any work: words, questions, judges."""
+
+    @property
+    def kind(self) -> Literal["class", "concept"]: ...
+    @property
+    def erased(self) -> tuple[str, ...]: ...
+    @property
+    def questions(self) -> Questions: ...
+    @property
+    def model(self) -> DiffusionModel:
+        """The model, which knows every condition of the questions."""
+
+    @property
+    def config(self) -> Any:
+        """The run's settings, with everything settled that depends on kind and model."""
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """Source and revision of the model, for run.json."""
+
+    @property
+    def judges(self) -> Mapping[str, str]:
+        """The judges that the model itself names, by kind."""
+
+    def class_names(self, kind: str) -> Sequence[str]:
+        """What a judge of this kind must tell apart."""
+
+    def forget_images(self) -> torch.Tensor | None:
+        """The pictures of --forget-images (N, C, H, W) in [-1, 1]."""
+
+    def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]: ...
+    def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
+        """What replaces each thing erased, in words."""
+
+    def learned_sentence(self, condition: str) -> str | None:
+        """The condition with ``{}`` for what was erased; "" where conditions are no sentences, None if it names it not once."""
+
+    def sentence(self, condition: str) -> str:
+        """What CLIP is told of a condition."""
+
+    def save_lora(self, patch: ErasurePatch, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class ClassSubject:
+    """Classes of a class-conditional DDPM."""
+
+    model: ClassConditional
+    plan: classes.ClassPlan
+    config: Any
+    questions: Questions
+    kind: Literal["class", "concept"] = "class"
+
+    @property
+    def erased(self) -> tuple[str, ...]:
+        return self.plan.erased
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return {"source": self.model.source, "revision": self.model.revision}
+
+    @property
+    def judges(self) -> dict[str, str]:
+        return {"object": EMBEDDED}
+
+    def class_names(self, kind: str) -> Sequence[str]:
+        return self.model.names
+
+    def forget_images(self) -> torch.Tensor | None:
+        return _pictures(self.config.forget_images, self.model.image_shape)
+
+    def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]:
+        retained: Images | None = retain_images(self.config.retain, self.model, self.erased)
+        return classes.task(self.model, self.plan, self.config, progress, images, retained)
+
+    def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
+        return {self.model.names[erased]: self.model.names[anchor] for erased, anchor in result.anchors.items()}
+
+    def learned_sentence(self, condition: str) -> str | None:
+        return ""
+
+    def sentence(self, condition: str) -> str:
+        return sentence_of(condition)
+
+    def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
+        save_peft_folder(patch, folder, self.model.source)
+
+
+@dataclass(frozen=True)
+class ConceptSubject:
+    """Concepts of a Stable Diffusion pipeline."""
+
+    model: TextConditional
+    plan: concepts.ConceptsPlan
+    config: Any
+    base: Mapping[str, Any]
+    questions: Questions
+    kind: Literal["class", "concept"] = "concept"
+
+    @property
+    def erased(self) -> tuple[str, ...]:
+        return self.plan.erased
+
+    @property
+    def judges(self) -> Mapping[str, str]:
+        return self.plan.vocabulary.judges if self.plan.vocabulary is not None and _known(self.plan) else {}
+
+    def class_names(self, kind: str) -> Sequence[str]:
+        if self.plan.vocabulary is not None and _known(self.plan):
+            return self.plan.vocabulary.names(kind)
+        asked = (q for group in self.questions.values() for q in group if q.kind == kind and q.answer is not None)
+        return tuple(dict.fromkeys(str(q.answer) for q in asked))
+
+    def forget_images(self) -> torch.Tensor | None:
+        return _pictures(self.config.forget_images, image_shape(self.model.pipeline))
+
+    def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]:
+        return concepts.task(self.model, self.plan, self.config, progress, images)
+
+    def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
+        return dict(task.anchor_words)
+
+    def learned_sentence(self, condition: str) -> str | None:
+        return next((found for one in self.plan.concepts if (found := one.sentence(condition)) is not None), None)
+
+    def sentence(self, condition: str) -> str:
+        return condition
+
+    def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
+        save_lora(patch, folder)
+
+
+def load_classes(config: Any) -> ClassSubject:
+    """The classes of an `EraseClassConfig` on its model; InputError for anything that this model cannot do."""
+    model = load_model(config)
+    return classes_of(model, classes.plan(model, config, config.forget_images is not None), config)
+
+
+def classes_of(loaded: ClassConditional, plan: classes.ClassPlan, config: Any) -> ClassSubject:
+    """The same from a plan."""
+    model = classes.bind(loaded, plan)
+    questions = class_questions(model.names, plan.erased, model.conditional)
+    return ClassSubject(model, plan, settled(config, "class"), questions)
+
+
+def load_concepts(config: Any) -> ConceptSubject:
+    """The concepts of an `EraseConceptConfig` on its model; InputError for anything that this model cannot do."""
+    pipeline, source = load_text_model(config)
+    vocabulary = read_vocabulary(source)
+    plan = concepts.plan(pipeline, config, vocabulary, config.model, config.forget_images is not None)
+    return concepts_of(pipeline, plan, config, source)
+
+
+def concepts_of(pipeline: Any, plan: concepts.ConceptsPlan, config: Any, source: str) -> ConceptSubject:
+    """The same from a plan; ``source`` is the folder or id that the pipeline was loaded from."""
+    config = concepts.with_guidance_scale(settled(config, "concept"), plan.vocabulary)
+    questions = _concept_questions(plan, config)
+    model = concepts.bind(pipeline, plan, conditions(questions))
+    return ConceptSubject(model, plan, config, {"source": config.model, "revision": hub_revision(source)}, questions)
+
+
+def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:
+    """The questions of the vocabulary, or of the words: what a judge of words must tell the concepts from."""
+    known, judged = _known(plan), config.classifier not in ("auto", "none")
+    if known and config.alternatives:
+        raise InputError("--alternatives: the model's vocabulary names what else a picture may show; leave them out")
+    erased = {singular(word).lower() for one in plan.concepts for word in one.words}
+    for other in config.alternatives:
+        if singular(bare(other)) in erased:
+            raise InputError(f"--alternatives {other}: is what shall be erased; name what else a picture may show")
+    words = [word for one in plan.concepts for word in one.words]
+    alternatives = config.alternatives or (tuple(plan.concepts[0].candidates(words)) if judged and not known else ())
+    if judged and not known and config.anchor and config.anchor.strip():
+        alternatives = tuple(dict.fromkeys((*alternatives, bare(config.anchor))))  # what an erased picture shall show
+    compared = [plan.kept[index] for index in spread(len(plan.kept), config.judged_prompts)]
+    vocabulary = plan.vocabulary if known else None
+    return concept_questions(plan.erased, plan.forget, compared, config.paraphrases, vocabulary, alternatives)
+
+
+def _known(plan: concepts.ConceptsPlan) -> bool:
+    """True if the model's vocabulary knows every concept."""
+    return plan.vocabulary is not None and all(one.subject is not None for one in plan.concepts)
+
+
+def _pictures(source: str | None, shape: tuple[int, int, int]) -> torch.Tensor | None:
+    return None if source is None else load_plain_images(source, shape)

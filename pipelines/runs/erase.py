@@ -1,0 +1,140 @@
+"""One erasure from settings to a run folder: erase, save, check the LoRA, evaluate, draw, describe; of either kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from semu_diffusion.erase.run import run_erasure, run_to_end
+from semu_diffusion.erase.task import EditResult, Task
+from semu_diffusion.erasure import Diverged, Step
+from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.eval.results import Cost, Evaluation, LoraCheck, PatchSize, Protection
+from semu_diffusion.eval.scorer import Scorer
+from semu_diffusion.files import write_json
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.report.table import table
+from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig
+from semu_diffusion.pipelines.runs.domains import Subject, load_classes, load_concepts
+from semu_diffusion.pipelines.runs.folder import RunFolder
+from semu_diffusion.pipelines.runs.lora_check import check_lora
+from semu_diffusion.pipelines.runs.outputs import write_card, write_measured
+from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_bytes
+from semu_diffusion.pipelines.runs.quiet import quiet_libraries
+from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
+
+__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured"]
+
+READ = ("model", "classifier", "class_mapping", "forget_images", "retain", "fid_reference", "inception_weights")
+
+
+def erase_classes(config: EraseClassConfig) -> int:
+    """``erase-class``: 0, or 1 if the erasure diverged or destroyed the model (the run folder then says so)."""
+    return _erase("erase-class", load_classes, config)
+
+
+def erase_concepts(config: EraseConceptConfig) -> int:
+    """``erase-concept``, as `erase_classes`."""
+    return _erase("erase-concept", load_concepts, config)
+
+
+def inputs_of(config: Any) -> list[str | None]:
+    """The settings that may name a file or folder that the run reads."""
+    return [*(getattr(config, name, None) for name in READ), *getattr(config, "prompt_files", ())]
+
+
+def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
+    quiet_libraries()
+    subject = load(config)
+    name = "-".join(subject.erased)[:80].replace(os.sep, "_")
+    folder = RunFolder(config.output, name, config.overwrite, inputs_of(config))
+    scorer, images = make_scorer(subject), subject.forget_images()
+    with Progress() as progress:
+        start = time.perf_counter()
+        task = subject.task(progress.show, images)
+        prepared = time.perf_counter() - start
+        folder.create()
+        record = {
+            "config": {f.name: getattr(subject.config, f.name) for f in dataclasses.fields(subject.config)},
+            "base_model": dict(subject.base),
+            **environment(subject.model.device, subject.config.precision),
+        }
+        try:
+            with folder.recorded(record):
+                evaluation = _erase_and_evaluate(subject, task, scorer, images, folder, progress, record, prepared)
+        except (Diverged, FloatingPointError) as error:
+            progress.close()
+            print(f"{program}: {error}. {folder.kept()}", file=sys.stderr)
+            return 1
+    if evaluation.collapsed is not None:
+        lost = f"the erasure destroyed the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}"
+        print(f"{program}: {lost}; lower --lr or --steps.", file=sys.stderr)
+    print(folder.shown("metrics.json") if config.json else table(evaluation, record["anchors"], folder.path))
+    return 0 if evaluation.collapsed is None else 1
+
+
+def _erase_and_evaluate(
+    subject: Subject, task: Task[Any], scorer: Scorer, images: torch.Tensor | None, folder: RunFolder, progress: Progress,
+    record: dict[str, Any], prepared: float,
+) -> Evaluation:  # fmt: skip
+    """The run's evaluation, written with everything else; a collapsed patch goes by another name."""
+
+    def watch(step: Step) -> None:
+        progress.show("training R", step.index, subject.config.steps, f"loss {step.loss:.2e}")
+        folder.log("metrics.jsonl", dataclasses.asdict(step))
+
+    result = run_to_end(run_erasure(task, subject.config, progress.show), watch)
+    patch_file, lora_folder = result.edit.save(folder / "patch.safetensors"), folder / "lora"
+    lora: LoraCheck | None = None
+    if subject.config.matricisation == "full":
+        subject.save_lora(result.edit, lora_folder)
+        lora = check_lora(subject.model, result.edit, lora_folder)
+    record |= {
+        "status": "unchecked",
+        "anchors": subject.anchors(task, result),
+        "protection": None if result.protection is None else dataclasses.asdict(result.protection),
+    }
+    write_json(folder / "run.json", record)
+
+    probes = make_probes(subject, scorer, images, progress.show)
+    evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, progress.show)
+    evaluation = dataclasses.replace(
+        measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, {"prepare": prepared, **result.seconds}),
+        lora=lora,
+        protection=_protection(result),
+    )
+    write_measured(folder, evaluation, before, after, subject.config.save_images)
+    if evaluation.collapsed is not None:
+        for path in (patch_file, lora_folder):
+            if path.exists():
+                path.replace(path.with_name(f"{path.stem}.collapsed{path.suffix}"))
+    record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
+    write_card(folder, record, evaluation)
+    write_json(folder / "run.json", record)
+    return evaluation
+
+
+def measured(
+    evaluation: Evaluation, patch: ErasurePatch, size: int, model: DiffusionModel, seconds: Mapping[str, float | None]
+) -> Evaluation:
+    """With the size of the patch and what the run cost; ``seconds`` are those of the erasure, by stage."""
+    total = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    trained = patch.trained_parameters
+    return dataclasses.replace(
+        evaluation,
+        patch=PatchSize(len(patch.layers), trained, total, size, trained / total),
+        cost=Cost({**seconds, **evaluation.cost.seconds}, peak_memory_bytes(model.device)),
+    )
+
+
+def _protection(result: EditResult) -> Protection | None:
+    found = result.protection
+    return None if found is None else Protection(found.gradient_energy_kept, found.response_on_kept, found.energy_covered)

@@ -1,0 +1,133 @@
+"""Score a patch again, of classes or of concepts: other counts, steps, judge; or only draw it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.domains.classes import ClassPlan
+from semu_diffusion.domains.concepts import ConceptsPlan
+from semu_diffusion.domains.plan import plan_words
+from semu_diffusion.domains.prompts import bare, contains
+from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
+from semu_diffusion.erase.config import EMBEDDED
+from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.files import write_json
+from semu_diffusion.options import require
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.report.grid import before_after, save_png
+from semu_diffusion.pipelines.report.table import table
+from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
+from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
+from semu_diffusion.pipelines.runs.erase import inputs_of, measured
+from semu_diffusion.pipelines.runs.folder import RunFolder
+from semu_diffusion.pipelines.runs.models import load_model, load_text_model
+from semu_diffusion.pipelines.runs.outputs import write_measured
+from semu_diffusion.pipelines.runs.patches import is_of_concepts, load_patch, patch_file
+from semu_diffusion.pipelines.runs.provenance import environment
+from semu_diffusion.pipelines.runs.quiet import quiet_libraries
+from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
+
+__all__ = ["draw_patch", "evaluate_patch"]
+
+WORDS = ("concept", "anchor", "synonyms", "forget_prompts", "retain_prompts")  # settings that decide what is asked
+STAGES = ("collect", "subspace", "train")  # of an erasure, which is not part of this run
+
+
+def evaluate_patch(config: EvaluatePatchConfig) -> int:
+    """Score a patch into a run folder of its own; 0, or 1 if it destroys the model."""
+    quiet_libraries()
+    path, patch = patch_file(config.patch), load_patch(config.patch, config.strength)
+    subject = _subject(path, patch, config)
+    name = "-".join(["evaluate", *subject.erased])[:80].replace("/", "_")
+    learned = bool(subject.config.revival) or config.forget_images is None
+    require(learned, "--forget-images is what --revival learns from: give both")
+    folder = RunFolder(config.output, name, config.overwrite, [str(path), subject.config.model, *inputs_of(subject.config)])
+    scorer, images = make_scorer(subject), subject.forget_images()
+    folder.create()
+    record = {
+        "patch": str(path),
+        "config": dataclasses.asdict(config),
+        "base_model": dict(subject.base),
+        **environment(subject.model.device, subject.config.sampling_precision),
+    }
+    with Progress() as progress, folder.recorded(record):
+        probes = make_probes(subject, scorer, images, progress.show)
+        evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
+        evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
+        write_measured(folder, evaluation, before, after, config.save_images)
+        record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
+        write_json(folder / "run.json", record)
+    if evaluation.collapsed is not None:
+        lost = f"the patch destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
+        print(f"semu evaluate: {lost}", file=sys.stderr)
+    print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path))
+    return 0 if evaluation.collapsed is None else 1
+
+
+def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
+    """Draw samples before and after the patch, ``images`` of each condition from the same seeds; nobody judges them."""
+    quiet_libraries()
+    config = dataclasses.replace(config, classifier="none", revival=False)
+    patch = load_patch(config.patch, config.strength)
+    subject = _subject(patch_file(config.patch), patch, config)
+    scorer = make_scorer(subject)
+    with Progress() as progress:
+        evaluation, before, after = evaluate(scorer, subject.model, patch, (), progress.show)
+    save_png(before_after(evaluation, before, after, images), Path(output))
+
+
+def _subject(path: Path, patch: ErasurePatch, config: EvaluatePatchConfig) -> Subject:
+    """What the patch was made for: its model as it says itself, or as the settings do; InputError if that is another one."""
+    made = patch.metadata
+    if config.model == EMBEDDED:
+        config = dataclasses.replace(config, model=str(made.get("base_model") or EMBEDDED))
+    subject = _concepts(path, made, config) if is_of_concepts(patch) else _classes(made, config)
+    patch.fingerprint.check(subject.model.denoiser)
+    return subject
+
+
+def _classes(made: Any, config: EvaluatePatchConfig) -> ClassSubject:
+    names = tuple(str(name) for name in made.get("forget", ()))
+    shared = _shared(config, EraseClassConfig)
+    shared["class_names"] = config.class_names or tuple(made.get("class_names", ()))
+    settings = EraseClassConfig(**{**shared, "forget": names})
+    model = load_model(settings)
+    if not model.conditional and not model.names:
+        model = dataclasses.replace(model, names=names)
+    forget = tuple(model.class_index(name) for name in names)
+    kept = tuple(row for row in range(len(model.names)) if row not in forget)
+    return classes_of(model, ClassPlan(model, forget, kept, "auto", None), settings)
+
+
+def _concepts(path: Path, made: Any, config: EvaluatePatchConfig) -> ConceptSubject:
+    pipeline, source = load_text_model(config)
+    vocabulary = read_vocabulary(source)
+    settings = EraseConceptConfig(**{**_shared(config, EraseConceptConfig), **_words(path, made, vocabulary)})
+    found, kept = plan_words(settings, vocabulary)
+    return concepts_of(pipeline, ConceptsPlan(tuple(found), tuple(kept), vocabulary, config.model), settings, source)
+
+
+def _shared(config: EvaluatePatchConfig, kind: type) -> dict[str, Any]:
+    """The settings that ``kind`` has too."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in known}
+
+
+def _words(path: Path, made: Any, vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """What was erased, in words: of the run that the patch lies in, else as far as the patch says it itself."""
+    run = path.with_name("run.json")
+    saved = json.loads(run.read_text(encoding="utf-8")).get("config", {}) if run.is_file() else {}
+    if list(saved.get("concept", ())) == list(made["concept"]):
+        given = {name: saved.get(name) for name in WORDS}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    concept, anchors = tuple(made["concept"]), made.get("anchor") or []
+    found: dict[str, Any] = {"concept": concept, "anchor": anchors[0] if len(anchors) == len(concept) == 1 else None}
+    if vocabulary is None or any(vocabulary.subject(name) is None for name in concept):
+        prompts = made.get("prompts", ())
+        found["forget_prompts"] = tuple(p for p in prompts if any(contains(p, bare(name)) for name in concept))
+    return found

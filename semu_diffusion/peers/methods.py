@@ -1,0 +1,92 @@
+"""METHODS: everything that users compare, one line a method. Each takes a task and ends in an `EditResult`.
+
+A method is our default with other settings (``overrides``), or another ``run``. ``expected`` holds the numbers that it is known
+to reach on the embedded models, as lower bounds: a benchmark says where it falls below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.domains.config import PRESETS
+from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.erase.run import run_erasure, run_to_end
+from semu_diffusion.erase.task import EditResult, Progress, Task
+from semu_diffusion.erasure import Step
+from semu_diffusion.errors import InputError
+from semu_diffusion.peers.embedding_copy import copy_embedding
+from semu_diffusion.peers.fine_tuning import fine_tuned
+from semu_diffusion.peers.token_remap import remapped
+from semu_diffusion.peers.uce import uce
+
+__all__ = ["METHODS", "Method", "read_methods", "semu"]
+
+Run = Callable[[Task[Any], ErasureConfig, Progress | None], EditResult]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: its name and title, how it runs, the settings that differ, the domains that it serves."""
+
+    name: str
+    title: str
+    run: Run
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    domains: tuple[str, ...] = ("class", "concept")
+    expected: Mapping[str, float] = field(default_factory=dict)
+
+
+def semu(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """This package's own erasure, with the settings of ``config``."""
+
+    def watch(step: Step) -> None:
+        if progress is not None:
+            progress("training R", step.index, config.steps)
+
+    return run_to_end(run_erasure(task, config, progress), watch)
+
+
+UNPROTECTED = {"protect": "none", "retain": "none"}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("default", "SEMU, the default", semu, expected={"unlearning_accuracy": 0.9}),
+        Method("rank-8", "SEMU, rank at most 8", semu, {"max_rank": 8, "explained_variance": 0.95}, ("class",)),
+        Method("null-space", "SEMU, null space only", semu, {"retain": "none"}),
+        Method("retain", "SEMU, retain term only", semu, {"protect": "none"}),
+        Method("unprotected", "SEMU, nothing protected", semu, UNPROTECTED),
+        Method("official", "SEMU, the reference code's choices", semu, PRESETS["official"], ("class",)),
+        Method("copy", "class-embedding copy (trivial)", copy_embedding, {}, ("class",), {"unlearning_accuracy": 0.85}),
+        Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}),
+        Method("uce", "UCE, closed form over all tokens", uce, expected={"unlearning_accuracy": 0.85}),
+        Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
+        Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
+    )
+}
+
+
+def read_methods(path: str | Path) -> dict[str, Method]:
+    """Variants of known methods from a JSON file: ``{"rank-4": {"base": "default", "title": "rank 4", "max_rank": 4}}``.
+
+    Everything beside ``base``, ``title`` and ``expected`` is a setting. Raises InputError for a file that holds none.
+    """
+    try:
+        content: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        found = {}
+        for name, settings in content.items():
+            settings = dict(settings)
+            base = METHODS[settings.pop("base", "default")]
+            title, expected = str(settings.pop("title", name)), dict(settings.pop("expected", {}))
+            overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+            found[name] = replace(base, name=name, title=title, overrides={**base.overrides, **overrides}, expected=expected)
+        if not found:
+            raise ValueError("it names none")
+        return found
+    except KeyError as error:
+        raise InputError(f"--methods {path}: no method {error}; there are {', '.join(METHODS)}") from error
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'--methods {path}: needs {{"name": {{"base": "default", "max_rank": 4}}}} ({error})') from error

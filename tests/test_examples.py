@@ -1,0 +1,56 @@
+"""Every example runs as it stands, on tiny models where it would take long."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from saved_models import saved_judge, saved_model
+from text_models import tiny_pipeline
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+QUICK: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 2, "precision": "fp32"}
+
+
+def example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_example_by_hand_ends_in_asserts_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    example("by_hand")
+    assert "numbers trained" in capsys.readouterr().out
+
+
+def test_the_example_of_a_class_draws_and_saves(tmp_path: Path) -> None:
+    settings = {name: value for name, value in QUICK.items() if name != "steps"}
+    example("erase_class")["main"](saved_model(tmp_path / "model"), "red", 2, **settings, lr=1e-3)
+    assert (tmp_path / "no-red.safetensors").is_file()
+    assert (tmp_path / "no-red.png").is_file()
+
+
+def test_the_example_of_a_concept_loads_its_lora(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "sd")
+    example("erase_concept")["main"](str(tmp_path / "sd"), "cat", "dog", guidance_scale=3.0, **QUICK)
+    assert {path.suffix for path in (tmp_path / "lora").iterdir()} == {".safetensors"}
+    assert (tmp_path / "no-cat-concept.png").is_file()
+
+
+def test_the_example_of_methods_prints_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, judge = saved_model(tmp_path / "model"), saved_judge(tmp_path / "judge")
+    example("compare_methods")["main"](
+        "red", "uce", "copy", model=model, images=2, sampling_steps=2, classifier=judge, revival=False
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["uce", "copy"]
+
+
+def test_every_example_is_run_here() -> None:
+    here = Path(__file__).read_text()
+    assert all(f'example("{path.stem}")' in here for path in EXAMPLES.glob("*.py"))
