@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.weights import adapter_names, weight_of
 
 __all__ = ["Fingerprint"]
 
@@ -36,25 +37,32 @@ class Fingerprint:
         """Fingerprint of ``model`` over the layers ``names``."""
         modules = dict(model.named_modules())
         names = tuple(names)
-        rows = [_probe(modules[name].weight) for name in names]  # type: ignore[arg-type]
+        rows = [_probe(weight_of(modules, name)) for name in names]
         return cls(_structure(modules), names, torch.stack(rows) if rows else torch.zeros(0, len(_FREQUENCIES) + 1))
 
     def check(self, model: nn.Module, originals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Raise InputError unless ``model`` is the one; ``originals`` stand in for weights that carry another patch."""
         modules = dict(model.named_modules())
         if _structure(modules) != self.structure:
+            adapters = adapter_names(modules)
+            if adapters:
+                raise InputError(
+                    f"the model carries an adapter (LoRA {', '.join(adapters)}): unload it, apply the patch, load it again"
+                )
             missing = [name for name in self.names if not hasattr(modules.get(name), "weight")]
             what = f"it has no layer {missing[0]}" if missing else "its layers have other names or shapes"
+            if any(type(module).__module__.startswith("peft.") for module in modules.values()):
+                raise InputError("an adapter (LoRA) is on the model: unload it, apply or remove the patch, and load it again")
             raise InputError(f"this patch was made for another model: {what}")
         for name, expected in zip(self.names, self.probes, strict=True):
-            weight = (originals or {}).get(name, modules[name].weight)
-            assert isinstance(weight, torch.Tensor)
+            weight = originals[name] if originals and name in originals else weight_of(modules, name)
             difference, root = (_probe(weight) - expected).abs(), weight.numel() ** 0.5
             typical = float(expected[0]) / root
             same_norm = difference[0] <= root * (_NORM_TOLERANCE * typical + _UNDERFLOW)
             if not (same_norm and difference[1:].max() <= _PRODUCT_TOLERANCE * typical + 8 * _UNDERFLOW):
                 raise InputError(
-                    f"this patch was made for another model: the weights of {name} differ (already merged, or trained further?)"
+                    f"this patch was made for another model: the weights of {name} differ (already merged, trained further, "
+                    "or a LoRA fused in?)"
                 )
 
 
@@ -73,5 +81,6 @@ def _probe(weight: torch.Tensor) -> torch.Tensor:
     (m, n), frequencies = matrix.shape, torch.tensor(_FREQUENCIES, dtype=torch.float64)
     rows = torch.outer(frequencies, torch.arange(m, dtype=torch.float64) * n)
     columns = torch.outer(frequencies, torch.arange(n, dtype=torch.float64))
-    products = ((rows.cos() @ matrix) * columns.cos() - (rows.sin() @ matrix) * columns.sin()).sum(1)
+    cosines, sines = (torch.cat([rows.cos(), rows.sin()]) @ matrix).chunk(2)  # reads the matrix once
+    products = (cosines * columns.cos() - sines * columns.sin()).sum(1)
     return torch.cat([matrix.norm()[None], products / max(m * n / 2, 1) ** 0.5]).float()

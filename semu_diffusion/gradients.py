@@ -20,8 +20,12 @@ def collect_gradients(
     batches: Iterable[Batch],
     loss: Callable[[Batch], torch.Tensor],
     clip: float | None = None,
+    weight: Callable[[Batch], float] = lambda _: 1.0,
 ) -> dict[str, torch.Tensor]:
     """Mean over the batches of the gradient of ``loss(batch)`` by the weight of each layer, float32, on its device.
+
+    ``weight(batch)`` is what the batch counts in that mean: for a loss that is a mean over images, their number, so that an
+    image in a smaller last batch counts no more than the others.
 
     ``clip`` rescales each batch's gradient (all layers together) to at most this norm before it is added, as the
     reference code does with 1.0. The model runs in eval mode; its modes, ``requires_grad`` flags and ``.grad`` fields are
@@ -33,38 +37,36 @@ def collect_gradients(
     Raises ValueError if there is no batch, FloatingPointError if a gradient is not finite.
     """
     sums = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in layers.items()}
-    count = 0
+    counted = 0.0
+    shares = {id(layer.weight): sums[name] for name, layer in layers.items()}
+
+    def add(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            shares[id(parameter)].add_(parameter.grad, alpha=share)
+            parameter.grad = None
+
     with only_trainable(model, [layer.weight for layer in layers.values()]):
-        handles = [] if clip is not None else [_stream(layer.weight, sums[name]) for name, layer in layers.items()]
+        weights = [layer.weight for layer in layers.values()]
+        handles = [] if clip is not None else [each.register_post_accumulate_grad_hook(add) for each in weights]
         try:
             for batch in batches:
+                share = float(weight(batch))
                 loss(batch).backward()
                 if clip is not None:
-                    torch.nn.utils.clip_grad_norm_([layer.weight for layer in layers.values()], clip)
-                    for name, layer in layers.items():
-                        if layer.weight.grad is not None:
-                            sums[name] += layer.weight.grad
-                            layer.weight.grad = None
-                count += 1
+                    torch.nn.utils.clip_grad_norm_(weights, clip)
+                    for each in weights:
+                        add(each)
+                counted += share
         finally:
             for handle in handles:
                 handle.remove()
-    if count == 0:
+    if counted <= 0:
         raise ValueError("collect_gradients needs at least one batch")
     for name, total in sums.items():
         if not torch.isfinite(total).all():
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
-        total /= count
+        total /= counted
     return sums
-
-
-def _stream(weight: torch.Tensor, total: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
-    def add(parameter: torch.Tensor) -> None:
-        if parameter.grad is not None:
-            total.add_(parameter.grad)
-            parameter.grad = None
-
-    return weight.register_post_accumulate_grad_hook(add)
 
 
 @contextmanager

@@ -47,8 +47,9 @@ def input_rows(
 ) -> torch.Tensor:
     """The vectors (C, rows, n) that the matrices of ``layer`` multiply when it is fed ``x``.
 
-    For a convolution these are its unfolded patches; the groups of a grouped one count as further rows. At most
-    ``max_rows`` of them, drawn without replacement; only these are ever copied, so memory stays bounded.
+    For a convolution these are its unfolded patches; the groups of a grouped one are as many rows, one after the other. At most
+    ``max_rows`` of them (whole positions of a grouped one, at least one), drawn without replacement; only these are ever
+    copied, so memory stays bounded.
     """
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
@@ -58,8 +59,10 @@ def input_rows(
     for axis, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
         x = x.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]  # a view: nothing is copied here
     patches = x.unflatten(1, (layer.groups, -1)).permute(0, 3, 4, 1, 2, 5, 6)  # (N, rows, columns, groups, in, kh, kw)
-    index = _some(patches.shape[:4].numel(), max_rows, generator).to(x.device)
-    rows = patches[torch.unravel_index(index, patches.shape[:4])].flatten(2)  # (rows, in, kh*kw)
+    positions = patches.shape[:3]
+    limit = None if max_rows is None else max(max_rows // layer.groups, 1)
+    index = _some(positions.numel(), limit, generator).to(x.device)
+    rows = patches[torch.unravel_index(index, positions)].flatten(0, 1).flatten(2)  # (rows, in, kh*kw)
     return rows.transpose(0, 1) if matricisation == "per_channel" else rows.flatten(1)[None]
 
 

@@ -11,9 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from semu_diffusion.fingerprint import Fingerprint
+from semu_diffusion.layer_patch import LayerPatch, overlap
 from semu_diffusion.matrices import from_matrices
-from semu_diffusion.patch import ErasurePatch, LayerPatch
+from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.subspace import Subspace
+from semu_diffusion.weights import modules_sharing
+from semu_diffusion.wrappers import eagerly
 
 __all__ = ["PatchedLayers"]
 
@@ -22,6 +25,8 @@ LEVELS = 127  # the frozen factors are rounded to int8 before training, so that 
 
 class PatchedLayers:
     """Layers of a model that add U R V^T to their weight while `attached`, unless `original` switches that off.
+
+    Every module that shares a layer's weight adds it too, since a patch changes that weight.
 
     Each layer computes its update the cheaper way, by cost in multiply-adds for T output positions and an m x n weight:
     ``materialised``  m n r for the product and T m n for the dense weight gradient;
@@ -34,6 +39,7 @@ class PatchedLayers:
         modules = dict(model.named_modules())
         self.subspaces = {name: space for name, space in subspaces.items() if space.ranks.any()}
         self.layers: dict[str, Any] = {name: modules[name] for name in self.subspaces}
+        self._sharing = modules_sharing(model, self.layers)
         self.left: dict[str, torch.Tensor] = {}
         self.right: dict[str, torch.Tensor] = {}
         self.core: dict[str, torch.Tensor] = {}
@@ -66,19 +72,21 @@ class PatchedLayers:
         if self._attached:
             yield
             return
-        own = {name: layer.__dict__.get("forward") for name, layer in self.layers.items()}
+        sharing = [(name, module) for name, modules in self._sharing.items() for module in modules]
+        own = [module.__dict__.get("forward") for _, module in sharing]
         self._attached = True
         try:
-            for name, layer in self.layers.items():
-                layer.forward = self._forward(name, layer, layer.forward)
-            yield
+            for name, module in sharing:
+                module.forward = self._forward(name, module, module.forward)
+            with eagerly():
+                yield
         finally:
             self._attached = False
-            for name, layer in self.layers.items():
-                if own[name] is None:
-                    layer.__dict__.pop("forward", None)
+            for (_, module), forward in zip(sharing, own, strict=True):
+                if forward is None:
+                    module.__dict__.pop("forward", None)
                 else:
-                    layer.forward = own[name]
+                    module.forward = forward
 
     @contextmanager
     def original(self) -> Iterator[None]:
@@ -121,7 +129,9 @@ class PatchedLayers:
             )
             for name, space in self.subspaces.items()
         }
-        return ErasurePatch(layers, Fingerprint.of(self.model, layers), dict(metadata or {}))
+        base = overlap(layers, lambda name: self.layers[name].weight)
+        fingerprint = Fingerprint.of(self.model, layers)
+        return ErasurePatch(layers, fingerprint, dict(metadata or {}), overlap=base.value if base else None)
 
 
 def _rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,12 +2,15 @@ r"""From a gradient to the subspace it lives in: projection, explained variance,
 
 For the matrices G (C, m, n) of a layer's gradient:
   G    <- G - (<G, W>_F / ||W||_F^2) W       perpendicular projection (SEMU; ``exact``)
-  G    <- G - (G B) B^T                      null space of protected inputs, B their orthonormal basis (optional)
+  G    <- G - (G B) B^T, twice               null space of protected inputs, B their orthonormal basis (optional)
   G     = U S V^T,   EV(j) = sum_{i<=j} s_i^2 / ||G||_F^2,   r = min{j : EV(j) >= gamma}
 
 The total ||G||_F^2 is known without any SVD, so gamma needs no small singular value: a randomised range finder (Halko,
 Martinsson, Tropp 2011) grows until its captured energy reaches gamma of it; where that would need most of the
 directions, the eigenvectors of the smaller Gram matrix are cheaper. A full SVD is never made.
+
+The null space often leaves a thousandth of G: what rounding leaves of the rest is then no longer small beside it. So no
+direction counts whose energy is below 1e-12 of the gradient's own, and V is projected once more and made orthonormal again.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ __all__ = ["Projection", "RankRule", "Subspace", "choose_rank", "dominant_subspa
 Projection = Literal["exact", "official", "none"]
 RankRule = Literal["at_least", "official"]
 
+_ROUNDING = 1e-12  # of the gradient's energy before any projection: below it a direction is noise of float32
 _GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured: semu benchmark-subspace)
 
 
@@ -72,14 +76,15 @@ def choose_rank(
     rule: RankRule = "at_least",
     min_rank: int = 1,
     max_rank: int | None = None,
+    floor: float = 0.0,
 ) -> int:
     """Rank from the squared singular values (descending) and their known total ||G||_F^2.
 
     ``at_least``: min{j : EV(j) >= gamma}; ``official``: max{j : EV(j) <= gamma}, usually one less and possibly 0.
     With gamma = 1 both take every direction. A zero gradient has rank 0 whatever ``min_rank`` says; a rank never exceeds
-    the number of non-zero energies.
+    the number of energies above ``floor`` and above rounding.
     """
-    nonzero = int((energies > energies.max() * 1e-12).sum()) if len(energies) and total > 0 else 0
+    nonzero = int((energies > max(float(energies.max()) * 1e-12, floor)).sum()) if len(energies) and total > 0 else 0
     if nonzero == 0:
         return 0
     share = torch.cumsum(energies.double(), 0) / total
@@ -100,6 +105,7 @@ def dominant_subspace(
     min_rank: int = 1,
     max_rank: int | None = None,
     generator: torch.Generator | None = None,
+    floor: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Leading U (m, r), s^2 (r,), V (n, r) of one matrix (m, n), r by `choose_rank`. float32 work, float64 small solves."""
     total = float(matrix.double().square().sum())
@@ -110,10 +116,10 @@ def dominant_subspace(
         found = _randomised(matrix, total, explained_variance, max_rank, generator)
         if found is not None:
             left, energies, right = found
-            rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank)
+            rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank, floor)
             return left[:, :rank], energies[:rank], right[:, :rank]
     left, energies, right = _from_gram(matrix, all_needed=explained_variance >= 1.0)
-    rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank)
+    rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank, floor)
     return left[:, :rank], energies[:rank], right[:, :rank]
 
 
@@ -199,18 +205,20 @@ def layer_subspace(
         raise ValueError(f"explained_variance must lie in (0, 1], not {explained_variance}")
     before = float(gradient.double().square().sum())
     matrices = to_matrices(project_away(gradient.float(), weight.float(), projection), matricisation)
-    if protected is not None:
-        basis = protected.to(matrices)
-        matrices = matrices - (matrices @ basis) @ basis.transpose(1, 2)
-    whole = to_matrices(gradient.double(), matricisation).square().sum((1, 2))
-    rounding = matrices.double().square().sum((1, 2)) <= 1e-12 * whole  # no directions worth training are left in those
+    basis = None if protected is None else protected.to(matrices)
+    if basis is not None:
+        matrices = _outside(_outside(matrices, basis), basis)
+    floors = _ROUNDING * to_matrices(gradient.double(), matricisation).square().sum((1, 2))
+    rounding = matrices.double().square().sum((1, 2)) <= floors  # no directions worth training are left in those
     matrices = matrices.masked_fill(rounding[:, None, None], 0.0)
     after = float(matrices.double().square().sum())
     if len(matrices) == 1:
-        left, energies, right = dominant_subspace(matrices[0], explained_variance, rule, min_rank, max_rank, generator)
-        factors = [(left, energies, right)]
+        rules = (explained_variance, rule, min_rank, max_rank, generator)
+        factors = [dominant_subspace(matrices[0], *rules, floor=float(floors))]
     else:
-        factors = _per_channel(matrices, explained_variance, rule, min_rank, max_rank)
+        factors = _per_channel(matrices, explained_variance, rule, min_rank, max_rank, floors)
+    if basis is not None:
+        factors = [_clean(*factor, basis[channel]) for channel, factor in enumerate(factors)]
     ranks = torch.tensor([energies.numel() for _, energies, _ in factors])
     width = int(ranks.max())
     left = torch.stack([_padded(u, width) for u, _, _ in factors])
@@ -228,7 +236,12 @@ def layer_subspace(
 
 
 def _per_channel(
-    matrices: torch.Tensor, explained_variance: float, rule: RankRule, min_rank: int, max_rank: int | None
+    matrices: torch.Tensor,
+    explained_variance: float,
+    rule: RankRule,
+    min_rank: int,
+    max_rank: int | None,
+    floors: torch.Tensor,
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Singular triplets of many small matrices (C, m, n) at once, from their (n, n) Gram matrices."""
     work = matrices.double()
@@ -236,10 +249,26 @@ def _per_channel(
     energies, right = energies.flip(-1).clamp_min(0), right.flip(-1)
     factors = []
     for channel, (energy, vectors) in enumerate(zip(energies, right, strict=True)):
-        rank = choose_rank(energy, float(energy.sum()), explained_variance, rule, min_rank, max_rank)
+        rank = choose_rank(energy, float(energy.sum()), explained_variance, rule, min_rank, max_rank, float(floors[channel]))
         left = work[channel] @ vectors[:, :rank] / energy[:rank].sqrt()
         factors.append((left.to(matrices), energy[:rank].to(matrices), vectors[:, :rank].to(matrices)))
     return factors
+
+
+def _outside(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """``rows`` (..., m, n) without their part in the span of ``basis`` (..., n, k)."""
+    return rows - (rows @ basis) @ basis.transpose(-1, -2)
+
+
+def _clean(
+    left: torch.Tensor, energies: torch.Tensor, right: torch.Tensor, basis: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """V (n, r) projected once more and orthonormal again, without columns of which little more than rounding was there."""
+    for _ in range(2):
+        right, rest = torch.linalg.qr(_outside(_outside(right.T, basis), basis).T.double())
+        kept = rest.diagonal().abs() > 0.5
+        left, energies, right = left[:, kept], energies[kept], (right * rest.diagonal().sign())[:, kept].to(basis)
+    return left, energies, right
 
 
 def _padded(matrix: torch.Tensor, width: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from semu_diffusion import patched as patched_module
 from semu_diffusion.erasure import Diverged, Step, train_patch
+from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.ddpm import ClassConditional
@@ -181,6 +182,39 @@ def test_a_forward_that_a_layer_has_of_its_own_comes_back(model: ClassConditiona
     assert layer.forward is own
     assert torch.equal(predict(model), before)
     assert all("forward" not in other.__dict__ for name, other in patched.layers.items() if name != "conv_in")
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_a_weight_that_two_modules_share_is_trained_in_both(generator: torch.Generator) -> None:
+    net, x = Tied(), torch.randn(5, 8, generator=generator)
+    before = snapshot_of_forwards(net)
+    patched = random_layers(net, size=0.5)
+    assert list(patched.layers) == ["a"]
+    with patched.attached(), torch.no_grad():
+        inside = net(x)
+    assert snapshot_of_forwards(net) == before
+    patched.patch().apply(net)
+    torch.testing.assert_close(net(x).detach(), inside)
+
+
+def snapshot_of_forwards(net: nn.Module) -> list[bool]:
+    return ["forward" in module.__dict__ for module in net.modules()]
+
+
+def test_a_weight_shared_with_a_module_of_another_kind_is_refused() -> None:
+    net = nn.ModuleDict({"words": nn.Embedding(6, 4), "head": nn.Linear(4, 6, bias=False)})
+    net["head"].weight = net["words"].weight
+    with pytest.raises(InputError, match=r"head is shared with words.*!head"):
+        random_layers(net, seed=1)
 
 
 def test_a_layer_with_a_zero_gradient_is_left_out() -> None:

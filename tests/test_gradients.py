@@ -78,6 +78,23 @@ def test_any_module_any_loss_any_iterable_of_any_batches(generator: torch.Genera
     torch.testing.assert_close(found[""], (3 + 5) / 2 * weights[None])
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_an_image_counts_the_same_in_a_batch_of_any_size(clip: float | None, generator: torch.Generator) -> None:
+    layer, x = nn.Linear(3, 2), torch.randn(10, 3, generator=generator)
+    layers = {"": layer}
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        return layer(batch).square().sum(1).mean()
+
+    even = collect_gradients(layer, layers, [x], loss)[""]
+    uneven = collect_gradients(layer, layers, [x[:8], x[8:]], loss, clip, weight=len)[""]
+    if clip is None:
+        torch.testing.assert_close(uneven, even)
+    else:  # each batch is clipped before it is weighed
+        assert uneven.norm() <= clip
+        assert uneven.norm() > clip / 2
+
+
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_layer_that_no_batch_uses_has_a_zero_gradient(net: Net, clip: float | None) -> None:
     found = collect_gradients(net, select_layers(net), batches_of(1), lambda b: net(b[0]).square().sum(), clip)

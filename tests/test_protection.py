@@ -86,6 +86,7 @@ def test_nothing_is_protected_of_a_share_of_zero_or_of_dead_inputs() -> None:
     for settings in ({}, {"max_side": 4, "sketch": 3}):
         dead = InputMoments(**settings)  # type: ignore[arg-type]
         dead.add(torch.zeros(1, 30, 5))
+        dead.hold(torch.zeros(1, 3, 5))
         assert dead.protected_basis(0.99).abs().sum() == 0
         assert dead.response_on_kept(torch.ones(1, 2, 5)) == 0
 
@@ -101,18 +102,106 @@ def test_per_channel_bases_have_their_own_widths_padded_with_zeros(generator: to
     assert basis[0, :, 1:].abs().max() == 0
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(12, 7), nn.Conv2d(3, 5, 3, stride=2, padding=1)], ids=["linear", "conv"])
+MEASURED = {
+    "linear": nn.Linear(12, 7, bias=False),
+    "conv": nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2, bias=False),
+    "depthwise": nn.Conv2d(4, 8, 3, groups=4, bias=False),
+}
+
+
+@pytest.mark.parametrize("kind", MEASURED)
 @pytest.mark.parametrize("matricisation", ["full", "per_channel"])
-def test_felt_is_the_mean_squared_output_of_the_update_on_the_same_inputs(layer, matricisation, generator) -> None:  # type: ignore[no-untyped-def]
-    batches = [low_rank_inputs(layer, 3, generator, noise=0.5) for _ in range(3)]
-    moments = collect_moments({"layer": layer}, batches, layer, matricisation)["layer"]
-    update = torch.randn(layer.weight.shape, generator=generator)
-    rows = torch.cat([input_rows(layer, x, matricisation) for x in batches], 1)
-    outputs = to_matrices(update, matricisation) @ rows.transpose(1, 2)  # (C, m, rows)
-    assert moments.count == rows.shape[1]
-    assert moments.response_on_kept(to_matrices(update, matricisation)) == pytest.approx(
-        float(outputs.square().sum() / rows.shape[1]), rel=1e-4
-    )
+def test_the_response_is_the_mean_squared_output_of_the_layer_itself(kind: str, matricisation, generator) -> None:  # type: ignore[no-untyped-def]
+    layer, moments = MEASURED[kind], InputMoments(groups=getattr(MEASURED[kind], "groups", 1))
+    x = torch.randn(2, 4, 12) if kind == "linear" else torch.randn(2, layer.in_channels, 6, 6)
+    moments.hold(input_rows(layer, x[:1], matricisation))
+    moments.hold(input_rows(layer, x[1:], matricisation))
+    output = layer(x).detach()
+    squares = output.square().sum(-1 if kind == "linear" else 1)  # of each position, over the output channels
+    found = moments.response_on_kept(to_matrices(layer.weight.detach(), matricisation))
+    assert found == pytest.approx(float(squares.mean()), rel=1e-4)
+
+
+def test_what_is_held_out_is_a_quarter_of_the_images_and_the_same_ones_for_every_layer(generator: torch.Generator) -> None:
+    net = nn.ModuleDict({"conv": nn.Conv2d(1, 1, 1, bias=False), "linear": nn.Linear(1, 1)})
+    net["conv"].weight.data.fill_(1)
+    images = [torch.arange(1.0, 17.0), torch.arange(17.0, 27.0), torch.arange(27.0, 29.0)]  # of 16, 10 and 2
+
+    def forward(x: torch.Tensor) -> None:
+        pictures = net["conv"](x[:, None, None, None].expand(-1, 1, 3, 3))
+        net["linear"](input=pictures.mean((2, 3)))
+
+    moments = collect_moments(dict(net.items()), images, forward, generator=generator)  # type: ignore[arg-type]
+    held = {name: one.held.flatten().unique().round() for name, one in moments.items()}  # type: ignore[union-attr]
+    assert len(held["conv"]) == 4 + 2 + 1
+    assert torch.equal(held["conv"], held["linear"])
+    assert [one.count for one in moments.values()] == [21 * 9, 21]
+    kept = set(torch.cat(images).tolist()) - set(held["conv"].tolist())
+    assert float(moments["linear"].trace) == pytest.approx(sum(value**2 for value in kept))  # type: ignore[arg-type]
+
+
+def test_a_single_image_is_measured_on_itself() -> None:
+    layer = nn.Linear(3, 3)
+    moments = collect_moments({"a": layer}, [torch.ones(1, 3)], layer)["a"]
+    moments.protected_basis(0.9)
+    assert (moments.count, moments.energy_covered) == (1, pytest.approx(1))
+
+
+def test_the_figures_are_those_of_rows_that_made_no_direction(generator: torch.Generator) -> None:
+    """Forty images in as many directions: thirty make a basis, which holds less of the other ten's energy than of their own."""
+    layer, x = nn.Linear(40, 5), torch.randn(40, 40, generator=generator)
+    moments = collect_moments({"a": layer}, [x], layer)["a"]
+    basis = moments.protected_basis(0.98)[0]
+    assert moments.energy_covered is not None
+    assert moments.energy_covered < 0.9
+    held = moments.held.flatten(0, 2)  # type: ignore[union-attr]
+    assert moments.energy_covered == pytest.approx(float((held @ basis).square().sum() / held.square().sum()), rel=1e-5)
+    update = torch.randn(1, 5, 40, generator=generator)
+    update = update - update @ basis @ basis.T
+    own = torch.stack([row for row in x if not (held == row).all(1).any()])
+    assert len(own) == 30
+    on_own, on_held = (float((rows @ update[0].T).square().sum(1).mean()) for rows in (own, held))
+    assert moments.response_on_kept(update) == pytest.approx(on_held, rel=1e-4)
+    assert on_held > 3 * on_own
+
+
+def test_a_sample_of_the_held_out_rows_is_bounded_and_of_all_batches(generator: torch.Generator) -> None:
+    moments = InputMoments(groups=2, generator=generator)
+    for batch in range(4):
+        moments.hold(torch.full((3, 2000, 5), float(batch)))
+    assert moments.held.shape == (3, 256, 2, 5)  # type: ignore[union-attr]
+    counts = torch.bincount(moments.held[0, :, 0, 0].long())  # type: ignore[index]
+    assert counts.min() > 40
+
+
+@pytest.mark.parametrize("side", [144, 1152])
+def test_a_finite_moment_with_dead_inputs_and_tiny_ones_has_a_basis(side: int) -> None:
+    failed = 0  # of float32
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(1, 200, side, generator=generator) * torch.logspace(0, -20, side)
+        rows = rows * (torch.rand(side, generator=generator) > 0.5)
+        moments = InputMoments()
+        moments.add(rows)
+        moments.hold(rows[:, :50])
+        basis = moments.protected_basis(0.99)[0]
+        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
+        assert moments.energy_covered == pytest.approx(0.99, abs=0.02)
+        try:
+            failed += not torch.isfinite(torch.linalg.eigh(rows.transpose(1, 2) @ rows / 200)[1]).all()
+        except torch.linalg.LinAlgError:
+            failed += 1
+    assert failed
+
+
+def test_inputs_are_observed_wherever_a_weight_is_used(generator: torch.Generator) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    net[0].bias.data.zero_()
+    x = torch.randn(8, 4, generator=generator)
+    alone, both = (collect_moments({"0": net[0]}, [x], net, model=model)["0"] for model in (None, net))
+    assert (alone.count, both.count) == (6, 12)
 
 
 def test_moments_are_those_of_patches_unfolded_by_hand(generator: torch.Generator) -> None:
@@ -120,7 +209,10 @@ def test_moments_are_those_of_patches_unfolded_by_hand(generator: torch.Generato
     batches = [torch.randn(2, 2, 6, 6, generator=generator) for _ in range(2)]
     patches = torch.cat([nn.functional.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 18) for x in batches])
     expected = patches.T @ patches / len(patches)
-    values, vectors = collect_moments({"c": conv}, batches, conv)["c"].eigen()
+    moments = InputMoments()
+    for x in batches:
+        moments.add(input_rows(conv, x))
+    values, vectors = moments.eigen()
     torch.testing.assert_close((vectors[0] * values[0]) @ vectors[0].T, expected, atol=1e-4, rtol=1e-4)
     assert (values[0].diff() <= 0).all()
 
@@ -130,25 +222,30 @@ def test_a_sketch_of_low_rank_inputs_is_as_good_as_the_exact_moments(generator: 
     exact, sketched = InputMoments(), InputMoments(max_side=100, sketch=40)
     for _ in range(4):
         rows = (torch.randn(300, 8, generator=generator) @ mix + 2)[None]
-        exact.add(rows)
-        sketched.add(rows)
+        for moments in (exact, sketched):
+            moments.add(rows)
+    for moments in (exact, sketched):
+        moments.hold(rows)
     torch.testing.assert_close(sketched.eigen()[0][:, :9], exact.eigen()[0][:, :9], rtol=1e-3, atol=1e-2)
     a, b = exact.protected_basis(0.9999)[0], sketched.protected_basis(0.9999)[0]
     assert a.shape == b.shape
     assert torch.linalg.matrix_norm(a - b @ (b.T @ a), 2) < 5e-3
     update = torch.randn(1, 6, 400, generator=generator)
-    assert sketched.response_on_kept(update) == pytest.approx(exact.response_on_kept(update), rel=1e-2)
+    assert sketched.response_on_kept(update) == pytest.approx(exact.response_on_kept(update), rel=1e-5)
 
 
 def test_a_sketch_never_holds_a_matrix_of_the_wide_side_squared(generator: torch.Generator) -> None:
     moments = InputMoments(max_side=100, sketch=16)
-    moments.add(torch.randn(1, 50, 3000, generator=generator))
-    held = [value for value in vars(moments).values() if isinstance(value, torch.Tensor)]
+    rows = torch.randn(1, 50, 3000, generator=generator)
+    moments.add(rows)
+    moments.hold(rows)
+    held = [value for name, value in vars(moments).items() if isinstance(value, torch.Tensor) and name != "held"]
     assert max(tensor.numel() for tensor in held) == 3000 * 16
     assert moments.protected_basis(0.99).shape[1:] <= (3000, 16)
     assert 0.2 < moments.energy_covered < 0.9  # 16 directions of inputs that fill 50: less than asked for, and said
     narrow = InputMoments(max_side=100, sketch=512)  # a sketch wider than the layer
-    narrow.add(torch.randn(1, 50, 200, generator=generator))
+    narrow.add(rows[..., :200])
+    narrow.hold(rows[..., :200])
     assert narrow.protected_basis(0.9).shape[1] == 200
     assert narrow.energy_covered >= 0.9
 
@@ -158,12 +255,13 @@ def test_what_a_sketch_cannot_see_still_counts_as_felt(generator: torch.Generato
     exact, sketched = InputMoments(), InputMoments(max_side=100, sketch=20)
     for _ in range(5):
         rows = torch.randn(1, 400, 300, generator=generator)
-        exact.add(rows)
-        sketched.add(rows)
+        for moments in (exact, sketched):
+            moments.add(rows)
+            moments.hold(rows)
     basis = sketched.protected_basis(0.999)[0]
     update = torch.randn(1, 5, 300, generator=generator)
     update = update - update @ basis @ basis.T
-    assert sketched.response_on_kept(update) == pytest.approx(exact.response_on_kept(update), rel=0.2)
+    assert sketched.response_on_kept(update) == pytest.approx(float(update.square().sum()), rel=0.2)
 
 
 def test_only_the_layers_that_ran_have_moments_and_no_hook_or_gradient_is_left(generator: torch.Generator) -> None:
@@ -191,7 +289,8 @@ def test_rows_per_batch_bound_the_cost_and_are_drawn_by_the_generator(generator:
         collect_moments({"a": layer}, [x, x], layer, rows_per_batch=10, generator=torch.Generator().manual_seed(seed))["a"]
         for seed in (0, 0, 1)
     ]
-    assert runs[0].count == 20
+    assert runs[0].count == 16
+    assert runs[0].held.shape == (1, 4, 1, 4)  # type: ignore[union-attr]
     assert torch.equal(runs[0].eigen()[0], runs[1].eigen()[0])
     assert not torch.equal(runs[0].eigen()[0], runs[2].eigen()[0])
 
@@ -199,7 +298,7 @@ def test_rows_per_batch_bound_the_cost_and_are_drawn_by_the_generator(generator:
 def test_moments_without_any_input_are_refused() -> None:
     with pytest.raises(ValueError, match="no input"):
         InputMoments().protected_basis(0.9)
-    with pytest.raises(ValueError, match="no input"):
+    with pytest.raises(ValueError, match="no input was held out"):
         InputMoments().response_on_kept(torch.ones(1, 1, 1))
 
 

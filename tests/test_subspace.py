@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semu_diffusion import subspace as module
-from semu_diffusion.matrices import to_matrices
+from semu_diffusion.matrices import from_matrices, to_matrices
 from semu_diffusion.subspace import Subspace, choose_rank, dominant_subspace, layer_subspace, project_away
 
 SHAPES = [(40, 300), (300, 40), (256, 700), (700, 256), (260, 260), (8, 9)]
@@ -243,3 +243,30 @@ def test_the_same_gradient_gives_the_same_subspace(generator: torch.Generator) -
     first, second = (layer_subspace(gradient, weight, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first.left, second.left)
     assert torch.equal(first.right, second.right)
+
+
+@pytest.mark.parametrize("gamma", [0.95, 1.0])
+@pytest.mark.parametrize("share", [0.98, 1 - 1e-7, 1 - 1e-10], ids=str)  # of the gradient's energy that is protected
+@pytest.mark.parametrize("shape", [(64, 300), (300, 288), (320, 700), (12, 8, 3, 3)], ids=str)
+def test_nothing_of_v_lies_in_the_protected_span(shape: tuple[int, ...], share: float, gamma: float, generator) -> None:  # type: ignore[no-untyped-def]
+    matricisation = "per_channel" if len(shape) == 4 else "full"
+    weight, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
+    matrices = to_matrices(gradient, matricisation)
+    n = matrices.shape[-1]
+    basis = torch.linalg.qr(torch.randn(len(matrices), n, n // 2, generator=generator, dtype=torch.float64)).Q.float()
+    inside = matrices @ basis @ basis.transpose(1, 2)
+    outside = matrices - inside
+    inside = inside * outside.norm() / inside.norm() * (share / (1 - share)) ** 0.5
+    space = layer_subspace(
+        from_matrices(inside + outside, shape, matricisation),
+        weight,
+        explained_variance=gamma,
+        projection="none",
+        matricisation=matricisation,
+        protected=basis,
+    )
+    assert space.trained_parameters > 0
+    assert float((basis.transpose(1, 2) @ space.right).abs().max()) < 1e-5
+    for rank, right in zip(space.ranks.tolist(), space.right, strict=True):
+        torch.testing.assert_close(right[:, :rank].T @ right[:, :rank], torch.eye(rank), atol=1e-5, rtol=0)
+    assert space.gradient_energy_kept == pytest.approx(1 - share, rel=0.1, abs=1e-12)

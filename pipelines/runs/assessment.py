@@ -18,9 +18,9 @@ from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning, frechet_distance
 from semu_diffusion.eval.metrics.nearest import nearest
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.checkpoints import load_text_pipeline
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
-from semu_diffusion.models.text_checkpoints import load_text_pipeline
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.images import ImageSet, spread
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png

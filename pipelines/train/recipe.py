@@ -19,7 +19,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_folder, strip_local_paths, write_text
 from semu_diffusion.options import element_type, option, require
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.data.images import ImageSet, load_images
+from semu_diffusion.pipelines.data.images import ImageSet, load_images, to_stderr
 from semu_diffusion.pipelines.train.card import Card, model_card
 from semu_diffusion.pipelines.train.run import TrainingRun
 from semu_diffusion.pipelines.train.step import batch_indices, cosine_rate, step_dropout, step_generator
@@ -112,7 +112,7 @@ class Recipe(ABC):
 
     def load(self, split: str) -> ImageSet:
         """The data of a split; InputError if there is none."""
-        return load_images(self.config.data, split)
+        return load_images(self.config.data, split, to_stderr)
 
     def judges(self) -> Iterable[tuple[str | None, Sequence[str]]]:
         """The judges of the finished model, if any, with the names that each is asked for."""

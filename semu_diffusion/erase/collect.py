@@ -10,6 +10,7 @@ import torch
 from semu_diffusion.erase.config import SubspaceConfig
 from semu_diffusion.erase.samples import forget_batches, kept_batches
 from semu_diffusion.erase.task import Images, Progress, Protection
+from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.base import DiffusionModel
@@ -60,7 +61,7 @@ def denoising_gradient(
         return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
 
     batches = forget_batches(model, forget_set, generator, progress)
-    return collect_gradients(model.denoiser, layers, batches, loss, clip=clip)
+    return collect_gradients(model.denoiser, layers, batches, loss, clip, weight=lambda batch: len(batch.x_t))
 
 
 def kept_moments(
@@ -71,13 +72,14 @@ def kept_moments(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> dict[str, InputMoments]:
-    """Second moments of each layer's inputs on kept samples, with and without their condition."""
+    """Second moments of each layer's inputs on kept samples, with and without their condition; a quarter is held out."""
     return collect_moments(
         layers,
         kept_batches(model, kept, generator, progress),
         lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
         config.matricisation,
         generator=generator,
+        model=model.denoiser,
     )
 
 
@@ -89,9 +91,17 @@ def find_subspaces(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> dict[str, Subspace]:
-    """U and V of every layer: the dominant directions of its gradient outside the protected ones."""
+    """U and V of every layer: the dominant directions of its gradient outside the protected ones.
+
+    Raises InputError if a layer that the loss reaches is to be protected and none of its inputs were seen.
+    """
     found: dict[str, Subspace] = {}
     for done, (name, layer) in enumerate(layers.items(), 1):
+        if config.protect == "null-space" and name not in moments and gradients[name].any():
+            raise InputError(
+                f"no kept input of {name} was seen, so it cannot be protected: give the network as it is loaded, not compiled "
+                f"or wrapped, leave the layer out (--layers !{name}), or take --protect none"
+            )
         found[name] = layer_subspace(
             gradients[name],
             layer.weight.detach(),
@@ -131,7 +141,7 @@ def protection_of(
     return Protection(
         left / max(sum(energies.values()), 1e-30),
         _relative(responses.values()) if responses else None,
-        min((one.energy_covered for one in moments.values()), default=None),
+        min((one.energy_covered for one in moments.values() if one.energy_covered is not None), default=None),
         by_layer,
     )
 
@@ -144,7 +154,7 @@ def _relative(responses: Iterable[tuple[float, float]]) -> float:
 def _responses(
     patch: ErasurePatch, layers: Mapping[str, Any], moments: Mapping[str, InputMoments]
 ) -> dict[str, tuple[float, float]]:
-    """Mean squared output on kept inputs of each layer's update, and of its weight; {} if nothing was protected."""
+    """Mean squared output on held-out kept inputs of each layer's update, and of its weight; {} if nothing was protected."""
     found = {}
     for name, layer_patch in patch.layers.items() if moments else ():
         weight = layers[name].weight.detach().float()

@@ -68,6 +68,7 @@ class Protection:
     ``gradient_energy_kept``: share of the forget gradient's energy ||G||_F^2 that is left to train in.
     ``response_on_kept``: root mean square of the update's output on kept inputs, relative to the layers' own output there.
     ``energy_covered``: share of the kept inputs' energy inside the protected directions, in the layer where it is least.
+    Both are measured on kept images that were held out of those that made the directions.
     ``by_layer``: the three for every layer. The last two are None without protection.
     """
 

@@ -1,0 +1,61 @@
+"""Where a layer's weight is found: inside an adapter that was put around the layer, and in every module that shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["adapter_names", "modules_sharing", "weight_of"]
+
+
+def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
+    """The weight of layer ``name`` among a model's named modules, also where PEFT wrapped the layer since.
+
+    Raises InputError if there is no such layer, or its weight cannot be edited: offloaded, or stored as integers.
+    """
+    module = modules.get(name)
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        raise InputError(f"the model has no layer {name} whose weight a patch could change")
+    if weight.is_meta:
+        raise InputError(f"the weight of {name} is offloaded: switch the offloading of the model off for the patch")
+    if not weight.is_floating_point():
+        raise InputError(f"the weight of {name} is quantised ({weight.dtype}): load the model without quantisation")
+    return weight
+
+
+def adapter_names(modules: Mapping[str, Any]) -> list[str]:
+    """Names of the PEFT adapters around any of the modules; ``["?"]`` for wrappers that do not tell theirs."""
+    found: set[str] = set()
+    for module in modules.values():
+        if hasattr(module, "base_layer"):
+            names = getattr(module, "active_adapters", None)
+            found.update(map(str, names) if isinstance(names, list | tuple) and names else ["?"])
+    return sorted(found)
+
+
+def modules_sharing(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[Any]]:
+    """Every module of ``model`` that multiplies with the weight of each layer: the layer itself, and those tied to it.
+
+    Raises InputError if a weight is shared with a module of another kind, where an update would not mean the same.
+    """
+    found: dict[str, list[Any]] = {name: [layer] for name, layer in layers.items()}
+    owners = {id(layer.weight): name for name, layer in layers.items()}
+    for path, module in model.named_modules():
+        for parameter, value in module._parameters.items():
+            name = owners.get(id(value))
+            if name is None or module is layers[name]:
+                continue
+            alike = type(module).forward is type(layers[name]).forward and parameter == "weight"
+            if not alike or isinstance(module, NonDynamicallyQuantizableLinear):
+                raise InputError(f"the weight of {name} is shared with {path}, which uses it otherwise: leave it out (!{name})")
+            found[name].append(module)
+    return found
