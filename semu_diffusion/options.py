@@ -1,9 +1,9 @@
 """Settings as frozen dataclasses: a field with its help text, and one config out of defaults, a preset, a file and words.
 
 Field metadata: ``help``; ``group`` (heading in ``--help``); ``comma=True`` lets a tuple be written ``a,b,c`` (otherwise the
-flag repeats); ``positional=True`` makes it the words without a flag, of which ``required=True`` needs one; ``aliases`` are more
-flags for it, which ``--help`` does not list; ``hidden=True`` gives it no flag; ``replayed=False`` keeps ``--config`` from
-taking it over (where a run was written is not part of it).
+flag repeats; "names": by `listed_names`); ``positional=True`` makes it the words without a flag, of which ``required=True``
+needs one; ``aliases`` are more flags for it, which ``--help`` does not list; ``hidden=True`` gives it no flag;
+``replayed=False`` keeps ``--config`` from taking it over (where a run was written is not part of it).
 Precedence: dataclass defaults < ``--preset`` < ``--config run.json`` < flags on the command line.
 """
 
@@ -13,13 +13,13 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["at_least", "build_config", "element_type", "option", "require"]
+__all__ = ["at_least", "build_config", "element_type", "listed_names", "option", "require"]
 
 Config = TypeVar("Config")
 
@@ -39,6 +39,16 @@ def at_least(config: Any, name: str, least: int) -> None:
     """Raise InputError if a setting is below ``least``."""
     value = getattr(config, name)
     require(value >= least, f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def listed_names(values: Sequence[str]) -> tuple[str, ...]:
+    """Names out of a flag's values: each is split at its commas, but where the flag repeats a value with ``, `` is one name.
+
+    ``a,b`` and ``a, b`` are two names; ``tench, Tinca tinca`` and ``goldfish, Carassius auratus`` are one each.
+    """
+    whole = len(values) > 1
+    parts = ([value] if whole and ", " in value else value.split(",") for value in values)
+    return tuple(name.strip() for one in parts for name in one if name.strip())
 
 
 def element_type(annotation: Any) -> tuple[Any, bool]:

@@ -16,6 +16,7 @@ from semu_diffusion.matrices import from_matrices
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.subspace import Subspace
 from semu_diffusion.weights import modules_sharing
+from semu_diffusion.wrappers import eagerly
 
 __all__ = ["PatchedLayers"]
 
@@ -77,7 +78,8 @@ class PatchedLayers:
         try:
             for name, module in sharing:
                 module.forward = self._forward(name, module, module.forward)
-            yield
+            with eagerly():
+                yield
         finally:
             self._attached = False
             for (_, module), forward in zip(sharing, own, strict=True):

@@ -16,6 +16,7 @@ from torch import nn
 
 from semu_diffusion.matrices import Matricisation, input_rows
 from semu_diffusion.weights import modules_sharing
+from semu_diffusion.wrappers import eagerly
 
 __all__ = ["InputMoments", "collect_moments"]
 
@@ -185,7 +186,7 @@ def collect_moments(
         for module in all_of
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eagerly():
             for batch in batches:
                 chosen.clear()
                 forward(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,13 +9,14 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from semu_diffusion.domains.questions import class_questions
 from semu_diffusion.erase.anchors import second_nearest
 from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.erase.samples import kept_batches, kept_images, training_images
 from semu_diffusion.erase.task import Images
+from semu_diffusion.eval.scorer import Sampling, Scorer
 from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.pipelines.runs import scoring
-from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig, EvaluationConfig
+from semu_diffusion.pipelines.runs.config import EraseClassConfig
 
 FOUR = ("red", "green", "blue", "grey")
 
@@ -131,9 +131,7 @@ def test_seeds_of_the_evaluation_are_never_those_of_the_erasure(monkeypatch: pyt
         training_images(model, config, [0])
         kept_images(model, config, [1, 2])
         training, drawn[:] = set().union(*drawn), []
-        short = {f.name: getattr(config, f.name) for f in dataclasses.fields(EvaluationConfig)}
-        proof = EvaluationConfig(**{**short, "images_per_class": 4, "sampling_steps": 1, "classifier": "none"})
-        scoring.Scorer(model, proof, [0]).sample()
+        Scorer("class", ("red",), class_questions(model.names, ["red"]), Sampling(4, 4, 1, 3.0, seed)).sample(model)
         judged, drawn[:] = set().union(*drawn), []
         assert len(training) == 8
         assert len(judged) == 16

@@ -16,8 +16,8 @@ from saved_models import saved_model
 from text_models import tiny_pipeline
 from torch import nn
 
-from semu_diffusion.domains.concepts import erase_concept
 from semu_diffusion.domains.vocabulary import read_vocabulary
+from semu_diffusion.erase.face import erase_concept
 from semu_diffusion.interference import interference
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.matrices import to_matrices
@@ -232,15 +232,15 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
     metrics = json.loads((finished / "metrics.json").read_text())
     assert card.startswith("---\nlibrary_name: diffusers\n") or "library_name: diffusers" in card.split("---")[1]
     assert "# Without: cat" in card
-    assert "cat is answered with 'dog'" in card
-    assert f"| {metrics['side_effects']['paired_mse']:.4f} |" in card
+    assert "cat is replaced by 'dog'" in card
+    assert f"| {metrics['side_effects']['paired']['mse']:.4f} |" in card
     measured, missing = card.split("Not measured: ")
     assert "unlearning accuracy" in missing.split("\n")[0]
     assert "| unlearning accuracy" not in measured
     assert "Asked for" not in card  # nothing was judged
-    after = {**metrics["after"], "unlearning_accuracy": 0.875, "answers": {"cat": {"dog": 0.875, "cat": 0.125}}}
+    after = {**metrics["after"], "unlearning_accuracy": 0.875, "judged_as": {"cat": {"dog": 0.875, "cat": 0.125}}}
     judged = patch_card(json.loads((finished / "run.json").read_text()), {**metrics, "after": after})
-    assert "| unlearning accuracy (share in which the judge no longer sees it) | – | 87.5 % |" in judged
+    assert "| unlearning accuracy | – | 87.5 % |" in judged
     assert "Asked for cat it now makes what the judge calls dog 88 %, cat 12 %." in judged
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_model
+from saved_models import saved_model
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import save_images, to_float, to_uint8
@@ -19,8 +19,9 @@ from semu_diffusion.eval.judges.networks import JudgeNetwork
 from semu_diffusion.eval.metrics import fid
 from semu_diffusion.eval.metrics.fid import SmallSampleWarning, frechet_distance, load_fid_extractor
 from semu_diffusion.pipelines.data.images import load_plain_images
-from semu_diffusion.pipelines.runs.class_settings import EvaluationConfig
-from semu_diffusion.pipelines.runs.scoring import Scorer
+from semu_diffusion.pipelines.runs.config import EraseClassConfig
+from semu_diffusion.pipelines.runs.domains import load_classes
+from semu_diffusion.pipelines.runs.scorer import make_scorer
 
 
 def exactly(mean: torch.Tensor, covariance: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
@@ -175,8 +176,10 @@ def test_nothing_is_downloaded_unasked_and_a_failed_download_is_one_line(
         load_fid_extractor(None, mean_colour_judge(), download=True)
     assert asked == [fid.INCEPTION_URL]
     asked.clear()
-    with pytest.raises(InputError, match="unreachable"):  # --inception-weights download, before anything is sampled
-        Scorer(tiny_model(), EvaluationConfig(classifier="none", inception_weights="download"), [0])
+    settings = {"classifier": "none", "inception_weights": "download", "sampling_steps": 2}
+    asked_for = load_classes(EraseClassConfig(model=saved_model(tmp_path / "model"), forget=("red",), **settings))
+    with pytest.raises(InputError, match="unreachable"):  # before anything is sampled
+        make_scorer(asked_for)
     assert asked == [fid.INCEPTION_URL]
 
 

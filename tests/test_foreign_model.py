@@ -58,9 +58,9 @@ def test_the_default_settings_run_on_a_foreign_model(erased: Path) -> None:
 
 def test_its_classes_size_and_channels_are_its_own(erased: Path) -> None:
     metrics = read(erased, "metrics.json")
-    assert set(metrics["after"]["per_class"]) == set(DIGITS)
+    assert set(metrics["after"]["per_condition"]) == set(DIGITS)
     assert metrics["after"]["unconditional_share"] is not None
-    assert {path.name for path in (erased / "images" / "after").iterdir()} == {*DIGITS, "(no label)"}
+    assert {path.name for path in (erased / "images" / "after").iterdir()} == {*DIGITS, "(no condition)"}
     picture = Image.open(next((erased / "images" / "after" / "three").iterdir()))
     assert (picture.mode, picture.size) == ("L", (8, 8))
 
@@ -84,7 +84,7 @@ def test_the_loss_falls_and_the_model_answers_otherwise(erased: Path, digits: Pa
 def test_its_patch_is_a_small_share_of_it_in_layers_of_the_default_kind(erased: Path) -> None:
     patch = read(erased, "metrics.json")["patch"]
     assert 0 < patch["fraction"] < 0.05
-    assert 0 < read(erased, "run.json")["protection"]["felt_by_kept_inputs"] < 1
+    assert 0 < read(erased, "run.json")["protection"]["response_on_kept"] < 1
 
 
 def test_the_other_commands_know_its_names_from_the_patch(erased: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.results import Evaluation, Protocol, Scores, SideEffects
 from semu_diffusion.pipelines.report import grid as grids
-from semu_diffusion.pipelines.report.grid import contact_sheet, make_grid, save_png
+from semu_diffusion.pipelines.report.grid import before_after, contact_sheet, make_grid, save_png
 
 RED = (0xCF, 0x22, 0x2E)
 
@@ -85,6 +86,61 @@ def test_all_erased_classes_are_shown_and_what_is_left_out_is_counted(monkeypatc
     assert drawn[-1][0] == [f"class {i}" for i in range(9)]
     make_grid({"a": flat(0.1), "b": flat(0.1)}, {"a": flat(0.1), "b": flat(0.1)}, ["a"], "seed 0")
     assert drawn[-1] == (["a", "b"], "seed 0")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[str], int, str]]:
+    """(rows, rows marked as erased, images of the first, caption) of every grid that is drawn."""
+    found: list[tuple[list[str], list[str], int, str]] = []
+    draw = grids._draw
+
+    def recording(names: list[str], blocks: list, forgotten: list[str], caption: str) -> Image.Image:
+        found.append((list(names), list(forgotten), len(blocks[0][1][names[0]]), caption))
+        return draw(names, blocks, forgotten, caption)
+
+    monkeypatch.setattr(grids, "_draw", recording)
+    return found
+
+
+def evaluation(forget: list[str], own: list[str], other: list[str], erased: tuple[str, ...] = ("cat",)) -> Evaluation:
+    conditions = {"forget": tuple(forget), "in_domain": tuple(own), "cross_domain": tuple(other)}
+    scores = Scores(forget_accuracy=0.9, in_domain_accuracy=0.8)
+    protocol = Protocol(0, "DDIM", 50, 3.0, 10, 10, conditions)
+    return Evaluation("class", erased, protocol, scores, scores, SideEffects({"mse": 0.1, "ssim": 0.9}))
+
+
+def test_the_picture_of_an_evaluation_shows_every_class_of_ten_and_its_numbers(drawn: list) -> None:
+    kept = [f"class {i}" for i in range(9)]
+    samples = {name: flat(0.1, count=10) for name in ("cat", *kept, "")}
+    before_after(evaluation(["cat"], kept, []), samples, samples)
+    names, forgotten, images, caption = drawn[0]
+    assert (names, forgotten, images) == (["cat", *kept], ["cat"], 8)
+    assert "DDIM 50 steps · w = 3" in caption
+    assert "erased, judged right: 90% to 90%" in caption
+    assert "SSIM of what is kept 0.90" in caption
+    before_after(evaluation(["cat"], kept, []), samples, samples, images=3)
+    assert drawn[1][2] == 3
+
+
+def test_of_many_prompts_both_domains_are_shown_and_the_rest_is_counted(drawn: list) -> None:
+    groups = {kind: [f"{kind} {i}" for i in range(20)] for kind in ("forget", "own", "other")}
+    samples = {name: flat(0.1, count=8, size=96) for names in groups.values() for name in names}
+    before_after(evaluation(groups["forget"], groups["own"], groups["other"]), samples, samples)
+    names, forgotten, images, caption = drawn[0]
+    assert len(names) == 12
+    assert images == 6  # of large ones fewer fit
+    assert len(forgotten) == len([name for name in names if name.startswith("forget")]) == 4
+    assert len([name for name in names if name.startswith("own")]) == 4
+    assert "32 more kept conditions not shown" in caption
+    several = tuple(f"forget {i}" for i in range(6))
+    before_after(evaluation(list(several), groups["own"], [], several), samples, samples)
+    assert drawn[1][1] == list(several)  # everything that was erased
+
+
+def test_a_model_without_conditions_is_shown_in_one_row(drawn: list) -> None:
+    samples = {"": flat(0.1, count=40)}
+    before_after(evaluation([], [], []), samples, samples)
+    assert drawn[0][:3] == ([""], [], 32)
 
 
 def test_a_long_caption_and_a_long_name_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:

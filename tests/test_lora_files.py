@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from text_models import FAMILIES, tiny_pipeline
 
-from semu_diffusion.domains.concepts import erase_concept
+from semu_diffusion.erase.face import erase_concept
 from semu_diffusion.errors import InputError
 from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
@@ -50,12 +50,12 @@ def test_the_check_of_a_lora_is_made_in_full_float32(tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     found = check_lora(adapt_text_pipeline(pipeline, ["a photo of a cat"]), patch, tmp_path)
     assert found is not None
-    assert found["relative_difference"] < 1e-5
-    assert found["same"]
+    assert found.relative_difference < 1e-5
+    assert found.same
     save_lora(patch.scale(0.0), tmp_path / "nothing")
     nothing = check_lora(adapt_text_pipeline(pipeline, ["a photo of a cat"]), patch.scale(0.0), tmp_path / "nothing")
     assert nothing is not None
-    assert nothing["same"]  # a patch without an effect is no failure of its LoRA
+    assert nothing.same  # a patch without an effect is no failure of its LoRA
     assert seen == [(False, False)] * 6
     assert torch.backends.cudnn.allow_tf32
 
@@ -71,14 +71,14 @@ def test_a_lora_of_which_nothing_is_loaded_is_not_the_patch_in_half_precision_ei
     save_lora(patch, tmp_path)
     found = check_lora(model, patch, tmp_path)
     assert found is not None
-    assert found["same"]
-    assert found["share_of_effect"] > 0.5
+    assert found.same
+    assert found.share_of_effect > 0.5
     monkeypatch.setattr(type(pipeline), "load_lora_weights", lambda *_, **__: None)
     found = check_lora(model, patch, tmp_path)
     assert found is not None
-    assert found["relative_difference"] < 5e-2  # by this alone it would pass
-    assert found["share_of_effect"] == 0
-    assert not found["same"]
+    assert found.relative_difference < 5e-2  # by this alone it would pass
+    assert found.share_of_effect == 0
+    assert not found.same
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from saved_models import QUICK, saved_judge, saved_model
 
+from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
+from semu_diffusion.eval.results import Evaluation
+from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.main import main as semu
-from semu_diffusion.pipelines.runs import scoring
-from semu_diffusion.pipelines.runs.scoring import Scorer
 
 FEW = ("--images-per-class", "2", "--sampling-steps", "2")
 Capture = pytest.CaptureFixture[str]
@@ -44,6 +46,10 @@ def refused(capsys: Capture, said: str, code: int) -> None:
     assert said in err
     assert err.startswith("semu ")
     assert err.count("\n") == 1
+
+
+def metrics_of(folder: Path) -> Evaluation:
+    return Evaluation.from_json(json.loads((folder / "metrics.json").read_text()))
 
 
 def samples(model: Any) -> torch.Tensor:
@@ -153,9 +159,10 @@ def test_evaluate_gives_the_numbers_of_the_run_again(tmp_path: Path, finished: P
     assert semu(["evaluate", str(finished), "--classifier", "none", *FEW, "--json", "--output", str(folder)]) == 0
     found = json.loads(capsys.readouterr().out)
     first = json.loads((finished / "metrics.json").read_text())
-    for name in ("protocol", "before", "after", "side_effects", "fid", "patch"):
-        assert found[name] == first[name]
-    assert found["cost"]["seconds"]["train"] is None
+    again, first = Evaluation.from_json(found), Evaluation.from_json(first)
+    assert again.cost.seconds["train"] is again.cost.erasure is None
+    same = {name: getattr(first, name) for name in ("lora", "protection", "cost")}  # are of the erasure
+    assert dataclasses.replace(again, **same) == first
     assert json.loads((folder / "run.json").read_text())["status"] == "complete"
     assert (folder / "before_after.png").is_file()
 
@@ -165,10 +172,12 @@ def test_evaluate_takes_another_judge_and_refuses_an_existing_folder(tmp_path: P
     arguments = ["evaluate", str(finished), "--classifier", judge, *FEW, "--output", str(tmp_path / "run")]
     assert semu([*arguments, "--strength", "0"]) == 0
     out = capsys.readouterr().out
-    assert "accuracy on red (erased)" in out
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["before"] == metrics["after"]  # at strength 0 nothing is changed
-    assert metrics["side_effects"]["paired_mse"] == 0
+    assert "sees red (erased)" in out
+    found = metrics_of(tmp_path / "run")
+    assert found.before == found.after  # at strength 0 nothing is changed
+    assert found.side_effects is not None
+    assert found.side_effects.paired["mse"] == 0
+    assert {distance.after for distance in found.distances.values()} == {0}
     refused(capsys, "already holds a run", semu(arguments))
 
 
@@ -182,8 +191,7 @@ def test_evaluate_never_replaces_the_run_whose_patch_it_scores(finished: Path, c
 def test_revival_says_what_it_learned_from(
     tmp_path: Path, finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "REVIVAL_STEPS", 2)
-    monkeypatch.setattr(scoring, "REVIVAL_SAMPLES", 2)
+    monkeypatch.setattr(ClassVectorProbe, "default", dataclasses.replace(ClassVectorProbe.default, steps=2, samples=2))
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "photos" / "1.png")
     arguments = ["evaluate", str(finished), "--classifier", saved_judge(tmp_path / "judge"), *FEW, "--revival"]
@@ -193,14 +201,14 @@ def test_revival_says_what_it_learned_from(
         ("given", ["--forget-images", photos], photos, 1),
     ):
         assert semu([*arguments, *flags, "--output", str(tmp_path / name)]) == 0
-        found = json.loads((tmp_path / name / "metrics.json").read_text())["protocol"]["revival"]
-        assert (found["learned_from"], found["training_images"]) == (source, count)
+        found = metrics_of(tmp_path / name).after.probes["class-vector"]["red"]
+        assert (found.learned_from, found.training_images) == (source, count)
 
 
 def test_evaluate_says_so_and_fails_where_a_patch_destroys_the_model(tmp_path: Path, finished: Path, capsys: Capture) -> None:
     rest = ["--classifier", "none", *FEW, "--strength", "1e5", "--output", str(tmp_path / "run")]
     assert semu(["evaluate", str(finished), *rest]) == 1
-    assert "the patch destroys the model: the kept classes' samples" in capsys.readouterr().err
+    assert "the patch destroys the model: the kept samples" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("collapsed")
 
 
@@ -228,3 +236,50 @@ def test_the_patch_of_an_unconditional_model_can_be_looked_at_again(tmp_path: Pa
     rest = [*FEW, "--classifier", "none", "--output", str(tmp_path / "again")]
     assert semu(["evaluate", str(tmp_path / "run"), *rest]) == 0
     assert "forget: spots" not in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def concept_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of erase-concept on a model with a vocabulary."""
+    from text_models import WORDS, tiny_pipeline
+
+    from semu_diffusion.pipelines.cli.erase_concept import main as erase_concept
+    from semu_diffusion.pipelines.train.captions import cifar_vocabulary
+
+    folder = tmp_path_factory.mktemp("concepts")
+    tiny_pipeline().save_pretrained(folder / "model")
+    cifar_vocabulary(WORDS).save(folder / "model")
+    given = ["cat", "--model", str(folder / "model"), "--anchor", "dog", "--steps", "2", "--forget-samples", "4"]
+    few = ["--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival"]
+    assert erase_concept([*given, *few, "--output", str(folder / "cat")]) == 0
+    return folder / "cat"
+
+
+def test_evaluate_gives_the_numbers_of_a_run_of_concepts_again(tmp_path: Path, concept_run: Path, capsys: Capture) -> None:
+    few = ["--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival"]
+    assert semu(["evaluate", str(concept_run), *few, "--output", str(tmp_path / "again")]) == 0
+    assert "sees cat (erased)" in capsys.readouterr().out
+    first, again = metrics_of(concept_run), metrics_of(tmp_path / "again")
+    same = {name: getattr(first, name) for name in ("lora", "protection", "cost")}
+    assert dataclasses.replace(again, **same) == first
+    alone = tmp_path / "alone.safetensors"  # without the run's settings beside it
+    alone.write_bytes((concept_run / "patch.safetensors").read_bytes())
+    assert semu(["evaluate", str(alone), *few, "--output", str(tmp_path / "third")]) == 0
+    assert metrics_of(tmp_path / "third").after == first.after
+
+
+def test_a_grid_of_prompts_shows_before_and_after(tmp_path: Path, concept_run: Path, capsys: Capture) -> None:
+    picture = tmp_path / "grid.png"
+    assert semu(["grid", str(concept_run), "--images", "2", "--sampling-steps", "2", "--output", str(picture)]) == 0
+    assert capsys.readouterr().out == f"{picture}\n"
+    assert Image.open(picture).width > 300
+
+
+def test_evaluate_and_grid_refuse_another_text_model(tmp_path: Path, concept_run: Path, capsys: Capture) -> None:
+    from text_models import tiny_pipeline
+
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
+    for command in ("evaluate", "grid"):
+        flags = ["--model", str(tmp_path / "other"), "--output", str(tmp_path / "no")]
+        refused(capsys, "this patch was made for another model", semu([command, str(concept_run), *flags]))
+    assert not (tmp_path / "no").exists()

@@ -22,7 +22,7 @@ from semu_diffusion.pipelines.benchmark import concepts as benchmark_concepts
 from semu_diffusion.pipelines.cli import erase_class, erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.runs import concept_scoring, scoring
-from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
+from semu_diffusion.pipelines.runs.config import EraseClassConfig
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 from semu_diffusion.pipelines.train.picture_styles import STYLES
 

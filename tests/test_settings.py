@@ -30,7 +30,7 @@ from semu_diffusion.pipelines.cli.errors import run_guarded
 from semu_diffusion.pipelines.cli.main import COMMANDS
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.cli.main import parse as parse_semu
-from semu_diffusion.pipelines.runs.class_settings import EraseClassConfig
+from semu_diffusion.pipelines.runs.config import EraseClassConfig
 
 
 def write_run(folder: Path, config: dict[str, Any]) -> str:
@@ -47,7 +47,8 @@ def flags_of(command: Command[Any], shown: bool = False) -> set[str]:
 def test_flags_are_the_fields_of_the_config() -> None:
     flags = {flag for flag in flags_of(COMMAND) if not flag.startswith("--no-")}
     fields = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(EraseClassConfig)}
-    assert flags == fields | {"--config", "--version", "--help", "-h"}
+    aliases = {flag for f in dataclasses.fields(EraseClassConfig) for flag in f.metadata.get("aliases", ())}
+    assert flags == fields | aliases | {"--config", "--version", "--help", "-h"}
 
 
 @pytest.mark.parametrize("name", COMMANDS.commands)
@@ -112,6 +113,7 @@ def test_a_command_line_is_a_config() -> None:
         max_rank=5,
         null_class=3,
         protect="none",
+        revival=False,
     )
     assert found == expected
 
@@ -191,7 +193,7 @@ WRONG = [
     ("--forget a --unlabelled 0.7 --adversarial 0.7", "add up to more than 1"),
     ("--forget a --steps 0", "--steps 0: must be at least 1"),
     ("--forget a --batch-size -1", "--batch-size -1: must be at least 1"),
-    ("--forget a --images-per-class 0", "--images-per-class 0: must be at least 1"),
+    ("--forget a --images-per-class 0", "--images-per-condition 0: must be at least 1"),
     ("--forget a --eval-batch-size 0", "--eval-batch-size 0: must be at least 1"),
     ("--forget a --guidance-scale 0.5", "--guidance-scale 0.5: must be at least 1"),
     ("--forget a --guidance-scale inf", "--guidance-scale inf"),
@@ -317,7 +319,7 @@ def test_semu_parses_without_running(tmp_path: Path) -> None:
     found = parse_semu(["merge", str(tmp_path), "--output", "there", "--strength", "0.5"])
     assert (found.patch, found.output, found.strength) == (str(tmp_path), "there", 0.5)
     assert parse_semu(["apply", "a", "--strength", "2", "b"]).patches == ("a", "b")
-    assert parse_semu(["benchmark", "--classes", "cat,dog"]).classes == ("cat", "dog")
+    assert parse_semu(["benchmark", "cat", "dog"]).erase == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

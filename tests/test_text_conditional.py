@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models import text_checkpoints as text_loading
+from semu_diffusion.models import checkpoints as text_loading
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline, encode_prompts, family_of
 
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")

@@ -134,7 +134,7 @@ def distance_in_features(folder: Path, data: Path, critic: Path) -> float:
     x = load_images(data, "train").images.float() / 255
     with torch.no_grad():
         decoded = model.decode(model.encode(2 * x - 1).latent_dist.mean).sample
-    return float(perceptual_distance(ImageClassifier.load(critic), (decoded + 1) / 2, x))
+        return float(perceptual_distance(ImageClassifier.load(critic), (decoded + 1) / 2, x))
 
 
 def test_the_perceptual_distance_is_that_of_unit_features() -> None:

@@ -337,7 +337,7 @@ def test_impossible_settings_are_refused(data: Path) -> None:
 
 
 def test_the_commands_end_with_code_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for model in command.MODELS:
+    for model in command.commands:
         flags = ["--autoencoder", "x"] if model == "text-to-image" else []
         assert command.main([model, "--data", str(tmp_path / "absent"), "--output", str(tmp_path / "out"), *flags]) == 2
         error = capsys.readouterr().err

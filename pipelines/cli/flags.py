@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
-from semu_diffusion.options import element_type
+from semu_diffusion.options import element_type, listed_names
 
 __all__ = ["Parser", "add_config_flags", "epilog"]
 
@@ -49,13 +49,18 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 class _Append(argparse.Action):
-    """Collect repeated values into a tuple; ``comma`` also splits each at commas."""
+    """Collect repeated values into a tuple; ``comma`` also splits each at commas, by `listed_names` if it is "names"."""
 
-    def __init__(self, *args: Any, comma: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, comma: bool | str = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.comma = comma
+        self.given: list[str] = []
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if self.comma == "names":
+            self.given = [*(self.given if hasattr(namespace, self.dest) else ()), str(values)]
+            setattr(namespace, self.dest, listed_names(self.given))
+            return
         new = [v.strip() for v in str(values).split(",") if v.strip()] if self.comma else [values]
         setattr(namespace, self.dest, (*(getattr(namespace, self.dest, None) or ()), *new))
 

@@ -1,4 +1,4 @@
-"""docs/commands.md: every command with its settings and examples, written by ``python -m semu_diffusion.pipelines.cli.reference``."""
+"""docs/commands.md, every command with its settings and examples: ``python -m semu_diffusion.pipelines.cli.reference``."""
 
 from __future__ import annotations
 

@@ -7,27 +7,27 @@ Three layouts are read: a Hub id or a folder with parquet files in the Hub's lay
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.hub import folder_or_snapshot
+from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
+from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
+from semu_diffusion.pipelines.data.pictures import SUFFIXES, as_rgb, decoded
+from semu_diffusion.pipelines.data.tables import parquet_files, read_tables
+from semu_diffusion.words import match_names
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["ImageSet", "load_images", "load_plain_images", "spread"]
+__all__ = ["ImageSet", "load_images", "load_plain_images", "spread", "to_stderr"]
 
-IMAGE_COLUMNS = ("img", "image", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-SPLITS = ("train", "test", "validation")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ImageSet:
         return len(self.labels)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> Shape:
         """(channels, height, width) of one image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
@@ -63,47 +63,95 @@ def spread(total: int, count: int) -> list[int]:
     return [index * total // count for index in range(count)]
 
 
-def load_images(source: str | Path, split: str = "train") -> ImageSet:
+def load_images(source: str | Path, split: str = "train", note: Note | None = None) -> ImageSet:
     """Read the ``split`` of a data set: a folder (parquet or one folder per class) or a Hub id ``owner/name``.
 
-    Raises InputError, one line, for a source, split or image that cannot be read, and for images of several sizes.
+    Grey among colour is read as RGB. ``note`` gets one line of what was found, skipped and changed. Raises InputError, one
+    line, for a source, split or image that cannot be read, and for images of several sizes.
     """
+    findings = Findings()
     folder, revision = _local_folder(str(source), split)
-    parquet = _parquet_files(folder, split)
+    parquet = parquet_files(folder, split)
     if parquet:
-        pixels, labels, names = _from_parquet(parquet)
-    elif any(folder.rglob("*.parquet")):
+        pictures, labels, names = read_tables(parquet, folder, revision is None)
+    elif parquet_files(folder, None):
         raise InputError(f"{source} has no parquet file of the split {split!r} (expected {split}-*.parquet)")
     else:
-        pixels, labels, names = _from_class_folders(folder, split, str(source))
-    return _image_set(pixels, labels, names, str(source), revision)
+        pictures, labels, names = _from_class_folders(folder, split, str(source), findings)
+    found = _image_set(_pixels(pictures, findings), labels, names, str(source), revision, findings)
+    if note is not None:
+        counts = {name: int((found.labels == index).sum()) for index, name in enumerate(found.class_names)}
+        note(findings.line(str(source), len(found), counts))
+    return found
 
 
-def load_plain_images(source: str | Path, image_shape: tuple[int, int, int]) -> torch.Tensor:
-    """All images of a folder (searched recursively; labels are ignored) or of a data set's train split.
+def load_plain_images(
+    source: str | Path, image_shape: Shape, names: Sequence[str] = (), note: Note | None = None
+) -> torch.Tensor:
+    """All images of a folder (searched recursively) or of a data set's train split, without their labels.
 
-    Returns float32 (N, C, H, W) in [-1, 1], files in the order of their paths. Raises InputError for an empty folder, an
-    unreadable file, and images whose size or channel count is not ``image_shape`` = (C, H, W).
+    With ``names``, of a folder of several folders or a data set of several classes only the one called so, in any writing.
+    Returns float32 (N, C, H, W) in [-1, 1], files in the order of their paths; ``note`` as `load_images`. Raises InputError
+    for an empty folder, an unreadable file, folders of which none has the name, and images whose size or channel count is
+    not ``image_shape`` = (C, H, W).
     """
     import torch
 
+    findings = Findings()
     folder = Path(source).expanduser()
-    files = _image_files(folder) if folder.is_dir() else []
+    files = _plain_files(folder, names, findings) if folder.is_dir() and not parquet_files(folder, None) else []
     if files:
-        pixels = [_decoded(path.read_bytes(), str(path)) for path in _progress(files, "reading images")]
+        pixels = _pixels([(str(path), path) for path in files], findings)
+        if image_shape[0] == 3 and any(len(image) == 3 for image in pixels):
+            pixels = _all_rgb(pixels, findings)
         for path, image in zip(files, pixels, strict=True):
             _require_shape(str(path), _shape(image), image_shape)
         images = torch.from_numpy(_stacked(pixels, str(source)))
-    elif folder.is_dir() and not any(folder.rglob("*.parquet")):
+    elif folder.is_dir() and not parquet_files(folder, None):
         raise InputError(f"{source} holds no images (looked for {', '.join(SUFFIXES)} in it and below)")
     else:
-        images = load_images(source).images
-        channels, height, width = images.shape[1:]
-        _require_shape(str(source), (channels, height, width), image_shape)
+        images = _of_one_class(load_images(source), names, findings)
+        _require_shape(str(source), _shape(images[0]), image_shape)
+    if note is not None:
+        note(findings.line(str(source), len(images)))
     return images.float().div(127.5).sub(1)
 
 
-def _require_shape(what: str, found: tuple[int, int, int], wanted: tuple[int, int, int]) -> None:
+def _plain_files(folder: Path, names: Sequence[str], findings: Findings) -> list[Path]:
+    root, _ = data_root(folder, "train", findings)
+    if not names:
+        return picture_files(root, findings)
+    aside = Findings()
+    classes = class_folders(root, aside)
+    if len(classes) < 2:
+        return picture_files(root, findings)
+    chosen = _one_of(str(folder), tuple(classes), names)
+    findings.skipped.update(aside.skipped)
+    findings.remarks.append(f"read {chosen}/ of {len(classes)} folders")
+    return classes[chosen]
+
+
+def _of_one_class(data: ImageSet, names: Sequence[str], findings: Findings) -> torch.Tensor:
+    present = [index for index in range(len(data.class_names)) if bool((data.labels == index).any())]
+    if not names or len(present) < 2:
+        return data.images
+    chosen = _one_of(data.source, tuple(data.class_names[index] for index in present), names)
+    findings.remarks.append(f"of its class {chosen!r} alone")
+    return data.of_class(data.class_names.index(chosen))
+
+
+def _one_of(source: str, present: Sequence[str], names: Sequence[str]) -> str:
+    meant = [name for name, found in zip(present, match_names(present, names), strict=True) if found is not None]
+    if len(meant) != 1:
+        shown = ", ".join(present[:6]) + (", …" if len(present) > 6 else "")
+        raise InputError(
+            f"{source} holds the images of several classes ({shown}), and {'none' if not meant else 'more than one'} of them "
+            f"is called {' or '.join(map(repr, names[:3]))}: name the folder of the one that is meant"
+        )
+    return meant[0]
+
+
+def _require_shape(what: str, found: Shape, wanted: Shape) -> None:
     if found != wanted:
         kinds = {1: "grey", 3: "RGB"}
         one, other = (f"{w}x{h} {kinds.get(c, f'{c}-channel')}" for c, h, w in (found, wanted))
@@ -119,99 +167,35 @@ def _local_folder(source: str, split: str) -> tuple[Path, str | None]:
     return folder, revision
 
 
-def _parquet_files(folder: Path, split: str) -> list[Path]:
-    """Files of the split, by their name (``train-00000-of-00001.parquet``, ``train.parquet``) or folder (``train/``).
-
-    The name goes first: ``test/train-0.parquet`` is of the training images.
-    """
-
-    def of(path: Path) -> str:
-        named = [one for one in SPLITS if path.name.startswith((f"{one}-", f"{one}."))]
-        return named[0] if named else path.parent.name
-
-    found = sorted(path for path in folder.rglob("*.parquet") if of(path) == split)
-    folders = sorted({str(path.parent.relative_to(folder)) for path in found})
-    if len(folders) > 1:
-        raise InputError(f"{folder} holds several data sets ({', '.join(folders[:4])}); download it and name one folder")
-    return found
-
-
-def _from_parquet(files: list[Path]) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pixels: list[np.ndarray] = []
-    labels: list[int] = []
-    names: tuple[str, ...] = ()
-    for path in files:
-        try:
-            schema = pq.read_schema(path)
-            image_column = _column(path, schema.names, IMAGE_COLUMNS)
-            label_column = _column(path, schema.names, LABEL_COLUMNS)
-            table = pq.read_table(path, columns=[image_column, label_column])
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())[:150]})") from error
-        names = _class_names(schema.metadata, label_column) or names
-        if table[label_column].null_count or not pa.types.is_integer(table[label_column].type):
-            raise InputError(f"{path}: the column {label_column!r} must hold a whole number for every image")
-        labels += table[label_column].to_pylist()
-        for row, entry in enumerate(_progress(table[image_column].to_pylist(), f"decoding {path.name}")):
-            pixels.append(_decoded(_image_bytes(entry), f"image {row} of {path}"))
-    return pixels, labels, names
-
-
-def _column(path: Path, present: list[str], wanted: tuple[str, ...]) -> str:
-    for name in wanted:
-        if name in present:
-            return name
-    raise InputError(f"{path} has no column {' or '.join(wanted)}; it has {', '.join(present)}")
-
-
-def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...]:
-    """Names from the Hub's schema metadata; () where it has none."""
-    try:
-        content = json.loads((metadata or {})[b"huggingface"])
-        return tuple(str(name) for name in content["info"]["features"][column]["names"])
-    except (KeyError, ValueError, TypeError):
-        return ()
-
-
-def _image_bytes(entry: Any) -> bytes | None:
-    return entry.get("bytes") if isinstance(entry, dict) else entry if isinstance(entry, bytes) else None
-
-
-def _from_class_folders(folder: Path, split: str, source: str) -> tuple[list[np.ndarray], list[int], tuple[str, ...]]:
-    root = folder / split if (folder / split).is_dir() else folder
-    if root == folder and split != "train":
+def _from_class_folders(
+    folder: Path, split: str, source: str, findings: Findings
+) -> tuple[list[tuple[str, Any]], list[int], tuple[str, ...]]:
+    root, of_split = data_root(folder, split, findings)
+    if not of_split and split != "train":
         raise InputError(f"{source} has no split {split!r}: neither {split}-*.parquet nor a folder {split}/")
-    classes = sorted(path for path in root.iterdir() if path.is_dir() and _image_files(path))
+    classes = class_folders(root, findings)
     if not classes:
         raise InputError(f"{source} is no data set: neither parquet files nor one folder of images per class")
-    pairs = [(path, index) for index, sub in enumerate(classes) for path in _image_files(sub)]
-    pixels = [_decoded(path.read_bytes(), str(path)) for path, _ in _progress(pairs, "reading images")]
-    return pixels, [index for _, index in pairs], tuple(sub.name for sub in classes)
+    pictures = [(str(path), path) for files in classes.values() for path in files]
+    return pictures, [index for index, files in enumerate(classes.values()) for _ in files], tuple(classes)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def _pixels(pictures: Sequence[tuple[str, Any]], findings: Findings) -> list[np.ndarray]:
+    """(C, H, W) uint8 of every picture, given as (what it is, its bytes or its file)."""
+    return [
+        decoded(picture_bytes(content) if isinstance(content, Path) else content, what, findings)
+        for what, content in _progress(pictures, "reading images")
+    ]
 
 
-def _decoded(content: bytes | None, what: str) -> np.ndarray:
-    """Encoded image -> uint8 (C, H, W): grey stays one channel, everything else becomes RGB."""
-    import numpy as np
-    from PIL import Image
-
-    if not content:
-        raise InputError(f"{what} is empty")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{what} cannot be read as an image ({type(error).__name__})") from error
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+def _all_rgb(pixels: list[np.ndarray], findings: Findings) -> list[np.ndarray]:
+    grey = sum(len(image) == 1 for image in pixels)
+    if grey:
+        findings.changed["grey among colour, read as RGB"] += grey
+    return [as_rgb(image) for image in pixels]
 
 
-def _shape(image: np.ndarray) -> tuple[int, int, int]:
+def _shape(image: Any) -> Shape:
     channels, height, width = image.shape
     return channels, height, width
 
@@ -219,20 +203,22 @@ def _shape(image: np.ndarray) -> tuple[int, int, int]:
 def _stacked(pixels: list[np.ndarray], source: str) -> np.ndarray:
     import numpy as np
 
-    shapes = {_shape(image) for image in pixels}
-    if len(shapes) > 1:
-        some = " and ".join(f"{w}x{h} with {c} channels" for c, h, w in sorted(shapes)[:2])
+    sizes = sorted({_shape(image)[1:] for image in pixels})
+    if len(sizes) > 1:
+        some = " and ".join(f"{width}x{height}" for height, width in sizes[:2])
         raise InputError(f"{source} mixes images of several sizes ({some}); make them equal first")
     return np.stack(pixels)
 
 
 def _image_set(
-    pixels: list[np.ndarray], labels: list[int], names: tuple[str, ...], source: str, revision: str | None
+    pixels: list[np.ndarray], labels: list[int], names: tuple[str, ...], source: str, revision: str | None, findings: Findings
 ) -> ImageSet:
     import torch
 
     if not pixels:
         raise InputError(f"{source} holds no images")
+    if len({len(image) for image in pixels}) > 1:
+        pixels = _all_rgb(pixels, findings)
     stacked = _stacked(pixels, source)
     names = names or tuple(str(index) for index in range(max(labels) + 1))
     if min(labels) < 0 or max(labels) >= len(names):

@@ -46,7 +46,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         protocol=_protocol(evaluation),
         missing="; ".join(missing),
     )
-    return str(card)
+    return f"{card}".rstrip() + "\n"
 
 
 def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]]:

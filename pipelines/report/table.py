@@ -72,13 +72,12 @@ def _changes(evaluation: Evaluation) -> Iterator[Row]:
 
 def _distances(evaluation: Evaluation) -> Iterator[Row]:
     for name, found in evaluation.distances.items():
-        to = "the original's own samples" if found.paired else found.reference
-        few = f"  ({found.images} samples; biased upward)" if name == "fid" and found.images < 10_000 else ""
-        yield (
-            f"{name.upper()} of what is kept to {to} [{found.extractor.name}]",
-            f"{found.before:.4g}",
-            f"{found.after:.4g}{few}",
-        )
+        to = "" if found.paired else f" to {found.reference}"
+        how = [*(["drift, same seeds"] if found.paired else []), f"{found.images} samples"]
+        if name == "fid" and found.images < 10_000:
+            how.append("biased upward")
+        words = f"{name.upper()} of what is kept{to} [{found.extractor.name}]"
+        yield words, f"{found.before:.4g}", f"{found.after:.4g}  ({'; '.join(how)})"
 
 
 def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> Iterator[str]:

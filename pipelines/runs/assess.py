@@ -18,7 +18,7 @@ from semu_diffusion.files import write_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import sampler_name
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.data.images import load_images
+from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
 from semu_diffusion.pipelines.runs.assess_settings import AssessConfig
 from semu_diffusion.pipelines.runs.assessment import Group, copies, fid, groups_of, sampled, share
@@ -39,7 +39,7 @@ def assess(config: AssessConfig) -> str:
     model, groups, vocabulary = groups_of(config.model, config.device)
     config = dataclasses.replace(config, guidance_scale=_guidance_scale(config, model, vocabulary))
     judges = _judges(config, groups, vocabulary, model.device)
-    train, test = (load_images(config.data, split) if config.data else None for split in ("train", "test"))
+    train, test = (load_images(config.data, split, to_stderr) if config.data else None for split in ("train", "test"))
     if test is not None and test.image_shape != model.image_shape:
         raise InputError(f"{config.data} has images of {test.image_shape}, the model makes {model.image_shape}")
     model.check_steps(config.sampling_steps)

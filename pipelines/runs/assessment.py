@@ -17,10 +17,11 @@ from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning, frechet_distance
 from semu_diffusion.eval.metrics.nearest import nearest
+from semu_diffusion.eval.scorer import Sampling
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.checkpoints import load_text_pipeline
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
-from semu_diffusion.models.text_checkpoints import load_text_pipeline
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.images import ImageSet, spread
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
@@ -31,7 +32,6 @@ from semu_diffusion.pipelines.runs.models import checked_device, load_model
 __all__ = ["Group", "copies", "fid", "groups_of", "sampled", "share"]
 
 PAIRS, PER_ROW = 64, 16
-SEEDS_APART = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def sampled(
     model: DiffusionModel, groups: Sequence[Group], count: int, steps: int, guidance_scale: float, precision: str, seed: int,
     progress: Progress,
 ) -> dict[Group, torch.Tensor]:  # fmt: skip
-    """uint8 images (count, C, H, W) of each group; image i of group g comes from a seed that is theirs alone."""
-    found = {}
+    """uint8 images (count, C, H, W) of each group; image i of a group has a seed that comes from its name alone."""
+    found, how = {}, Sampling(count, 0, steps, guidance_scale, seed)
     for number, group in enumerate(groups):
         rows = [group.rows[index % len(group.rows)] for index in range(count)]
-        first = (seed * 1000 + number) * SEEDS_APART % 2**31
+        seeds = how.seeds(f"{group.kind} {group.name}", count)
         batches = []
         with autocast(precision, model.device)():
-            for batch in model.sample(rows, range(first, first + count), steps, guidance_scale, 16):
+            for batch in model.sample(rows, seeds, steps, guidance_scale, 16):
                 batches.append(to_uint8(batch))
                 progress.show("sampling", number * count + sum(map(len, batches)), len(groups) * count)
         found[group] = torch.cat(batches)
@@ -86,7 +86,7 @@ def sampled(
 
 def share(judge: Judge, images: torch.Tensor, name: str) -> float:
     """Share of the images that the judge calls ``name``."""
-    return float((judge.predict(images) == judge.class_names.index(name)).double().mean())
+    return float(judge.sees(images, name).double().mean())
 
 
 def fid(objects: torch.Tensor, test: ImageSet, extractor: FeatureExtractor) -> dict[str, Any]:

@@ -55,10 +55,14 @@ class ClassModelConfig(ModelConfig):
     """What the classes of a class-conditional model are."""
 
     class_names: tuple[str, ...] = option(
-        (), "names of the model's classes, in order", metavar="A,B,…", comma=True, group="model"
+        (),
+        "names of the model's classes, in order; repeat the flag for names with ', ' in them, which are then one name each",
+        metavar="A,B,…",
+        comma="names",
+        group="model",
     )
     null_class: int | None = option(
-        None, "index of 'no class' (default: the last, if there is one more than names)", metavar="INDEX", group="model"
+        None, "index of 'no class', -1: none (default: the one called so, or beyond the names)", metavar="INDEX", group="model"
     )
 
 

@@ -19,13 +19,13 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import sentence_of
 from semu_diffusion.lora import save_lora, save_peft_folder
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.checkpoints import hub_revision
 from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.models.stable_diffusion import TextConditional, image_shape
-from semu_diffusion.models.text_checkpoints import hub_revision
+from semu_diffusion.models.stable_diffusion import TextConditional
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.data.images import load_plain_images, spread
+from semu_diffusion.pipelines.data.images import spread, to_stderr
 from semu_diffusion.pipelines.runs.config import settled
-from semu_diffusion.pipelines.runs.inputs import retain_images
+from semu_diffusion.pipelines.runs.inputs import forget_images, retain_images
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 
 __all__ = ["ClassSubject", "ConceptSubject", "Subject", "classes_of", "concepts_of", "load_classes", "load_concepts"]
@@ -101,10 +101,10 @@ class ClassSubject:
         return self.model.names
 
     def forget_images(self) -> torch.Tensor | None:
-        return _pictures(self.config.forget_images, self.model.image_shape)
+        return forget_images(self.config.forget_images, self.model, self.erased, to_stderr)
 
     def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]:
-        retained: Images | None = retain_images(self.config.retain, self.model, self.erased)
+        retained: Images | None = retain_images(self.config.retain, self.model, self.erased, to_stderr)
         return classes.task(self.model, self.plan, self.config, progress, images, retained)
 
     def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
@@ -146,7 +146,7 @@ class ConceptSubject:
         return tuple(dict.fromkeys(str(q.answer) for q in asked))
 
     def forget_images(self) -> torch.Tensor | None:
-        return _pictures(self.config.forget_images, image_shape(self.model.pipeline))
+        return forget_images(self.config.forget_images, self.model, self.plan.concepts[0].words, to_stderr)
 
     def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]:
         return concepts.task(self.model, self.plan, self.config, progress, images)
@@ -214,7 +214,3 @@ def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:
 def _known(plan: concepts.ConceptsPlan) -> bool:
     """True if the model's vocabulary knows every concept."""
     return plan.vocabulary is not None and all(one.subject is not None for one in plan.concepts)
-
-
-def _pictures(source: str | None, shape: tuple[int, int, int]) -> torch.Tensor | None:
-    return None if source is None else load_plain_images(source, shape)

@@ -10,9 +10,8 @@ import torch
 from semu_diffusion import assets
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.checkpoints import load_class_conditional
+from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
 from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.models.text_checkpoints import load_text_pipeline
 from semu_diffusion.pipelines.runs.config import ClassModelConfig, TextModelConfig
 
 __all__ = ["checked_device", "load_model", "load_text_model"]

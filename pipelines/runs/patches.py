@@ -11,8 +11,8 @@ from semu_diffusion import assets
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.checkpoints import load_text_pipeline
 from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.models.text_checkpoints import load_text_pipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
 from semu_diffusion.pipelines.runs.models import load_model

@@ -16,9 +16,10 @@ from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.revival import Learning, Probe, Shown
 from semu_diffusion.eval.scorer import Progress, Reference, Sampling, Scorer
-from semu_diffusion.pipelines.data.images import load_images
+from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.runs.config import EvaluationConfig
 from semu_diffusion.pipelines.runs.domains import Subject
+from semu_diffusion.words import match_names
 
 __all__ = ["make_probes", "make_scorer", "probe_settings"]
 
@@ -105,16 +106,19 @@ def _judges(subject: Subject, config: EvaluationConfig, device: torch.device) ->
 
 def _reference(subject: Subject, source: str) -> Reference:
     """The data set's images of the kept classes; where no class is kept, of everything that is not erased."""
-    data = load_images(source, "train")
+    data = load_images(source, "train", to_stderr)
     if data.image_shape != subject.model.image_shape:
         raise InputError(f"--fid-reference {source}: images {data.image_shape}, the model makes {subject.model.image_shape}")
     groups = (subject.questions.get(group, ()) for group in ("in_domain", "cross_domain"))
     kept = dict.fromkeys(str(q.answer) for group in groups for q in group if q.kind == "object" and q.answer is not None)
-    missing = [name for name in kept if name not in data.class_names]
+    places = match_names(list(kept), data.class_names)
+    missing = [name for name, place in zip(kept, places, strict=True) if place is None]
     if missing:
         raise InputError(f"--fid-reference {source} has no class {', '.join(missing)}: FID would compare different things")
-    names = list(kept) or [name for name in data.class_names if name not in subject.erased] or data.class_names
-    images = data.images[torch.isin(data.labels, torch.tensor([data.class_names.index(name) for name in names]))]
+    other = [place for place, erased in enumerate(match_names(data.class_names, subject.erased)) if erased is None]
+    wanted = [place for place in places if place is not None] or other or list(range(len(data.class_names)))
+    names = [data.class_names[place] for place in wanted]
+    images = data.images[torch.isin(data.labels, torch.tensor(wanted))]
     if len(images) < 2:
         raise InputError(f"--fid-reference {source} has {len(images)} images of the kept classes: FID needs two and more")
     place = Path(source).expanduser()

@@ -46,7 +46,7 @@ def model_card(recipe: Any, card: Card) -> str:
         settings["schedule_over"] = f"{recipe.config.max_minutes:g} minutes"
     template = str(Path(__file__).with_name("card.md"))
     tags = ModelCardData(library_name=recipe.library_name, pipeline_tag=recipe.pipeline_tag)
-    return str(ModelCard.from_template(tags, template, card=card, recipe=recipe, settings=json.dumps(settings)))
+    return f"{ModelCard.from_template(tags, template, card=card, recipe=recipe, settings=json.dumps(settings))}\n"
 
 
 def judged_shares(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from semu_diffusion.options import option, require
 from semu_diffusion.pipelines.train.card import Card, Result, judged_shares
 from semu_diffusion.pipelines.train.recipe import Recipe, TrainingConfig
-from semu_diffusion.pipelines.train.step import denoising_loss, mirrored, signed
+from semu_diffusion.pipelines.train.step import denoising_loss, mirrored, plain_attention, signed
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,8 @@ class DDPM(Recipe):
         self.images, self.labels = self.on_device(self.data.images), self.on_device(self.data.labels)
         config = self.config
         unet, self.scheduler = _started_from(config.init_from, self.data) if config.init_from else _new(config, self.data)
+        if self.device.type == "cpu":
+            plain_attention(unet)
         return unet
 
     def loss(self, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

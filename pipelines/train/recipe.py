@@ -19,10 +19,10 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_folder, strip_local_paths, write_text
 from semu_diffusion.options import element_type, option, require
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.data.images import ImageSet, load_images
+from semu_diffusion.pipelines.data.images import ImageSet, load_images, to_stderr
 from semu_diffusion.pipelines.train.card import Card, model_card
 from semu_diffusion.pipelines.train.run import TrainingRun
-from semu_diffusion.pipelines.train.step import batch_indices, cosine_rate, plain_attention, step_dropout, step_generator
+from semu_diffusion.pipelines.train.step import batch_indices, cosine_rate, step_dropout, step_generator
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ class Recipe(ABC):
 
     def load(self, split: str) -> ImageSet:
         """The data of a split; InputError if there is none."""
-        return load_images(self.config.data, split)
+        return load_images(self.config.data, split, to_stderr)
 
     def judges(self) -> Iterable[tuple[str | None, Sequence[str]]]:
         """The judges of the finished model, if any, with the names that each is asked for."""
@@ -199,13 +199,10 @@ class Recipe(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model = self.build()
-        on_cpu = self.device.type == "cpu"
         # measured: on a CPU channels_last is slower than the plain layout, but for compiled networks; on a GPU faster
-        plain = on_cpu and not self.config.compile and not self.channels_last
+        plain = self.device.type == "cpu" and not self.config.compile and not self.channels_last
         layout = torch.contiguous_format if plain else torch.channels_last
         self.model: Any = model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
-        if on_cpu:
-            plain_attention(self.model)
         self._optimizer = self.optimizer()
         ema = self.config.ema
         self._ema = EMAModel(self.model.parameters(), decay=ema, foreach=True) if ema else None

@@ -18,7 +18,7 @@ from semu_diffusion.pipelines.train.captions import PROMPTS, cifar_vocabulary
 from semu_diffusion.pipelines.train.card import Card, Result, judged_shares
 from semu_diffusion.pipelines.train.picture_styles import PHOTO, STYLES
 from semu_diffusion.pipelines.train.recipe import Recipe, TrainingConfig
-from semu_diffusion.pipelines.train.step import denoising_loss
+from semu_diffusion.pipelines.train.step import denoising_loss, plain_attention
 from semu_diffusion.pipelines.train.text_to_image_parts import load_autoencoder, new_denoiser, new_scheduler
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class TextToImage(Recipe):
         self.tokenizer, networks = new_denoiser(config, self.autoencoder, data.class_names)
         self.scheduler = new_scheduler(config)
         if self.device.type == "cpu":
+            plain_attention(networks["unet"])
             networks["text_encoder"].set_attn_implementation("eager")
         if not config.export_only:
             latents = self.on_device(encoded(data, self.autoencoder, self.run.folder, self.autocast))

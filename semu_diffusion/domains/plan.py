@@ -18,6 +18,7 @@ from semu_diffusion.domains.prompts import (
 )
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
 from semu_diffusion.errors import InputError
+from semu_diffusion.words import Noun
 
 __all__ = ["ConceptPlan", "plan_words"]
 
@@ -79,7 +80,7 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
     retain prompt is left.
     """
     plans: list[ConceptPlan] = []
-    for number, concept in enumerate(dict.fromkeys(words.strip() for words in config.concept)):
+    for number, concept in enumerate(_different(config.concept)):
         given = tuple(word.strip() for word in config.synonyms if word.strip()) if number == 0 else ()
         subject = vocabulary.subject(concept) if vocabulary is not None else None
         if vocabulary is None or subject is None or config.forget_prompts:
@@ -115,6 +116,14 @@ def _check_anchor(one: ConceptPlan, anchor: str | None) -> None:
     if known is not None and one.subject is not None and known.kind != one.subject.kind:
         kinds = f"{one.concept!r} is of the {one.subject.kind}s, --anchor {anchor!r} of the {known.kind}s"
         raise InputError(f"{kinds}: name something of its own kind")
+
+
+def _different(concepts: Sequence[str]) -> list[str]:
+    """The concepts without those that are an earlier one in the plural, in another case or with an article."""
+    found: dict[str, str] = {}
+    for concept in concepts:
+        found.setdefault(Noun.of(bare(concept)).singulars[0], concept.strip())
+    return list(found.values())
 
 
 def _once(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.words import Noun, article, replace_nouns, singular
 
 __all__ = [
     "ANCHORS",
@@ -24,13 +26,6 @@ __all__ = [
 ]
 
 
-def article(caption: str) -> str:
-    """``a airplane`` is ``an airplane``."""
-    words = caption.split(" ")
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    return " ".join("an" if word == "a" and after[:1] in tuple("aeiou") else word for word, after in pairs)
-
-
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
 
 # Sentences that no erasure is made with, so that they can test it.
@@ -41,13 +36,15 @@ ANCHORS = ("dog", "bird", "car", "house", "tree", "person", "flower", "painting"
 
 # Everyday subjects, places and looks, so that what surrounds a concept is protected too.
 THINGS = (
-    "person, man, woman, child, crowd, cat, dog, horse, bird, fish, butterfly, elephant, car, truck, bus, bicycle, airplane, "
-    "ship, train, house, church, tower, bridge, street, city, kitchen, bedroom, chair, table, lamp, cup, bottle, pizza, "
-    "plate of food, apple, book, phone, computer, clock, guitar, ball, shoe, hat, tree, flower, forest, garden, mountain, "
-    "beach, river, waterfall, desert, sunset, night sky"
+    "a person, a man, a woman, a child, a crowd, a cat, a dog, a horse, a bird, a fish, a butterfly, an elephant, a car, "
+    "a truck, a bus, a bicycle, an airplane, a ship, a train, a house, a church, a tower, a bridge, a street, a city, "
+    "a kitchen, "
+    "a bedroom, a chair, a table, a lamp, a cup, a bottle, a pizza, a plate of food, an apple, a book, a phone, a computer, "
+    "a clock, a guitar, a ball, a shoe, a hat, a tree, a flower, a forest, a garden, a mountain, a beach, a river, "
+    "a waterfall, a desert, a sunset, a night sky"
 )
 LOOKS = ("an oil painting", "a watercolor", "a pencil drawing", "a cartoon", "a black and white photo", "a 3d render")
-RETAIN_PROMPTS = (*(article(f"a photo of a {thing}") for thing in THINGS.split(", ")), *LOOKS)
+RETAIN_PROMPTS = (*(f"a photo of {thing}" for thing in THINGS.split(", ")), *LOOKS)
 
 
 _ARTICLE = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
@@ -55,27 +52,22 @@ _ARTICLE = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
 
 def bare(noun: str) -> str:
     """A noun without its article and in lower case, for looking it up."""
-    return _ARTICLE.sub("", noun.strip(), count=1).lower()
+    return _ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
 
 
-def singular(word: str) -> str:
-    """The word without a plural s; as it is if it is short or ends in ss."""
-    word = word.strip()
-    return word[:-1] if len(word) > 3 and word.lower().endswith("s") and not word.lower().endswith("ss") else word
+def contains(prompt: str, word: str) -> bool:
+    """True if the prompt has the word as a word of its own: singular or plural, in any case, between underscores, or anywhere
+    in a script without blanks."""
+    return Noun.of(word).within(prompt)
 
 
 def with_anchor(prompt: str, words: Sequence[str], anchor: str) -> str:
     """The prompt with every one of the words replaced by the anchor; the empty prompt for an empty anchor.
 
-    An anchor with an article of its own takes the place of the word's article too.
+    An anchor with an article of its own takes the place of the word's article too; it stands in the plural where the word does.
     """
     noun = anchor.strip()
-    if not noun:
-        return ""
-    spoken = "|".join(re.escape(singular(word)) for word in sorted(words, key=len, reverse=True))
-    before = r"(?:\b(?:a|an|the)\s+)?" if _ARTICLE.match(noun) else ""
-    found = re.sub(rf"{before}(?<!\w)(?:{spoken})s?(?!\w)", lambda _: noun, prompt, flags=re.IGNORECASE)
-    return article(re.sub(rf"\ban {re.escape(noun)}", f"a {noun}", found))
+    return replace_nouns(prompt, words, noun) if noun else ""
 
 
 def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
@@ -87,17 +79,17 @@ def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
 
 
 def listed(given: Sequence[str]) -> tuple[str, ...]:
-    """The prompts of a command line: each is itself, or the lines of a file whose name ends in ``.txt``.
+    """The prompts of a command line: each is itself, or the lines of a UTF-8 file whose name ends in ``.txt``.
 
     Raises InputError for such a file that cannot be read or holds nothing.
     """
     found: list[str] = []
     for one in given:
-        if not one.endswith(".txt"):
+        if not one.lower().endswith(".txt"):
             found.append(one)
             continue
-        try:
-            lines = [line.strip() for line in Path(one).expanduser().read_text(encoding="utf-8").splitlines()]
+        try:  # a byte order mark, as editors on Windows write it, is no letter of the first prompt
+            lines = [line.strip() for line in Path(one).expanduser().read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{one} cannot be read as a list of prompts ({error})") from error
         if not any(lines):
@@ -106,17 +98,10 @@ def listed(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def contains(prompt: str, word: str) -> bool:
-    """Whether the prompt has the word as a word of its own, with or without a plural s, in any case."""
-    return _whole(word).search(prompt) is not None
-
-
-def _whole(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(singular(word))}s?(?!\w)", re.IGNORECASE)
-
-
 def with_article(template: str, word: str) -> str:
-    """The template with the word, an article that fits, and no second one (``a photo of the moon``)."""
+    """The template with the word and the article that fits: none where the word has its own, or is a plural."""
     if _ARTICLE.match(word):
         template = template.replace(" a {}", " {}").replace("the {}", "{}")
+    elif singular(word) != word.strip():
+        template = template.replace(" a {}", " {}")
     return article(template.format(word))

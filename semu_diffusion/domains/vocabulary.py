@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from semu_diffusion.domains.prompts import article, bare, singular
+from semu_diffusion.domains.prompts import article, bare
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
+from semu_diffusion.words import Noun, fold
 
 __all__ = ["Subject", "Vocabulary", "read_vocabulary"]
 
@@ -49,10 +50,10 @@ class Vocabulary:
 
     def subject(self, words: str) -> Subject | None:
         """The object or style that the words name, None if they are of no list."""
-        wanted = {bare(words), singular(bare(words))}
+        wanted = set(Noun.of(bare(words)).forms)
         for kind, table in (("object", self.objects), ("style", self.styles)):
             for name, known in table.items():
-                if wanted & {name, *known}:
+                if wanted & {fold(word) for word in (name, *known)}:
                     return Subject(name, kind)  # type: ignore[arg-type]
         return None
 
@@ -115,7 +116,7 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         tables = ("objects", "styles", "templates", "held_out_templates")
         for name in tables:
             content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}

@@ -1,4 +1,4 @@
-"""From a diffusers folder, a Hub id or a pipeline in memory to a `ClassConditional`, or one line that says why not."""
+"""From a diffusers folder, a Hub id or one safetensors file to a model, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DModel
+from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.models.hub import folder_or_snapshot
+from semu_diffusion.models.class_names import class_names as names_of_classes
+from semu_diffusion.models.ddpm import ClassConditional, adapt_pipeline, check_unet
+from semu_diffusion.models.families import family_of_folder
+from semu_diffusion.models.guards import check_network, noise_schedule
+from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.models.stable_diffusion import check_family
+from semu_diffusion.models.weight_files import names_of, variant_of
 
-__all__ = ["adapt_pipeline", "load_class_conditional"]
+__all__ = ["adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
 
 FILES = ("*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json")  # nothing that carries code
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # what a pipeline may lack, and its index leave out
+TEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # SD 1 and 2: (320, text width)
+SD2_TEXT_WIDTH = 1024
 
 
 def load_class_conditional(
@@ -32,117 +41,40 @@ def load_class_conditional(
     Layouts: ``model_index.json`` of DDPMPipeline, DDIMPipeline or ClassConditionalPipeline; bare ``unet/`` (+
     ``scheduler/``); or the files at the root, as ``google/ddpm-cifar10-32`` has them. Weights must be safetensors.
 
-    Class names come from ``class_names``, else from the pipeline's ``id2label``, else they are the indices. The null class
-    is ``null_class``, else the pipeline's, else the last index if the model has one class embedding more than names.
-
-    Raises InputError, one line, for anything that is no such model.
+    Names and null class are those of `semu_diffusion.models.class_names`. Raises InputError, one line, for anything that is
+    no such model.
     """
-    folder, revision = folder_or_snapshot(str(source), "--model takes a diffusers folder or a Hub id", FILES)
+    name = str(source)
+    folder, revision = folder_or_snapshot(name, "--model takes a diffusers folder or a Hub id", FILES)
     index = _read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    _require_unet2d(folder, unet_folder, index, name)
+    unet = _load_unet(unet_folder, name, dtype)
+    check_unet(unet, name)
+    check_network(unet, name)
+    scheduler = _load_scheduler(folder, name)
+    found = names_of_classes(name, unet.config.num_class_embeds, tuple(class_names), index, null_class)
+    unet = unet.to(device).to(memory_format=torch.channels_last)
+    pipeline = ClassConditionalPipeline(unet.eval(), scheduler, found.labels(), found.null)
+    return ClassConditional(pipeline, found.names, None if found.null is None else len(found.names), name, revision)
+
+
+def _require_unet2d(folder: Path, unet_folder: Path, index: dict[str, Any], source: str) -> None:
+    """InputError, saying what it is, for a folder of another family."""
+    if any(part in index for part in ("vae", "vqvae")) or "transformer" in index:
+        raise InputError(
+            f"{source} is {family_of_folder(index)}; erase-class takes one that works on pixels, with a UNet2DModel"
+        )
     if not (unet_folder / "config.json").is_file():
         raise InputError(f"{source} is not a diffusers model: it has neither unet/config.json nor config.json")
     found = _read_json(unet_folder / "config.json").get("_class_name")
     if found != "UNet2DModel":
-        raise InputError(f"{source} holds a {found}; erase-class takes a UNet2DModel")
-    unet = _load_unet(unet_folder, str(source), dtype).to(device).to(memory_format=torch.channels_last)
-    _require_supported(unet, index, str(source))
-    scheduler = _load_scheduler(folder, str(source))
-    names, null = _classes(str(source), unet.config.num_class_embeds, tuple(class_names), index, null_class)
-    pipeline = ClassConditionalPipeline(unet.eval(), scheduler, dict(enumerate(names)), null)
-    return ClassConditional(pipeline, names, null, str(source), revision)
-
-
-def adapt_pipeline(pipeline: ClassConditionalPipeline) -> ClassConditional:
-    """The adapter of a pipeline that is already in memory; class names and null class as `load_class_conditional`.
-
-    Raises InputError for a pipeline whose UNet is not supported, or whose names do not fit it.
-    """
-    config = {"id2label": pipeline.config.id2label, "null_class": pipeline.config.null_class}
-    _require_supported(pipeline.unet, {}, "the pipeline")
-    names, null = _classes("the pipeline", pipeline.unet.config.num_class_embeds, (), config, None)
-    return ClassConditional(pipeline, names, null)
-
-
-def _require_supported(unet: UNet2DModel, index: dict[str, Any], source: str) -> None:
-    if any(part in index for part in ("vae", "vqvae")):
-        raise InputError(f"{source} is a latent diffusion model; erase-class takes one that works on pixels")
-    if unet.config.out_channels != unet.config.in_channels:
-        raise InputError(f"{source}: a UNet that also predicts the variance is not supported")
-    if unet.config.in_channels not in (1, 3):
-        raise InputError(f"{source} makes images of {unet.config.in_channels} channels; grey (1) and RGB (3) are supported")
-    if unet.config.class_embed_type is not None:
-        raise InputError(f"{source}: class_embed_type {unet.config.class_embed_type!r} is not supported, only class indices")
-    if unet.config.sample_size is None:
-        raise InputError(f"{source}: unet/config.json has no sample_size, so the image size is unknown")
-
-
-def _load_scheduler(folder: Path, source: str) -> DDPMScheduler:
-    path = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
-    if not path.is_file():
-        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
-    config = _read_json(path)
-    if "beta_schedule" not in config:
-        raise InputError(f"{source}: {config.get('_class_name')} has no beta_schedule, so the model is no DDPM")
-    try:
-        return DDPMScheduler.from_config(config)
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not the config of a noise schedule ({' '.join(str(error).split())[:150]})") from error
-
-
-def _classes(
-    source: str, embeddings: int | None, given: tuple[str, ...], index: dict[str, Any], null_class: int | None
-) -> tuple[tuple[str, ...], int | None]:
-    if embeddings is None:
-        return given, None
-    saved = _saved_names(source, index.get("id2label"))
-    if null_class is None:
-        null_class = index.get("null_class")
-    if null_class is not None and not (isinstance(null_class, int) and 0 <= null_class < embeddings):
-        raise InputError(f"--null-class {null_class}: {source} has class embeddings 0 to {embeddings - 1}")
-    names = given or saved
-    if not names:
-        names = tuple(str(i) for i in range(embeddings if null_class is None else embeddings - 1))
-    if null_class is None and embeddings == len(names) + 1:
-        null_class = embeddings - 1
-    expected = embeddings if null_class is None else embeddings - 1
-    if len(names) != expected:
-        raise InputError(f"{source} has {expected} classes, but {len(names)} class names were given")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{source}: {twice[0]!r} is the name of several classes; give distinct ones with --class-names")
-    if null_class is not None and null_class < len(names):
-        raise InputError(f"--null-class {null_class}: the null class must be the last index, {embeddings - 1}")
-    return names, null_class
-
-
-def _saved_names(source: str, id2label: Any) -> tuple[str, ...]:
-    """Names of a pipeline's ``id2label`` by index; () if it has none."""
-    try:
-        named = {int(index): str(name) for index, name in (id2label or {}).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: id2label must map class indices to names") from error
-    if sorted(named) != list(range(len(named))):
-        raise InputError(f"{source}: id2label must name the classes 0 to {len(named) - 1}, each once")
-    return tuple(named[index] for index in range(len(named)))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
+        what = f"a {found}" if found else "a config.json without a _class_name"
+        raise InputError(f"{source} holds {what}; erase-class takes a UNet2DModel")
 
 
 def _load_unet(folder: Path, source: str, dtype: torch.dtype) -> UNet2DModel:
-    weights = sorted(path.name for path in folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not weights:
-        raise InputError(f"{source}: no safetensors weights in {folder}; pickled .bin weights are not read")
-    plain = [name for name in weights if name.count(".") == 1]  # beside it a variant (fp16) is the lesser one
-    variant = None if plain else weights[0].split(".")[1].split("-")[0]
+    variant = variant_of(folder, source)
     try:
         unet, loading = UNet2DModel.from_pretrained(
             folder,
@@ -159,3 +91,128 @@ def _load_unet(folder: Path, source: str, dtype: torch.dtype) -> UNet2DModel:
         raise InputError(
             f"{source}: the weights in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _load_scheduler(folder: Path, source: str) -> DDPMScheduler:
+    path = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
+    if not path.is_file():
+        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
+    return noise_schedule(_read_json(path), source)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def load_text_pipeline(
+    source: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checked: bool = False,
+    prediction: str | None = None,
+) -> Any:
+    """The pipeline of ``source``, without a progress bar and (unless ``checked``) a safety checker; safetensors only.
+
+    ``prediction``, epsilon or v_prediction, is what the network predicts, where a single file does not say so itself.
+    Raises InputError, one line, for anything that is no text-to-image pipeline with a UNet.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.is_file():
+            pipeline = _single_file(path, dtype, prediction)
+        elif prediction is not None:
+            raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
+        else:
+            place, _ = folder_or_snapshot(source, "", ["model_index.json"])
+            pipeline = _from_folder(path if path.is_dir() else source, _text_index(place, source), source, dtype, checked)
+    except InputError:
+        raise
+    except Exception as error:  # diffusers, transformers and the Hub client raise a dozen classes; each means the same here
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason})") from error
+    check_family(pipeline, source)
+    if getattr(pipeline, "safety_checker", None) is not None and not checked:
+        pipeline.safety_checker = None  # black pictures would count as erased ones
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.to(device)  # text encoders and autoencoder come to the device when they are needed, and leave it again
+    return pipeline
+
+
+def _text_index(folder: Path, source: str) -> dict[str, Any]:
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{source} is no diffusers pipeline: it has no model_index.json")
+    index = _read_json(folder / "model_index.json")
+    if "unet" in index and "text_encoder" not in index and "text_encoder_2" not in index:
+        raise InputError(f"{source} is {family_of_folder(index)}: erase-class takes classes out of it")
+    return index
+
+
+def _from_folder(place: Path | str, index: dict[str, Any], source: str, dtype: torch.dtype, checked: bool) -> Any:
+    """Of a folder in this machine or of the Hub, in its full weights or, where there are none, those of a variant."""
+    options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    if str(index.get("_class_name")).startswith("StableDiffusionPipeline"):
+        absent = [part for part in OPTIONAL if part not in index]
+        options |= dict.fromkeys(absent if checked else {*absent, "safety_checker"})
+        if "safety_checker" in options:
+            options["requires_safety_checker"] = False
+    if isinstance(place, Path):
+        return DiffusionPipeline.from_pretrained(place, variant=_variant_in(place, index, source, options), **options)
+    try:
+        return DiffusionPipeline.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:  # half of the Hub's snapshots have fp16 files alone
+        try:
+            return DiffusionPipeline.from_pretrained(place, variant="fp16", **options)
+        except Exception:
+            raise error from None
+
+
+def _variant_in(folder: Path, index: dict[str, Any], source: str, given: dict[str, Any]) -> str | None:
+    """The variant that some component has instead of plain weights. Raises InputError for a component without weights."""
+    found = []
+    for part, described in index.items():
+        modules = isinstance(described, list) and len(described) == 2 and described[0] is not None and part not in given
+        if modules and not any(word in str(described[1]) for word in ("Tokenizer", "Scheduler", "Processor", "Extractor")):
+            if not (folder / part).is_dir():
+                raise InputError(f"{source} has no folder {part}/, which its model_index.json names")
+            found.append(variant_of(folder / part, source))
+    return next((variant for variant in found if variant is not None), None)
+
+
+def hub_revision(source: str) -> str | None:
+    """The commit of a Hub id that was loaded, from the folder of its snapshot; None for anything else."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).expanduser().exists() or not is_hub_id(source):
+        return None
+    found = try_to_load_from_cache(source, "model_index.json")
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
+    """Of one file. diffusers takes each SD 2.x for the 768 pixel model, which predicts v; the base of 512 predicts noise."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no safetensors file; pickled checkpoints are not read: convert it first")
+    keys = names_of(path)
+    xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
+    second = False
+    if TEXT_KEY in keys:
+        with safe_open(path, "pt") as content:
+            second = content.get_slice(TEXT_KEY).get_shape()[-1] == SD2_TEXT_WIDTH
+    if second and prediction is None:
+        raise InputError(
+            f"{path} is a Stable Diffusion 2.x, and the file does not say what it predicts: give --prediction epsilon (the "
+            "base model of 512 pixels) or --prediction v_prediction (that of 768)"
+        )
+    pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_single_file(str(path), dtype=dtype)
+    if prediction is not None:
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+    if second and prediction == "epsilon":
+        pipeline.unet.register_to_config(sample_size=64)
+    return pipeline

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.class_names import class_names, row_of
+from semu_diffusion.models.guards import noise_schedule, sides, with_plain_unet
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.sampling import in_pieces
 
-__all__ = ["ClassConditional"]
+__all__ = ["ClassConditional", "adapt_pipeline", "check_unet"]
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,30 @@ class ClassConditional(DiffusionModel):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        size = self.denoiser.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self.denoiser.config.in_channels), int(height), int(width)
+        return int(self.denoiser.config.in_channels), *sides(self.denoiser.config.sample_size, self.source)
 
-    def class_index(self, name: str) -> int:
-        """Index of a class given by name or by number; InputError with the nearest names if there is none."""
-        if name in self.names:
-            return self.names.index(name)
-        lowered = {known.lower(): index for index, known in enumerate(self.names)}
-        if name.lower() in lowered:
-            return lowered[name.lower()]
-        if name.isdecimal() and int(name) < len(self.names):
-            return int(name)
-        near = [self.names[lowered[match]] for match in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-        known = ", ".join(self.names[:20]) + (", …" if len(self.names) > 20 else "")
-        hint = f"did you mean {' or '.join(near)}?" if near else f"its classes are {known}"
-        raise InputError(f"the model has no class {name!r}: {hint}")
+    def class_index(self, name: str | int) -> int:
+        """Row of a class given by name, in any writing, or by number; InputError with the nearest names if there is none."""
+        return row_of(name, self.names)
+
+    @property
+    def null_index(self) -> int | None:
+        """The null class's index among the embeddings, None without one."""
+        if self.null is None:
+            return None
+        own = self.pipeline.config.null_class
+        return self.null if own is None else int(own)
+
+    def embedding_index(self, labels: torch.Tensor) -> torch.Tensor:
+        """Index (N,) among the class embeddings of rows (N,); they differ where the null class is not the last embedding.
+
+        Numbers beyond the null row are as they are: a probe may have added embeddings.
+        """
+        index = self.null_index
+        if index is None or self.null is None or index == self.null:
+            return labels
+        moved = labels + ((labels >= index) & (labels < self.null)).to(labels.dtype)
+        return torch.where(labels == self.null, index, moved)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -89,7 +98,7 @@ class ClassConditional(DiffusionModel):
         if not self.conditional or labels is None:
             return self.denoiser(x_t, t).sample
         if not labels.is_floating_point():
-            return self.denoiser(x_t, t, class_labels=labels).sample
+            return self.denoiser(x_t, t, class_labels=self.embedding_index(labels)).sample
         embedding = self.denoiser.class_embedding
         embedding.forward = lambda _: labels
         try:
@@ -98,8 +107,8 @@ class ClassConditional(DiffusionModel):
             del embedding.forward
 
     def condition_vectors(self, labels: torch.Tensor) -> torch.Tensor:
-        """Rows (N, D) of the class embedding for labels (N,), without gradient."""
-        return self.denoiser.class_embedding.weight.detach()[labels]
+        """Class embeddings (N, D) of rows (N,), without gradient."""
+        return self.denoiser.class_embedding.weight.detach()[self.embedding_index(labels)]
 
     def sample(
         self,
@@ -118,7 +127,7 @@ class ClassConditional(DiffusionModel):
             self.pipeline.set_progress_bar_config(**{**shown, "disable": True})  # it would draw a bar for every few images
             try:
                 (images,) = self.pipeline(
-                    rows,
+                    None if rows is None else self.embedding_index(torch.tensor(rows)),
                     guidance_scale=scale,
                     num_inference_steps=steps,
                     latents=noise,
@@ -144,3 +153,49 @@ class ClassConditional(DiffusionModel):
         """The images of `sample` in [-1, 1]."""
         for images in self.sample(labels, seeds, steps, guidance_scale, batch_size):
             yield images * 2 - 1
+
+
+def adapt_pipeline(pipeline: Any) -> ClassConditional:
+    """The adapter of a pipeline that is already in memory, with the names of its ``id2label``.
+
+    Raises InputError for a pipeline whose UNet is not supported, or whose names do not fit it.
+    """
+    if not isinstance(getattr(pipeline, "unet", None), nn.Module) or hasattr(pipeline, "vae"):
+        raise InputError(
+            f"the pipeline is a {type(pipeline).__name__}; erase-class takes one of a UNet2DModel that works on pixels"
+        )
+    pipeline = with_plain_unet(pipeline, "the pipeline")
+    check_unet(pipeline.unet, "the pipeline")
+    noise_schedule(pipeline.scheduler.config, "the pipeline")
+    saved = {name: pipeline.config.get(name) for name in ("id2label", "null_class")}
+    found = class_names("the pipeline", pipeline.unet.config.num_class_embeds, (), saved, None)
+    if not isinstance(pipeline, ClassConditionalPipeline) or saved["null_class"] != found.null:
+        pipeline = ClassConditionalPipeline(pipeline.unet, pipeline.scheduler, found.labels(), found.null)
+    return ClassConditional(pipeline, found.names, None if found.null is None else len(found.names))
+
+
+def check_unet(unet: Any, source: str) -> None:
+    """InputError for a network that is no UNet2DModel from one noisy picture to a prediction of its size."""
+    if not isinstance(unet, UNet2DModel):
+        raise InputError(f"{source} has a {type(unet).__name__}; erase-class takes a UNet2DModel")
+    config, source = unet.config, str(source)
+    if config.out_channels == 2 * config.in_channels:
+        raise InputError(f"{source}: a UNet that also predicts the variance is not supported")
+    if config.out_channels != config.in_channels:
+        raise InputError(
+            f"{source}: the UNet takes {config.in_channels} channels and gives {config.out_channels}; one is supported that "
+            "takes the noisy picture alone, its condition beside it (num_class_embeds)"
+        )
+    if config.in_channels not in (1, 3):
+        raise InputError(f"{source} makes images of {config.in_channels} channels; grey (1) and RGB (3) are supported")
+    if config.class_embed_type is not None:
+        raise InputError(f"{source}: class_embed_type {config.class_embed_type!r} is not supported, only class indices")
+    if config.time_embedding_type == "fourier":
+        raise InputError(f"{source}: the UNet is one of score matching (time_embedding_type fourier), no DDPM")
+    height, width = sides(config.sample_size, source)
+    halvings = 2 ** (len(config.block_out_channels) - 1)
+    if height % halvings or width % halvings:
+        raise InputError(
+            f"{source}: sample_size {height}x{width} does not go through a UNet of {len(config.block_out_channels)} "
+            f"resolutions: the sides must be multiples of {halvings}"
+        )

@@ -26,6 +26,10 @@ def folder_or_snapshot(
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        if path.name.startswith(("models--", "datasets--")) or (path.name == "snapshots" and "--" in path.parent.name):
+            inside = sorted((path if path.name == "snapshots" else path / "snapshots").glob("*/"))
+            hint = f"its snapshots/, as {inside[-1]}" if inside else "its snapshots/, of which there is none"
+            raise InputError(f"{source} is a folder of the Hub's cache: give the Hub id itself, or one of {hint}")
         return path, None
     if path.exists():
         raise InputError(f"{source} is a file; {takes}")

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
+
+from semu_diffusion.models.sampling import ddim
 
 __all__ = ["ClassConditionalPipeline"]
 
@@ -21,7 +23,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     Args:
         unet: noise predictor ``(x_t, t, class_labels) -> (N, C, H, W)``.
         scheduler: any diffusers scheduler; DDIM is made from its config for sampling.
-        id2label: class index to name; JSON turns the keys to strings, both are accepted.
+        id2label: index of a class's embedding to its name; JSON turns the keys to strings, both are accepted.
         null_class: index of "no class" for guidance; None if the model has none.
     """
 
@@ -35,7 +37,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         null_class: int | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=DDIMScheduler.from_config(scheduler.config))
+        self.register_modules(unet=unet, scheduler=ddim(scheduler.config))
         self.register_to_config(id2label={str(k): v for k, v in (id2label or {}).items()}, null_class=null_class)
 
     @property
@@ -92,6 +94,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 labels = torch.cat([labels, torch.full_like(labels, self.config.null_class)])
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        beyond = int(self.scheduler.timesteps.max()) - (self.scheduler.config.num_train_timesteps - 1)
+        if beyond > 0:  # steps_offset moves the first of as many steps as there are timesteps out of the schedule
+            self.scheduler.timesteps = self.scheduler.timesteps - beyond
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
             noise_pred = self.unet(inputs.to(dtype), t.expand(len(inputs)), class_labels=labels).sample.float()

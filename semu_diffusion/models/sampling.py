@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
-__all__ = ["in_pieces", "piece_size", "start_noise"]
+__all__ = ["ddim", "in_pieces", "piece_size", "start_noise"]
+
+DDIM_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+def ddim(config: Mapping[str, Any], **changes: Any) -> Any:
+    """The DDIMScheduler over a scheduler config's noise schedule; betas that only DDPMScheduler can make are handed over."""
+    own = config.get("trained_betas") is not None or config.get("beta_schedule") in DDIM_SCHEDULES
+    betas = {} if own else {"trained_betas": DDPMScheduler.from_config(dict(config)).betas.tolist()}
+    return DDIMScheduler.from_config(dict(config), **betas, **changes)
 
 
 def start_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:

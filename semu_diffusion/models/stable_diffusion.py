@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.models.sampling import in_pieces
+from semu_diffusion.models.guards import check_network, check_text_condition, noise_schedule, sides, with_plain_unet
+from semu_diffusion.models.prompt_table import PromptTable, encode_prompts, on_device
+from semu_diffusion.models.sampling import ddim, in_pieces
+from semu_diffusion.wrappers import unwrapped
 
 __all__ = [
     "PromptTable",
@@ -29,19 +33,6 @@ __all__ = [
     "image_shape",
     "on_device",
 ]
-
-
-@dataclass(frozen=True)
-class PromptTable:
-    """Prompts and their embeddings (P, T, D); the last row is the empty prompt.
-
-    ``pooled`` (P, E) and ``time_ids`` (6,) are the added conditions of SDXL, else None.
-    """
-
-    prompts: tuple[str, ...]
-    embeddings: torch.Tensor
-    pooled: torch.Tensor | None = None
-    time_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +75,7 @@ class TextConditional(DiffusionModel):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        size = self.denoiser.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self.denoiser.config.in_channels), int(height), int(width)
+        return int(self.denoiser.config.in_channels), *sides(self.denoiser.config.sample_size, self.source)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -145,7 +134,7 @@ class TextConditional(DiffusionModel):
         """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
         config = self.pipeline.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
-        means = self._by_autoencoder(images, lambda vae, part: vae.encode(part).latent_dist.mean)
+        means = self._by_autoencoder(images, lambda vae, part: _mean(vae.encode(part)))
         return ((means - shift) * config.scaling_factor).to(self.device)
 
     @torch.no_grad()
@@ -189,7 +178,7 @@ class TextConditional(DiffusionModel):
     ) -> Iterator[torch.Tensor]:
         """Latents by DDIM with guidance against the empty prompt; latent i depends on ``seeds[i]`` alone."""
         self.check_steps(steps)
-        sampler: Any = DDIMScheduler.from_config(self.schedule.config, clip_sample=False, timestep_spacing="trailing")
+        sampler = ddim(self.schedule.config, clip_sample=False, timestep_spacing="trailing")
         sampler.set_timesteps(steps, device=self.device)
 
         @torch.no_grad()
@@ -206,26 +195,41 @@ class TextConditional(DiffusionModel):
         yield from in_pieces(self.denoiser, self.latent_shape, labels, seeds, batch_size, make)
 
 
+def _mean(encoded: Any) -> torch.Tensor:
+    """The mean of an autoencoder's posterior; AutoencoderTiny has the latents alone."""
+    return encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+
+
 def image_shape(pipeline: Any) -> tuple[int, int, int]:
     """(channels, height, width) of the pictures that a pipeline is made for."""
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(pipeline.unet.config.sample_size, "the pipeline")
     factor = pipeline.vae_scale_factor
     return int(pipeline.vae.config.in_channels), height * factor, width * factor
 
 
 def check_family(pipeline: Any, source: str = "") -> None:
-    """InputError for anything but a text-to-image pipeline of text encoders, a UNet and an autoencoder."""
-    parts = all(hasattr(pipeline, name) for name in ("tokenizer", "vae", "encode_prompt"))
-    if type(getattr(pipeline, "unet", None)).__name__ != "UNet2DConditionModel" or not parts:
+    """InputError for anything but a text-to-image pipeline of text encoders, a UNet and an autoencoder, all of it loaded."""
+    name = source or "the pipeline"
+    parts = all(getattr(pipeline, part, None) is not None for part in ("vae", "unet", "encode_prompt"))
+    if not parts or all(getattr(pipeline, part, None) is None for part in ("tokenizer", "tokenizer_2")):
+        raise InputError(f"{name} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL")
+    unet = unwrapped(pipeline.unet)
+    if not isinstance(unet, UNet2DConditionModel):
         raise InputError(
-            f"{source or 'the pipeline'} is a {type(pipeline).__name__}; erase-concept takes Stable Diffusion 1, 2 or XL"
+            f"{name} has a {type(unet).__name__}; erase-concept takes the UNet2DConditionModel of Stable Diffusion 1, 2 or XL"
         )
-    if any(hasattr(part, "_hf_hook") for part in pipeline.components.values()):
+    components = {part: module for part, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    if any(hasattr(module, "_hf_hook") for module in components.values()):
         raise InputError(
             "the pipeline is offloaded to the CPU: call pipe.remove_all_hooks() and put pipe.unet on the GPU; the text "
             "encoders and the autoencoder leave the GPU by themselves"
         )
+    for part, module in components.items():
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise InputError(f"{name}: the weights of the {part} are not loaded (they are on the meta device)")
+    check_text_condition(pipeline, unet.config, name)
+    noise_schedule(pipeline.scheduler.config, name)
+    check_network(unet, name)
 
 
 def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
@@ -235,71 +239,13 @@ def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
     return "sd2" if pipeline.unet.config.cross_attention_dim == 1024 else "sd1"
 
 
-@contextmanager
-def on_device(module: Any, device: torch.device) -> Iterator[None]:
-    """Inside, the module is on the device; afterwards where it was, so that it may rest in the machine's own memory."""
-    home = module.device
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)
-
-
 def adapt_text_pipeline(pipeline: Any, prompts: Sequence[str], source: str = "") -> TextConditional:
     """The adapter of a pipeline in memory, with a table of the prompts.
 
     Raises InputError for a pipeline of another family, without a noise schedule, or a prompt that is too long.
     """
     check_family(pipeline, source)
-    unet = pipeline.unet
-    if unet.config.in_channels != pipeline.vae.config.latent_channels:
-        raise InputError(
-            f"{source or 'the pipeline'} is made for inpainting or editing; erase-concept takes a text-to-image model"
-        )
-    if "beta_schedule" not in pipeline.scheduler.config:
-        raise InputError(f"{source or 'the pipeline'} has a {type(pipeline.scheduler).__name__}, which is no DDPM schedule")
-    schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
+    name = source or "the pipeline"
+    pipeline = with_plain_unet(pipeline, name)
+    schedule = noise_schedule(pipeline.scheduler.config, name)
     return TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source)
-
-
-@torch.no_grad()
-def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
-    """The table of the prompts, in order and once each, and the empty prompt as its last row.
-
-    Prompts are encoded ``batch_size`` at a time, the last batch filled up, so that no embedding depends on the others.
-
-    Raises InputError, naming the prompt, if one is longer than a text encoder takes: it would be cut silently.
-    """
-    wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
-    for name in ("tokenizer", "tokenizer_2"):
-        tokenizer = getattr(pipeline, name, None)
-        if tokenizer is None:
-            continue
-        lengths = [len(ids) for ids in tokenizer(list(wanted), truncation=False).input_ids]
-        for prompt, length in zip(wanted, lengths, strict=True):
-            most = tokenizer.model_max_length
-            if length > most:
-                raise InputError(f"the prompt {prompt[:60]!r} has {length} tokens, the text encoder takes {most}: shorten it")
-    device = pipeline.unet.device
-    options: dict[str, Any] = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    embeddings, pooled = [], []
-    with ExitStack() as stack:
-        for name in ("text_encoder", "text_encoder_2"):
-            if getattr(pipeline, name, None) is not None:
-                stack.enter_context(on_device(getattr(pipeline, name), device))
-        for start in range(0, len(wanted), batch_size):
-            part = list(wanted[start : start + batch_size])
-            found = pipeline.encode_prompt(part + [""] * (batch_size - len(part)), **options)  # always as many, see above
-            embeddings.append(found[0][: len(part)].float())
-            if len(found) == 4:
-                pooled.append(found[2][: len(part)].float())
-    table = torch.cat(embeddings)
-    if not pooled:
-        return PromptTable(wanted, table)
-    added = torch.cat(pooled)
-    if pipeline.config.force_zeros_for_empty_prompt:  # XL was trained with zeros, not with an encoded empty prompt
-        table[-1], added[-1] = 0.0, 0.0
-    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    time_ids = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=device)
-    return PromptTable(wanted, table, added, time_ids)

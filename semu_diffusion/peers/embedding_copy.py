@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from semu_diffusion.erase.anchors import chosen_anchors
@@ -27,12 +28,13 @@ def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | 
     start = time.perf_counter()
     images = training_images(task.model, config, task.forget, task.forget_set, progress)
     anchors = chosen_anchors(task, images, phase_generator(config.seed, "anchors"))
-    edit = copy_class_embedding(task.model.denoiser, anchors)
+    places = {row: int(task.model.embedding_index(torch.tensor(row))) for row in (*anchors, *anchors.values())}
+    edit = copy_class_embedding(task.model.denoiser, {places[row]: places[anchor] for row, anchor in anchors.items()})
     return EditResult(edit, anchors, None, {"train": time.perf_counter() - start})
 
 
 def copy_class_embedding(denoiser: nn.Module, anchors: Mapping[int, int]) -> WeightEdit:
-    """``anchors`` maps erased class index to the one whose row (D,) it gets. Raises ValueError without a class embedding."""
+    """``anchors`` maps an erased embedding's index to the one it becomes. Raises ValueError without a class embedding."""
     embedding = getattr(denoiser, "class_embedding", None)
     if not isinstance(embedding, nn.Embedding):
         raise ValueError("the model has no class embedding")

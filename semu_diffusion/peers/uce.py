@@ -71,4 +71,4 @@ def _inputs(model: Any, rows: Sequence[int]) -> torch.Tensor:
     unet = model.denoiser
     t = torch.linspace(0, model.num_timesteps - 1, TIMES, device=model.device).round()
     times = unet.time_embedding(unet.time_proj(t).to(model.dtype))
-    return F.silu(times[None] + unet.class_embedding(labels)[:, None]).flatten(0, 1)
+    return F.silu(times[None] + model.condition_vectors(labels)[:, None]).flatten(0, 1)

@@ -1,0 +1,118 @@
+"""Labelled pictures from parquet files in the Hub's layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.data.folders import hidden
+
+__all__ = ["parquet_files", "read_tables"]
+
+IMAGE_COLUMNS = ("img", "image", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+SPLITS = ("train", "test", "validation")
+
+
+def parquet_files(folder: Path, split: str | None) -> list[Path]:
+    """Files of the split, by their name (``train-00000-of-00001.parquet``, ``train.parquet``) or folder (``train/``); all for
+    None.
+
+    The name goes first: ``test/train-0.parquet`` is of the training images. Raises InputError if they lie in several folders.
+    """
+
+    def of(path: Path) -> str:
+        named = [one for one in SPLITS if path.name.startswith((f"{one}-", f"{one}."))]
+        return named[0] if named else path.parent.name
+
+    every = sorted(path for path in folder.rglob("*.parquet") if not any(map(hidden, path.relative_to(folder).parts)))
+    if split is None:
+        return every
+    found = [path for path in every if of(path) == split]
+    folders = sorted({str(path.parent.relative_to(folder)) for path in found})
+    if len(folders) > 1:
+        raise InputError(f"{folder} holds several data sets ({', '.join(folders[:4])}); download it and name one folder")
+    return found
+
+
+def read_tables(files: list[Path], folder: Path, anywhere: bool) -> tuple[list[tuple[str, Any]], list[int], tuple[str, ...]]:
+    """(what it is, its bytes or the file that holds them) of every picture, labels, and names of the classes, () for none.
+
+    A column of paths is read from beside the parquet file or from ``folder``, and, if ``anywhere``, by whole paths.
+    Labels are whole numbers, or words, whose classes are then in the order of the alphabet.
+    """
+    pictures: list[tuple[str, Any]] = []
+    labels: list[Any] = []
+    names: tuple[str, ...] = ()
+    for path in files:
+        rows, column, found = _rows(path)
+        names = found or names
+        labels += column
+        places = (path.parent, folder)
+        pictures += [(f"image {row} of {path}", _content(entry, row, path, places, anywhere)) for row, entry in enumerate(rows)]
+    if labels and all(isinstance(label, str) for label in labels):
+        names = tuple(sorted(set(labels)))
+        return pictures, [names.index(label) for label in labels], names
+    if not all(isinstance(label, int) for label in labels):
+        raise InputError(f"{files[0]}: its labels must be whole numbers, or all of them words")
+    return pictures, labels, names
+
+
+def _rows(path: Path) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        image_column = _column(path, schema.names, IMAGE_COLUMNS)
+        label_column = _column(path, schema.names, LABEL_COLUMNS)
+        table = pq.read_table(path, columns=[image_column, label_column])
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())[:150]})") from error
+    kind = table[label_column].type
+    words = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    if table[label_column].null_count or not (pa.types.is_integer(kind) or words):
+        raise InputError(f"{path}: the column {label_column!r} must hold a whole number or a word for every image")
+    return table[image_column].to_pylist(), table[label_column].to_pylist(), _class_names(schema.metadata, label_column)
+
+
+def _column(path: Path, present: list[str], wanted: tuple[str, ...]) -> str:
+    for name in wanted:
+        if name in present:
+            return name
+    raise InputError(f"{path} has no column {' or '.join(wanted)}; it has {', '.join(present)}")
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...]:
+    """Names from the Hub's schema metadata; () where it has none."""
+    try:
+        content = json.loads((metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in content["info"]["features"][column]["names"])
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+def _content(entry: Any, row: int, path: Path, places: tuple[Path, ...], anywhere: bool) -> bytes | Path | None:
+    """The bytes of an image column's entry, or the file that its path names."""
+    if isinstance(entry, bytes):
+        return entry
+    given = entry if isinstance(entry, str) else None
+    if isinstance(entry, dict):
+        if entry.get("bytes"):
+            return bytes(entry["bytes"])
+        given = entry.get("path")
+    if not given:
+        return None
+    file = next(_existing(given, places), None)
+    if file is None:
+        raise InputError(f"image {row} of {path}: no such file {given} beside it or below {places[-1]}")
+    if not anywhere and not file.resolve().is_relative_to(places[-1].resolve()):
+        raise InputError(f"image {row} of {path} names {given}, which is outside of the data set")
+    return file
+
+
+def _existing(given: str, places: tuple[Path, ...]) -> Iterator[Path]:
+    return (place / given for place in places if (place / given).is_file())

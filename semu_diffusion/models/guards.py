@@ -1,0 +1,176 @@
+"""One guard for every network that comes in: it can be erased from as it is, or one line says what stands in the way.
+
+A hook that does not fire, an adapter that renames layers, a condition that is left out: each would make an erasure wrong
+without a word, so each is looked for here, by `adapt_pipeline` and `adapt_text_pipeline`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.wrappers import eager, unwrapped
+
+__all__ = ["check_network", "check_text_condition", "noise_schedule", "sides", "with_plain_unet"]
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+DISTILLED = ("LCMScheduler", "TCDScheduler")
+
+
+def with_plain_unet(pipeline: Any, source: str) -> Any:
+    """The pipeline; one whose UNet is compiled or wrapped as another of the same parts, around the UNet itself, and a warning.
+
+    Raises InputError for a UNet that `check_network` refuses.
+    """
+    inside = unwrapped(pipeline.unet)
+    network = eager(inside)
+    check_network(network, source)
+    if network is pipeline.unet:
+        return pipeline
+    how = type(pipeline.unet).__name__ if inside is not pipeline.unet else "compiled"
+    warnings.warn(f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled", stacklevel=4)
+    other = copy.copy(pipeline)
+    other.unet = network
+    return other
+
+
+def check_network(network: nn.Module, source: str) -> None:
+    """InputError for a network whose layers are not plainly its own: adapters, hooks, quantised or missing weights."""
+    for found in (_adapters(network), _hooks(network), _weights(network), _tied(network)):
+        if found is not None:
+            raise InputError(f"{source}: {found}")
+
+
+def _adapters(network: nn.Module) -> str | None:
+    if any(type(module).__module__.startswith("peft.") for module in network.modules()):
+        names = ", ".join(getattr(network, "peft_config", None) or {}) or "unnamed"
+        return (
+            f"the UNet has adapters (LoRA: {names}), and would be edited under their names: pipe.unload_lora_weights() first "
+            "(after pipe.fuse_lora(), if the erasure shall see them)"
+        )
+    processors = getattr(network, "attn_processors", {})
+    images = getattr(getattr(network, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj"
+    if images or any("IPAdapter" in type(one).__name__ for one in processors.values()):
+        return "the UNet has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
+    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+        return "the attention's projections are fused: pipe.unfuse_qkv_projections() first"
+    return None
+
+
+def _hooks(network: nn.Module) -> str | None:
+    for module in network.modules():
+        if hasattr(module, "_hf_hook"):
+            return "the UNet is offloaded or spread over devices: call pipe.remove_all_hooks() and put pipe.unet on one device"
+        registry = getattr(module, "_diffusers_hook", None)
+        if registry is not None and registry.hooks:
+            return f"the UNet has diffusers hooks ({', '.join(registry.hooks)}), which change how it computes: load it without"
+        if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
+            return f"the UNet is a {type(module).__name__}, whose weights are spread over processes: gather them first"
+    return None
+
+
+def _weights(network: nn.Module) -> str | None:
+    parameters = dict(network.named_parameters())
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters.values()})
+    for name, parameter in parameters.items():
+        if parameter.is_meta:
+            return f"the weights of {name} are not loaded (they are on the meta device)"
+        if parameter.dtype not in FLOATS or type(parameter.data) is not torch.Tensor:
+            return f"the weights are quantised ({name}: {parameter.dtype}): load them in float32 or bfloat16"
+        if parameter.is_inference():
+            return "the weights were made in torch.inference_mode, so that no gradient can be taken: load them outside of it"
+    if len(dtypes) > 1:
+        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as unet.to(torch.float32)"
+    places = sorted({str(parameter.device) for parameter in parameters.values()})
+    if len(places) > 1:
+        return f"the weights are on several devices ({', '.join(places)}): put the UNet on one"
+    broken = next((name for name, parameter in parameters.items() if not torch.isfinite(parameter).all()), None)
+    return None if broken is None else f"the weights of {broken} are not finite numbers"
+
+
+def _tied(network: nn.Module) -> str | None:
+    """A shared weight has one gradient, but each of its layers sees other inputs: what is protected in one is not in both."""
+    owners: dict[int, str] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and "weight" in module._parameters:
+            first = owners.setdefault(id(module.weight), name)
+            if first != name:
+                return f"{first} and {name} share one weight, so that neither can be edited alone"
+    return None
+
+
+def noise_schedule(config: Mapping[str, Any], source: str) -> DDPMScheduler:
+    """The noise schedule that a scheduler's config describes. Raises InputError for what is no DDPM's."""
+    name = config.get("_class_name", "scheduler")
+    if "beta_schedule" not in config:
+        raise InputError(f"{source}: {name} has no beta_schedule, so the model is no DDPM")
+    prediction = config.get("prediction_type", "epsilon")
+    if config.get("use_flow_sigmas") or "flow" in str(prediction):
+        raise InputError(f"{source}: the scheduler ({name}) is one of flow matching, and only DDPMs are erased from")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"{source}: prediction_type {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
+    if config.get("timestep_type") == "continuous":
+        raise InputError(f"{source}: timestep_type 'continuous' is EDM's, and only DDPMs are erased from")
+    try:
+        schedule = DDPMScheduler.from_config(dict(config))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{source}: the scheduler's is not the config of a noise schedule ({reason})") from error
+    if not (torch.isfinite(schedule.alphas_cumprod).all() and (schedule.alphas_cumprod >= 0).all()):
+        raise InputError(f"{source}: the betas of the scheduler ({name}) are no noise schedule")
+    return schedule
+
+
+def sides(size: Any, source: str) -> tuple[int, int]:
+    """(height, width) of a config's ``sample_size``. Raises InputError for a missing one."""
+    given = (size, size) if isinstance(size, int) and not isinstance(size, bool) else tuple(size or ())
+    if len(given) != 2 or not all(isinstance(one, int) and one > 0 for one in given):
+        hint = "set it, as unet.register_to_config(sample_size=64)"
+        raise InputError(
+            f"{source}: unet/config.json has no sample_size that is a size ({size!r}), so the image size is unknown: {hint}"
+        )
+    return given[0], given[1]
+
+
+def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
+    """InputError for a pipeline whose UNet, by its ``config``, wants more than a noisy latent, a timestep and the text."""
+    both = getattr(pipeline, "text_encoder_2", None) is not None
+    if config.in_channels != pipeline.vae.config.latent_channels or config.out_channels != config.in_channels:
+        raise InputError(
+            f"{source} is made for inpainting or editing (its UNet takes {config.in_channels} channels, gives "
+            f"{config.out_channels}, and a latent has {pipeline.vae.config.latent_channels}); erase-concept takes a "
+            "text-to-image model"
+        )
+    if pipeline.config.get("requires_aesthetics_score"):
+        raise InputError(f"{source} is the refiner of Stable Diffusion XL: erase from the base model, which draws the picture")
+    if config.get("time_cond_proj_dim") is not None:
+        raise InputError(
+            f"{source} is distilled for guidance (LCM: time_cond_proj_dim {config.time_cond_proj_dim}), which is an input of "
+            "its UNet: erase from the model it was distilled from"
+        )
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        raise InputError(f"{source}: the UNet wants class labels beside the text, which erase-concept does not give")
+    added, hidden = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
+    if added not in (None, "text", "text_time") or hidden not in (None, "text_proj") or (added == "text_time") != both:
+        what = added if added not in (None, "text") else hidden or "a second text encoder"
+        raise InputError(
+            f"{source} is a {type(pipeline).__name__} with a condition beside the text ({what}); erase-concept takes Stable "
+            "Diffusion 1, 2 or XL"
+        )
+    if pipeline.vae.config.get("latents_mean") is not None:
+        raise InputError(f"{source}: the autoencoder's latents have a mean of their own, which is not supported")
+    sides(config.sample_size, source)
+    if type(pipeline.scheduler).__name__ in DISTILLED:
+        warnings.warn(
+            f"{source}: {type(pipeline.scheduler).__name__} is for networks distilled to few steps; here it is sampled by DDIM "
+            "with guidance",
+            stacklevel=4,
+        )

@@ -1,0 +1,78 @@
+"""What a file or folder of weights really is: people mistake LoRAs, pointers and web pages for models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["check_not_something_else", "names_of", "variant_of"]
+
+# words in the names of a single file's tensors -> what it is; the first that fits counts
+OTHER_FILES = (
+    (("lora_", ".lora.", "hada_w", "lokr_w", "oft_blocks", ".lora_"), "a LoRA, not a model: load the model that it belongs to"),
+    ((".core", ".left", ".right"), "a patch, not a model: semu merge makes one of it"),
+    (("control_model.", "controlnet_cond_embedding."), "a ControlNet, not a model"),
+    (("emb_params", "string_to_param"), "a textual inversion, not a model"),
+    (("double_blocks.", "joint_blocks."), "a diffusion transformer; erase-concept takes Stable Diffusion 1, 2 or XL"),
+    (("down_blocks.",), "a UNet alone, not a model: give the diffusers folder that it belongs to"),
+    (("encoder.down.", "decoder.up."), "an autoencoder alone, not a model"),
+)
+WHOLE = "model.diffusion_model."  # so begin the UNet's tensors of a whole model
+
+
+def check_not_something_else(path: Path, source: str) -> None:
+    """InputError for a file that a download left instead of weights: a git-lfs pointer, a web page, nothing."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise InputError(f"{source}: {path} cannot be read ({error.strerror})") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{source}: {path.name} is a git-lfs pointer, not the weights: run git lfs pull")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise InputError(f"{source}: {path.name} is a web page, not weights: download the file itself")
+
+
+def names_of(path: Path) -> set[str]:
+    """The names of a safetensors file's tensors. Raises InputError for another file, and for one that is no whole model."""
+    check_not_something_else(path, str(path))
+    try:
+        with safe_open(path, "pt") as content:
+            names = set(content.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be loaded: it is no whole safetensors file ({error})") from error
+    if not any(name.startswith(WHOLE) for name in names):
+        for words, what in OTHER_FILES:
+            if _has(names, words):
+                raise InputError(f"{path} is {what}")
+    return names
+
+
+def _has(names: Iterable[str], words: tuple[str, ...]) -> bool:
+    return any(word in name for name in names for word in words)
+
+
+def variant_of(folder: Path, source: str) -> str | None:
+    """The variant (``fp16``) of the weights in a component's folder, None for plain ones, which are preferred.
+
+    Raises InputError, naming the component, if it has none, pickled ones alone, or something else under their name.
+    """
+    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file() or path.is_symlink())
+    if not weights:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        has = f"{pickled[0]} alone: pickled .bin weights are not read, convert them to safetensors" if pickled else "none"
+        raise InputError(f"{source}: no safetensors weights of the {folder.name} in {folder} ({has})")
+    for path in weights:
+        check_not_something_else(path, source)
+    variants = [_variant(path.name) for path in weights]
+    return None if None in variants else variants[0]
+
+
+def _variant(name: str) -> str | None:
+    """``model.fp16.safetensors`` and ``model.fp16-00001-of-00002.safetensors`` are of the variant fp16."""
+    parts = name.split(".")
+    return None if len(parts) < 3 else parts[1].split("-")[0]

@@ -1,0 +1,225 @@
+"""How people write nouns and names: plurals, articles, case, accents, underscores, scripts without spaces.
+
+Two ways of writing are the same if `fold` makes them equal: Unicode's composed and decomposed letters (NFC, NFD), upper and
+lower case in any script, and blanks, underscores, hyphens and slashes between words. A noun is found in a sentence in its
+singular and its plural, as a word of its own; where a script has no blanks between words, anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["Noun", "article", "find_name", "fold", "indefinite", "match_names", "plural", "replace_nouns", "singular"]
+
+# Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_LETTER = rf"[^\W_{UNSPACED}]"
+_BETWEEN = re.compile(r"[\s_\-/]+")
+_LATIN = re.compile(r"[a-z]+")
+_ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
+
+
+def fold(text: str) -> str:
+    """The text as it is compared: composed, without case, one blank between words."""
+    return _BETWEEN.sub(" ", _folded(text)[0]).strip()
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """The composed text without case, and for each of its letters the one of ``NFC(text)`` that it comes from."""
+    letters, places = [], []
+    for place, letter in enumerate(unicodedata.normalize("NFC", text)):
+        for one in letter.casefold().replace("\u0307", "").replace("\u2019", "'"):  # a dot remains of a Turkish capital i
+            letters.append(one)
+            places.append(place)
+    return "".join(letters), places
+
+
+def find_name(wanted: str, names: Sequence[str]) -> int | None:
+    """Index of the one name that ``wanted`` means, or None: as it is, in another writing, or one of a name's words that
+    commas divide (``tench`` is "tench, Tinca tinca")."""
+    if wanted in names:
+        return list(names).index(wanted)
+    sought = fold(wanted)
+    for writings in (lambda name: (fold(name),), lambda name: tuple(map(fold, name.split(",")))):
+        found = [index for index, name in enumerate(names) if sought in writings(name)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def match_names(given: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """For each of ``given`` the index of the one of ``names`` that means the same, None if there is none.
+
+    As `find_name` in both directions, and in the singular or plural: folders and classes are called by different people.
+    """
+    found: list[int | None] = []
+    for one in given:
+        index = find_name(one, names)
+        if index is None:
+            index = next((place for place, name in enumerate(names) if find_name(name, (one,)) is not None), None)
+        if index is None:
+            index = next((place for place, name in enumerate(names) if fold(one) in Noun.of(_bare(name)).forms), None)
+        found.append(index)
+    return found
+
+
+def _bare(noun: str) -> str:
+    return _ARTICLE.sub("", noun.strip(), count=1)
+
+
+@lru_cache(maxsize=2)
+def _inflect(classical: bool = False) -> Any:
+    import inflect  # takes a second
+
+    engine = inflect.engine()
+    engine.classical(all=classical)
+    return engine
+
+
+@lru_cache(maxsize=4096)
+def singular(noun: str) -> str:
+    """The singular of a noun, of the last word of several (the first of ``birds of prey``); as it is if it is one."""
+    noun = noun.strip()
+    head, of, rest = noun.partition(" of ")
+    before, last = _last_word(head)
+    found = _singular(last.lower())
+    if found is None or (last.lower() == found + "s" and _singular(str(_inflect().plural_noun(last.lower()))) == last.lower()):
+        return noun  # a bus: what its own plural is the plural of
+    return before + (last[: len(found)] if last.lower().startswith(found) else found) + of + rest
+
+
+@lru_cache(maxsize=4096)
+def _singular(word: str) -> str | None:
+    """What ``word`` may be the plural of (the ``bu`` of ``bus``), None if nothing."""
+    if not _LATIN.fullmatch(word) or len(word) < 3:
+        return None
+    return _inflect().singular_noun(word) or next((one for one in _CLASSICAL if _classical(one) == word), None)
+
+
+_CLASSICAL = ("cactus", "fungus", "nucleus", "vertebra", "larva", "alga", "matrix", "vertex")
+
+
+@lru_cache(maxsize=64)
+def _classical(noun: str) -> str:
+    return str(_inflect(True).plural_noun(noun))
+
+
+@lru_cache(maxsize=4096)
+def plural(noun: str) -> str:
+    """The plural of a noun in the singular; as it is for what is no word in Latin letters."""
+    noun = noun.strip()
+    _, last = _last_word(noun)
+    if not _LATIN.fullmatch(last.lower()):
+        return noun
+    return str(_inflect().plural_noun(noun))
+
+
+def _last_word(noun: str) -> tuple[str, str]:
+    match = re.search(r"[^\s_\-/]+$", noun)
+    start = match.start() if match else len(noun)
+    return noun[:start], noun[start:]
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun, or several words, as it may stand in a sentence."""
+
+    singulars: tuple[str, ...]
+    plurals: tuple[str, ...]
+
+    @classmethod
+    @lru_cache(maxsize=4096)
+    def of(cls, noun: str) -> Noun:
+        """The forms of a noun in the singular or the plural; a possessive is that of its noun."""
+        given = re.sub(r"'s?$", "", fold(noun))
+        one = singular(given)
+        _, last = _last_word(one)
+        if not last.isalpha() or _UNSPACED.search(last):
+            return cls((given,), ())
+        if not _LATIN.fullmatch(last):
+            return cls((given,), (given + "s",))
+        many = {given, fold(plural(given)), fold(plural(one)), fold(str(_inflect(True).plural_noun(one)))}
+        guess = _singular(given)  # menus: not told from a bus, so that both are looked for
+        return cls((one,) if guess in (None, one) else (one, str(guess)), tuple(sorted(many - {one})))
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return (*self.singulars, *self.plurals)
+
+    def within(self, text: str) -> bool:
+        """Whether the text has the noun as a word of its own, in any case, singular or plural."""
+        return _pattern((self,)).search(_folded(text)[0]) is not None
+
+
+@lru_cache(maxsize=1024)
+def _pattern(nouns: tuple[Noun, ...], article: bool = False) -> re.Pattern[str]:
+    """Finds the longest of the nouns' forms; with ``article``, the group ``article`` is the one before it."""
+    forms = sorted({form for noun in nouns for form in noun.forms if form}, key=len, reverse=True)
+    alternatives = "|".join(map(_bounded, forms))
+    before = rf"(?:(?<!{_LETTER})(?P<article>an?|the)\s+)?" if article else ""
+    return re.compile(f"{before}(?P<noun>{alternatives})" if forms else r"(?!)")
+
+
+def _bounded(form: str) -> str:
+    words = r"[\s_\-/]+".join(re.escape(word) for word in form.split(" "))
+    left = "" if _UNSPACED.match(form[0]) else rf"(?<!{_LETTER})"
+    right = "" if _UNSPACED.match(form[-1]) else rf"(?!{_LETTER})"
+    return left + words + right
+
+
+def replace_nouns(text: str, nouns: Sequence[str], other: str) -> str:
+    """The text with ``other`` in the place of each of the nouns, in the number and with the article that fit.
+
+    An article of the other's own takes the place of the one before the noun.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    folded, places = _folded(text)
+    known = tuple(Noun.of(noun) for noun in nouns)
+    many = {form for noun in known for form in noun.plurals} - set(map(fold, nouns))  # Texas, and what was said as it is
+    owned = _ARTICLE.match(other)
+    found, done = [], 0
+    for match in _pattern(known, True).finditer(folded):
+        start, end = places[match.start()], places[match.end() - 1] + 1
+        word, before = other, composed[start : places[match.start("noun")]]
+        if fold(match["noun"]) in many and other[-1:].isalpha():
+            stem = other[owned.end() :] if owned and owned[0][0].lower() == "a" else other
+            word = stem if singular(stem) != stem else plural(stem)
+        if owned:
+            before = ""
+        elif match["article"] in ("a", "an"):
+            chosen = indefinite(word)
+            before = (chosen.capitalize() if before[0].isupper() else chosen) + before[len(match["article"]) :]
+        found += [composed[done:start], before, word]
+        done = end
+    return "".join([*found, composed[done:]])
+
+
+def article(caption: str) -> str:
+    """The caption with every indefinite article as its word wants it: ``a airplane`` is ``an airplane``."""
+
+    def fitting(match: re.Match[str]) -> str:
+        chosen = indefinite(match[2])
+        return (chosen.capitalize() if match[1][0] == "A" else chosen) + " "
+
+    return re.sub(r"(?<![\w'])([Aa]n?) (?=(\w[\w'-]*))", fitting, caption)
+
+
+@lru_cache(maxsize=4096)
+def indefinite(word: str) -> str:
+    """``a`` or ``an``, as the first sound of the word wants it."""
+    first = re.split(r"[\s_\-/]", word.strip(), maxsplit=1)[0]
+    letter = first[:1].lower()
+    if first.islower() and letter.isascii() and letter not in "hueo":
+        return "an" if letter in "ai" else "a"
+    if not first[:1].isalnum() or not first.isascii():
+        return "a"
+    return str(_inflect().a(first)).split(" ")[0]
