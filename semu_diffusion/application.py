@@ -6,6 +6,7 @@ then would throw that away without a word: whatever is written is remembered by 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,7 +104,7 @@ def _digests(weights: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
     """SHA-256 of each weight's numbers, wherever they are and in whatever memory format."""
 
     def digest(weight: torch.Tensor) -> bytes:
-        return hashlib.sha256(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
+        return hashlib.sha256(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).digest()
 
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
         return dict(zip(weights, pool.map(digest, weights.values()), strict=True))
@@ -111,20 +112,17 @@ def _digests(weights: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
 
 def _updated(original: torch.Tensor, name: str, patches: Sequence[_Patch]) -> torch.Tensor:
     """The original + the updates of layer ``name``, in float32 or wider, added one by one so that all devices round alike."""
-    updates = (patch.delta(name).to(original.device) for patch in patches if name in patch.layers)
-    total = next(updates, None)
-    for update in updates:
-        total = total + update
-    return original if total is None else original + total
+    updates = [patch.delta(name).to(original.device) for patch in patches if name in patch.layers]
+    return original + functools.reduce(torch.add, updates) if updates else original
 
 
 @torch.no_grad()
 def _write(name: str, weight: torch.Tensor, original: torch.Tensor, patches: Sequence[_Patch]) -> None:
     """weight <- original + the updates, rounded once to the weight's dtype."""
+    updated = _updated(original.to(weight.device), name, patches)
     if any(name in patch.layers for patch in patches):
-        original = _updated(original.to(weight.device), name, patches)
-        low, high = (float(bound) for bound in torch.aminmax(original))
+        low, high = (float(bound) for bound in torch.aminmax(updated))
         limit = torch.finfo(weight.dtype).max
         if not (-limit <= low and high <= limit):
             raise InputError(f"the patch would make weights of {name} infinite: take a smaller strength")
-    weight.copy_(original)
+    weight.copy_(updated)

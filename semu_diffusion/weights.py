@@ -19,7 +19,7 @@ def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
 
     Raises InputError if there is no such layer, or its weight cannot be edited: offloaded, or stored as integers.
     """
-    module = modules.get(name)
+    module: Any = modules.get(name)
     while hasattr(module, "base_layer"):
         module = module.base_layer
     weight = getattr(module, "weight", None)
