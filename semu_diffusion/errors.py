@@ -1,6 +1,6 @@
-"""The one exception that means "the input is at fault, not the program"."""
+"""The one exception that means "the input is at fault, not the program", and the one warning: "this was decided for you"."""
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "Notice"]
 
 
 class InputError(ValueError):
@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The commands print it without a traceback and exit with code 2.
     """
+
+
+class Notice(UserWarning):
+    """What was decided for the user, and may be meant otherwise. The commands print it as one line."""

@@ -27,11 +27,9 @@ class ClassVectorProbe(RevivalProbe):
 
     def start(self, model: Any, shown: Shown) -> tuple[torch.Tensor, float]:
         """The null class's vector, or the mean of the other classes' if there is no null class; the unit is 1."""
-        rows = model.denoiser.class_embedding.weight.detach().float()
-        if model.null is not None:
-            return rows[model.null], 1.0
-        kept = [row for row in range(len(rows)) if row != model.row(shown.name)]
-        return rows[kept].mean(dim=0), 1.0
+        kept = [row for row in range(len(model.names)) if row != model.row(shown.name)]
+        rows = kept if model.null is None else [model.null]
+        return model.condition_vectors(torch.tensor(rows)).float().mean(dim=0), 1.0
 
     @contextmanager
     def attached(self, model: Any, shown: Shown, vector: torch.Tensor) -> Iterator[Attached]:

@@ -7,10 +7,12 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 
 __all__ = ["run_guarded"]
 
@@ -22,7 +24,8 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
     """
     _never_fail_on_a_letter()
     try:
-        return _flushed(job)
+        with _notices_in_a_line(program):
+            return _flushed(job)
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # what is still in the buffer goes nowhere when the interpreter ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,6 +54,26 @@ def _flushed(job: Callable[[], int | None]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
+
+
+@contextmanager
+def _notices_in_a_line(program: str) -> Iterator[None]:
+    """Inside, a `Notice` is one line on standard error, once; other warnings are as they were."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        other, told = warnings.showwarning, set()
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, Notice):
+                if str(message) in told:
+                    return
+                told.add(str(message))
+                print(f"{program}: {message}", file=sys.stderr)
+            else:
+                other(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def _never_fail_on_a_letter() -> None:

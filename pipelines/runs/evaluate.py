@@ -94,7 +94,9 @@ def _subject(path: Path, patch: ErasurePatch, config: EvaluatePatchConfig) -> Su
 def _classes(made: Any, config: EvaluatePatchConfig) -> ClassSubject:
     names = tuple(str(name) for name in made.get("forget", ()))
     shared = _shared(config, EraseClassConfig)
-    shared["class_names"] = config.class_names or tuple(made.get("class_names", ()))
+    if not config.class_names:
+        shared["class_names"] = tuple(made.get("class_names", ()))
+        shared["null_class"] = made.get("null_class") if config.null_class is None else config.null_class
     settings = EraseClassConfig(**{**shared, "forget": names})
     model = load_model(settings)
     if not model.conditional and not model.names:

@@ -26,7 +26,7 @@ class BaseModel:
 
     model: str | None = option(None, "base model (default: the one the patch was made for)", metavar="MODEL", group="model")
     class_names: tuple[str, ...] = option(
-        (), "names of the model's classes, in order (default: the patch's)", metavar="A,B,…", comma=True, group="model"
+        (), "names of the model's classes, in order (default: the patch's)", metavar="A,B,…", comma="names", group="model"
     )
     null_class: int | None = option(
         None, "index of 'no class' (default: the last, if there is one more than names)", metavar="INDEX", group="model"

@@ -61,7 +61,8 @@ def class_model(patch: ErasurePatch, config: ClassModelConfig) -> ClassCondition
     if config.model == EMBEDDED:
         config = replace(config, model=str(patch.metadata.get("base_model") or EMBEDDED))
     if not config.class_names:
-        config = replace(config, class_names=tuple(patch.metadata.get("class_names", ())))
+        null = patch.metadata.get("null_class") if config.null_class is None else config.null_class
+        config = replace(config, class_names=tuple(patch.metadata.get("class_names", ())), null_class=null)
     return load_model(config)
 
 

@@ -13,6 +13,7 @@ from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
+from semu_diffusion.models.class_names import NO_NULL
 from semu_diffusion.models.ddpm import ClassConditional
 
 __all__ = ["ClassPlan", "bind", "forget_set_of", "plan", "task"]
@@ -75,6 +76,7 @@ def task(
         "forget": list(plan.erased),
         "base_model": model.source,
         "class_names": list(model.names),
+        "null_class": NO_NULL if model.null_index is None else model.null_index,
     }
     return Task(
         model,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.words import find_name, fold
 
-__all__ = ["ClassNames", "class_names", "row_of"]
+__all__ = ["NO_NULL", "ClassNames", "class_names", "row_of"]
 
 NULL_NAMES = {"unconditional", "uncond", "null", "none", "no class", "no label", "empty"}
 NO_NULL = -1  # --null-class -1: the model has none, whatever its classes are called
@@ -62,6 +62,13 @@ def class_names(
 def _null_of(source: str, named: Mapping[int, str], embeddings: int, in_order: bool) -> int | None:
     unnamed = [number for number in range(embeddings) if number not in named]
     if named and len(unnamed) == 1:
+        if in_order:
+            warnings.warn(
+                f"{source}: the last of {embeddings} class embeddings is taken for 'no class', the null class of guidance; "
+                "--null-class 0 if it is the first",
+                Notice,
+                stacklevel=4,
+            )
         return unnamed[0]
     if len(named) != embeddings or embeddings < 2:
         return None
@@ -71,6 +78,7 @@ def _null_of(source: str, named: Mapping[int, str], embeddings: int, in_order: b
     warnings.warn(
         f"{source}: class {called[0]} is called {named[called[0]]!r}, and is taken for the null class of guidance; "
         f"--null-class {NO_NULL} if it is a class like the others",
+        Notice,
         stacklevel=4,
     )
     return called[0]

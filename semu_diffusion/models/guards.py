@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.wrappers import eager, unwrapped
 
 __all__ = ["check_network", "check_text_condition", "noise_schedule", "sides", "with_plain_unet"]
@@ -36,7 +36,9 @@ def with_plain_unet(pipeline: Any, source: str) -> Any:
     if network is pipeline.unet:
         return pipeline
     how = type(pipeline.unet).__name__ if inside is not pipeline.unet else "compiled"
-    warnings.warn(f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled", stacklevel=4)
+    warnings.warn(
+        f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled", Notice, stacklevel=4
+    )
     other = copy.copy(pipeline)
     other.unet = network
     return other
@@ -172,5 +174,6 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
         warnings.warn(
             f"{source}: {type(pipeline.scheduler).__name__} is for networks distilled to few steps; here it is sampled by DDIM "
             "with guidance",
+            Notice,
             stacklevel=4,
         )
