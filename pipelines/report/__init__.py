@@ -1,0 +1,1 @@
+"""What a person looks at: tables, grids, cards, pages. `reports.REPORTS` lists what a run folder gets."""

@@ -21,12 +21,12 @@ from semu_diffusion.files import write_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig
 from semu_diffusion.pipelines.runs.domains import Subject, load_classes, load_concepts
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.lora_check import check_lora
-from semu_diffusion.pipelines.runs.outputs import write_card, write_measured
 from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_bytes
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
@@ -111,13 +111,14 @@ def _erase_and_evaluate(
         lora=lora,
         protection=_protection(result),
     )
-    write_measured(folder, evaluation, before, after, subject.config.save_images)
+    if subject.config.save_images:
+        folder.save_samples(before, after)
     if evaluation.collapsed is not None:
         for path in (patch_file, lora_folder):
             if path.exists():
                 path.replace(path.with_name(f"{path.stem}.collapsed{path.suffix}"))
     record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
-    write_card(folder, record, evaluation)
+    write_reports(Measured(record, evaluation, before, after), folder.path)
     write_json(folder / "run.json", record)
     return evaluation
 

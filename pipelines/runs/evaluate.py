@@ -20,13 +20,13 @@ from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.grid import before_after, save_png
+from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
 from semu_diffusion.pipelines.runs.erase import inputs_of, measured
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
-from semu_diffusion.pipelines.runs.outputs import write_measured
 from semu_diffusion.pipelines.runs.patches import is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
@@ -59,7 +59,9 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
         probes = make_probes(subject, scorer, images, progress.show)
         evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
         evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
-        write_measured(folder, evaluation, before, after, config.save_images)
+        write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
+        if config.save_images:
+            folder.save_samples(before, after)
         record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
         write_json(folder / "run.json", record)
     if evaluation.collapsed is not None:

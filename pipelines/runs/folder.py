@@ -96,6 +96,14 @@ class RunFolder:
         """A JSON file of the folder in ASCII, which any terminal and any pipe takes."""
         return json.dumps(json.loads((self / name).read_text(encoding="utf-8")), indent=2)
 
+    def save_samples(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """A PNG of every sample (n, C, H, W) by condition, under images/before and images/after."""
+        from semu_diffusion.eval.images import save_images
+
+        for when, samples in (("before", before), ("after", after)):
+            for condition, name in folder_names(samples).items():
+                save_images(samples[condition], self / "images" / when / name)
+
     def kept(self) -> str:
         """One sentence on what is in the folder, for a run that ends early."""
         files = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
