@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from saved_models import saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.domains.classes import plan, task
+from semu_diffusion.domains.config import ClassErasureConfig
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.checkpoints import adapt_pipeline, load_class_conditional
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.peers.embedding_copy import copy_embedding
 
 SCHEDULER = {"num_train_timesteps": 100, "clip_sample": True}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -289,6 +292,80 @@ def test_an_unknown_class_is_answered_with_the_nearest_names(model: ClassConditi
 def test_suggestions_are_written_as_the_class_is() -> None:
     with pytest.raises(InputError, match="did you mean Tabby Cat"):
         tiny_model(names=("Tabby Cat", "Dog", "Fish")).class_index("tabby cats")
+
+
+def test_a_class_may_be_given_by_its_number_as_a_number(model: ClassConditional) -> None:
+    assert model.class_index(1) == 1
+    for wrong in (True, ["red", "green"], None, 1.5):
+        with pytest.raises(InputError, match="by its name or its number"):
+            model.class_index(wrong)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ the null class, wherever it stands
+
+
+@pytest.mark.parametrize("null", [0, 1, 3])
+def test_a_null_class_in_any_place_is_guided_by_and_its_classes_keep_their_names(tmp_path: Path, null: int) -> None:
+    """The classes are the rows 0 to N - 1 and the null class is row N, whatever embeddings they have."""
+    unet, order = tiny_unet(), [index for index in range(4) if index != null]
+    moved = tiny_unet()
+    with torch.no_grad():
+        for row, index in enumerate([*order, null]):
+            moved.class_embedding.weight[index] = unet.class_embedding.weight[row]
+    DDPMPipeline(unet, DDPMScheduler(**SCHEDULER)).save_pretrained(tmp_path / "last")
+    DDPMPipeline(moved, DDPMScheduler(**SCHEDULER)).save_pretrained(tmp_path / "moved")
+    last, found = load_class_conditional(tmp_path / "last", NAMES), load_class_conditional(tmp_path / "moved", NAMES, null)
+    assert (found.names, found.null, found.null_index) == (NAMES, 3, null)
+    assert torch.equal(found.condition_vectors(torch.arange(4)), last.condition_vectors(torch.arange(4)))
+    assert torch.equal(images_of(found), images_of(last))
+    x, t = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 20, 50, 99])
+    rows = torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        assert torch.equal(found.predict(x, t, rows), last.predict(x, t, rows))
+        assert torch.equal(found.predict_guided(x, t, rows, 2.0), last.predict_guided(x, t, rows, 2.0))
+    assert found.row("") == 3
+    found.pipeline.save_pretrained(tmp_path / "again")
+    pipeline = ClassConditionalPipeline.from_pretrained(tmp_path / "again")
+    assert pipeline.get_label_ids(list(NAMES)) == order
+    for again in (load_class_conditional(tmp_path / "again"), adapt_pipeline(pipeline)):
+        assert (again.names, again.null, again.null_index) == (NAMES, 3, null)
+        assert torch.allclose(images_of(again), images_of(last), atol=1e-5)
+
+
+@pytest.mark.parametrize("called", ["unconditional", "Null", "no_class", "(none)", "uncond", "empty"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_null_class_that_has_a_name_is_known_by_it_and_that_is_said(tmp_path: Path, called: str, place: int) -> None:
+    saved_model(tmp_path)
+    names = [*NAMES[:place], called, *NAMES[place:]]
+    edit_json(tmp_path / "model_index.json", id2label=dict(enumerate(names)), null_class=None)
+    if called == "(none)":
+        assert load_class_conditional(tmp_path).null is None
+        return
+    with pytest.warns(Notice, match=f"class {place} is called '{called}'"):
+        found = load_class_conditional(tmp_path)
+    assert (found.names, found.null, found.null_index) == (NAMES, 3, place)
+    assert load_class_conditional(tmp_path, (), -1).names == tuple(names)  # a class like the others, if the user says so
+    with pytest.raises(InputError, match="no class"):
+        found.class_index(called)
+
+
+def test_an_embedding_without_a_name_is_the_null_class(tmp_path: Path) -> None:
+    saved_model(tmp_path)
+    edit_json(tmp_path / "model_index.json", id2label={"1": "red", "2": "green", "3": "blue"}, null_class=None)
+    assert load_class_conditional(tmp_path).null_index == 0
+    with pytest.warns(Notice, match="--null-class 0 if it is the first"):
+        assert load_class_conditional(tmp_path, NAMES).null_index == 3
+
+
+def test_peers_touch_the_embeddings_of_their_classes(tmp_path: Path) -> None:
+    DDPMPipeline(tiny_unet(), DDPMScheduler(**SCHEDULER)).save_pretrained(tmp_path)
+    model = load_class_conditional(tmp_path, NAMES, 0)
+    config = ClassErasureConfig(forget=("red",), anchor="blue", forget_samples=2, anchor_samples=2)
+    planned = plan(model, config)
+    edit = copy_embedding(task(planned.model, planned, config), config).edit
+    before = model.condition_vectors(torch.arange(4)).clone()
+    with edit.applied(model):
+        assert torch.equal(model.condition_vectors(torch.arange(4)), before[[2, 1, 2, 3]])
 
 
 # ------------------------------------------------------------------ what is no such model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from semu_diffusion.domains.prompts import (
     with_article,
 )
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.words import Noun
 
 __all__ = ["ConceptPlan", "plan_words"]
@@ -103,7 +104,14 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
         _check_anchor(one, config.anchor)
     subjects = [one.subject for one in plans if one.subject is not None]
     general = vocabulary.retain_prompts(subjects) if vocabulary is not None else list(RETAIN_PROMPTS)
-    return plans, retained(config.retain_prompts or general, every)
+    kept = retained(config.retain_prompts or general, every)
+    dropped = [prompt for prompt in config.retain_prompts if prompt.strip() and prompt not in kept]
+    if dropped:
+        named = ", ".join(map(repr, dropped[:3])) + (", …" if len(dropped) > 3 else "")
+        warnings.warn(
+            f"{len(dropped)} retain prompts name what shall be erased, and are left out: {named}", Notice, stacklevel=3
+        )
+    return plans, kept
 
 
 def _check_anchor(one: ConceptPlan, anchor: str | None) -> None:

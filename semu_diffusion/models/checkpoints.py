@@ -128,6 +128,8 @@ def load_text_pipeline(
             pipeline = _single_file(path, dtype, prediction)
         elif prediction is not None:
             raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
+        elif not path.is_dir() and not is_hub_id(source):
+            raise InputError(f"{source}: no such folder or file, and not a Hub id of the form owner/name")
         else:
             place, _ = folder_or_snapshot(source, "", ["model_index.json"])
             pipeline = _from_folder(path if path.is_dir() else source, _text_index(place, source), source, dtype, checked)
@@ -148,8 +150,11 @@ def _text_index(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{source} is no diffusers pipeline: it has no model_index.json")
     index = _read_json(folder / "model_index.json")
-    if "unet" in index and "text_encoder" not in index and "text_encoder_2" not in index:
-        raise InputError(f"{source} is {family_of_folder(index)}: erase-class takes classes out of it")
+    texts = "text_encoder" in index or "text_encoder_2" in index
+    if "unet" in index and not texts and "vae" not in index and "vqvae" not in index:
+        raise InputError(f"{source} is a class-conditional model: erase-class takes classes out of it")
+    if "unet" not in index or not texts:
+        raise InputError(f"{source} is {family_of_folder(index)}; erase-concept takes Stable Diffusion 1, 2 or XL")
     return index
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.class_names import class_names, row_of
-from semu_diffusion.models.guards import noise_schedule, sides, with_plain_unet
+from semu_diffusion.models.guards import check_network, noise_schedule, sides, with_plain_unet
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.sampling import in_pieces
 
@@ -165,6 +165,7 @@ def adapt_pipeline(pipeline: Any) -> ClassConditional:
             f"the pipeline is a {type(pipeline).__name__}; erase-class takes one of a UNet2DModel that works on pixels"
         )
     pipeline = with_plain_unet(pipeline, "the pipeline")
+    check_network(pipeline.unet, "the pipeline")
     check_unet(pipeline.unet, "the pipeline")
     noise_schedule(pipeline.scheduler.config, "the pipeline")
     saved = {name: pipeline.config.get(name) for name in ("id2label", "null_class")}

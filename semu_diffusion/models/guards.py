@@ -26,19 +26,14 @@ DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
 def with_plain_unet(pipeline: Any, source: str) -> Any:
-    """The pipeline; one whose UNet is compiled or wrapped as another of the same parts, around the UNet itself, and a warning.
-
-    Raises InputError for a UNet that `check_network` refuses.
-    """
+    """The pipeline; if its UNet is compiled or wrapped, another of the same parts around the UNet itself, and a notice."""
     inside = unwrapped(pipeline.unet)
     network = eager(inside)
-    check_network(network, source)
     if network is pipeline.unet:
         return pipeline
     how = type(pipeline.unet).__name__ if inside is not pipeline.unet else "compiled"
-    warnings.warn(
-        f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled", Notice, stacklevel=4
-    )
+    message = f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled"
+    warnings.warn(message, Notice, stacklevel=4)
     other = copy.copy(pipeline)
     other.unet = network
     return other

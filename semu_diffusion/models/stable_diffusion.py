@@ -218,7 +218,7 @@ def check_family(pipeline: Any, source: str = "") -> None:
         raise InputError(
             f"{name} has a {type(unet).__name__}; erase-concept takes the UNet2DConditionModel of Stable Diffusion 1, 2 or XL"
         )
-    components = {part: module for part, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    components = {part: module for part, module in vars(pipeline).items() if isinstance(module, nn.Module)}
     if any(hasattr(module, "_hf_hook") for module in components.values()):
         raise InputError(
             "the pipeline is offloaded to the CPU: call pipe.remove_all_hooks() and put pipe.unet on the GPU; the text "
@@ -227,9 +227,9 @@ def check_family(pipeline: Any, source: str = "") -> None:
     for part, module in components.items():
         if any(parameter.is_meta for parameter in module.parameters()):
             raise InputError(f"{name}: the weights of the {part} are not loaded (they are on the meta device)")
+    check_network(unet, name)
     check_text_condition(pipeline, unet.config, name)
     noise_schedule(pipeline.scheduler.config, name)
-    check_network(unet, name)
 
 
 def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:

@@ -13,7 +13,7 @@ __all__ = ["check_not_something_else", "names_of", "variant_of"]
 
 # words in the names of a single file's tensors -> what it is; the first that fits counts
 OTHER_FILES = (
-    (("lora_", ".lora.", "hada_w", "lokr_w", "oft_blocks", ".lora_"), "a LoRA, not a model: load the model that it belongs to"),
+    (("lora_", "_lora.", ".lora.", "hada_w", "lokr_w", "oft_blocks"), "a LoRA, not a model: load the model that it belongs to"),
     ((".core", ".left", ".right"), "a patch, not a model: semu merge makes one of it"),
     (("control_model.", "controlnet_cond_embedding."), "a ControlNet, not a model"),
     (("emb_params", "string_to_param"), "a textual inversion, not a model"),
@@ -21,7 +21,7 @@ OTHER_FILES = (
     (("down_blocks.",), "a UNet alone, not a model: give the diffusers folder that it belongs to"),
     (("encoder.down.", "decoder.up."), "an autoencoder alone, not a model"),
 )
-WHOLE = "model.diffusion_model."  # so begin the UNet's tensors of a whole model
+WHOLE = "model.diffusion_model.input_blocks."  # so begin the UNet's tensors of a whole model
 
 
 def check_not_something_else(path: Path, source: str) -> None:
@@ -49,6 +49,7 @@ def names_of(path: Path) -> set[str]:
         for words, what in OTHER_FILES:
             if _has(names, words):
                 raise InputError(f"{path} is {what}")
+        raise InputError(f"{path} is no Stable Diffusion model: it has no {WHOLE}*")
     return names
 
 

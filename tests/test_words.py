@@ -1,0 +1,119 @@
+"""Promises of words: a noun is found however it is written, and what is erased is never retained."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from semu_diffusion.domains.config import ConceptErasureConfig
+from semu_diffusion.domains.plan import plan_words
+from semu_diffusion.domains.prompts import contains, listed, retained, with_anchor, with_article
+from semu_diffusion.options import listed_names
+from semu_diffusion.pipelines.train.captions import cifar_vocabulary
+from semu_diffusion.words import article, find_name, match_names, plural, singular
+
+PLURALS = {
+    "fox": "foxes", "church": "churches", "puppy": "puppies", "child": "children", "wolf": "wolves", "bus": "buses",
+    "butterfly": "butterflies", "glass": "glasses", "mouse": "mice", "person": "people", "knife": "knives", "goose": "geese",
+    "cookie": "cookies", "shoe": "shoes", "sheep": "sheep", "cassette player": "cassette players", "lens": "lenses",
+    "bird of prey": "birds of prey", "panda": "pandas", "kiwi": "kiwis", "cactus": "cactuses", "hero": "heroes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "many"), PLURALS.items())
+def test_a_noun_and_its_plural_are_one(one: str, many: str) -> None:
+    assert (plural(one), singular(many), singular(one)) == (many, one, one)
+    for said, prompt in ((one, f"two {many} in the snow"), (many, f"a photo of a {one}"), (one.upper(), f"{many}, at night")):
+        assert contains(prompt, said)
+        with_it = [prompt, "a photo of a castle"]
+        assert retained(with_it, [said]) == ["a photo of a castle"]
+
+
+def test_the_plural_of_a_plural_is_no_other_concept() -> None:
+    """Of words that end in s it cannot be told whether they are plurals: both are looked for."""
+    assert contains("a menu on the wall", "menus")
+    assert contains("cacti in the desert", "cactus")
+    plans, _ = plan_words(ConceptErasureConfig(concept=("cat", "Cats", "a cat", "dog")), None)
+    assert [one.concept for one in plans] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "found"),
+    [
+        ("一只猫的照片", "猫", True),
+        ("一只cat的照片", "cat", True),
+        ("猫の写真", "猫", True),
+        ("고양이가 자고 있다", "고양이", True),
+        ("รูปแมว", "แมว", True),
+        ("1girl, black_cat, cat_ears", "cat", True),
+        ("a_long_haired_cat", "long haired", True),
+        ("a painting in the van-gogh style", "Van Gogh", True),
+        ("the cat's pyjamas", "cat", True),
+        ("the cats\u2019 pyjamas", "cat", True),
+        ("a catalogue of concatenated cattle", "cat", False),
+        ("an İstanbul street", "istanbul", True),
+        ("a street in ISTANBUL", "İstanbul", True),
+        ("EINE STRASSE", "straße", True),
+        ("ΟΔΟΣ", "οδος", True),
+    ],
+)
+def test_a_word_is_found_in_every_script_and_writing(prompt: str, word: str, found: bool) -> None:
+    for form in ("NFC", "NFD"):
+        for other in ("NFC", "NFD"):
+            assert contains(unicodedata.normalize(form, prompt), unicodedata.normalize(other, word)) is found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "anchor", "expected"),
+    [
+        ("一只猫的照片", "猫", "狗", "一只狗的照片"),
+        ("two foxes in the snow", "fox", "dog", "two dogs in the snow"),
+        ("two foxes in the snow", "fox", "a wolf", "two wolves in the snow"),
+        ("A fox", "fox", "owl", "An owl"),
+        ("an owl", "owl", "unicorn", "a unicorn"),
+        ("a map of Texas", "Texas", "France", "a map of France"),
+        ("black_cat, sitting", "cat", "dog", "black_dog, sitting"),
+        ("a university, a cat, an hour", "cat", "dog", "a university, a dog, an hour"),
+        ("cafe\u0301 by night", "café", "bar", "bar by night"),
+        ("the cat's face", "cat", "dog", "the dog's face"),
+    ],
+)
+def test_the_anchor_stands_as_the_word_stood(prompt: str, word: str, anchor: str, expected: str) -> None:
+    assert with_anchor(prompt, [word], anchor) == expected
+
+
+def test_articles_follow_the_sound() -> None:
+    wanted = "an hour, a university, an elephant, an MRI scan, a European, an owl, a one-eyed owl, a house, a unicorn, an X-ray"
+    assert article(wanted.replace("an ", "a ")) == wanted
+    assert article(wanted.replace("a ", "an ").replace("an an", "an")) == wanted
+    assert with_article("a photo of a {}", "wolves") == "a photo of wolves"
+    assert with_article("a photo of a {}", "bus") == "a photo of a bus"
+
+
+@pytest.mark.parametrize("concept", ["horses", "deer", "Airplanes"])
+def test_a_vocabulary_knows_its_objects_in_the_plural(concept: str) -> None:
+    vocabulary = cifar_vocabulary(("airplane", "deer", "horse"))
+    subject = vocabulary.subject(concept)
+    assert subject is not None
+    assert subject.name == singular(concept).lower()
+
+
+def test_a_byte_order_mark_is_no_letter_of_the_first_prompt(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "prompts.TXT").write_bytes(b"\xef\xbb\xbfa photo of a cat\r\n\r\na cat\r\n")
+    assert listed([str(tmp_path / "prompts.TXT")]) == ("a photo of a cat", "a cat")
+
+
+def test_a_name_is_found_in_any_writing_and_by_its_words() -> None:
+    names = ("tench, Tinca tinca", "T-shirt/top", "Großer Hund", "crane, bird", "crane, machine", "black_cat")
+    found = {name: find_name(name, names) for name in ("tench", "TINCA TINCA", "t shirt top", "grosser hund", "black cat")}
+    assert found == {"tench": 0, "TINCA TINCA": 0, "t shirt top": 1, "grosser hund": 2, "black cat": 5}
+    assert find_name("crane", names) is None  # two of them
+    assert find_name("crane, bird", names) == 3
+    assert match_names(("Cats", "dog", "tench, Tinca tinca", "eel"), ("cat", "DOG", "tench")) == [0, 1, 2, None]
+
+
+def test_names_with_commas_can_be_given_by_repeating_the_flag() -> None:
+    assert listed_names(["red,green, blue"]) == ("red", "green", "blue")
+    assert listed_names(["tench, Tinca tinca", "ship"]) == ("tench, Tinca tinca", "ship")
+    assert listed_names(["a,b", "c"]) == ("a", "b", "c")
