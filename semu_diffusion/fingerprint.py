@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.weights import adapter_names, weight_of
+from semu_diffusion.patches.weights import adapter_names, weight_of
 
 __all__ = ["Fingerprint"]
 

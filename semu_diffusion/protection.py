@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from semu_diffusion.matrices import Matricisation, input_rows
-from semu_diffusion.weights import modules_sharing
-from semu_diffusion.wrappers import eagerly
+from semu_diffusion.patches.weights import modules_sharing
+from semu_diffusion.patches.wrappers import eagerly
 
 __all__ = ["InputMoments", "collect_moments"]
 

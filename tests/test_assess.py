@@ -15,7 +15,7 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.metrics.nearest import nearest
-from semu_diffusion.pipelines.cli.assess import COMMAND
+from semu_diffusion.pipelines.cli.commands.assess import COMMAND
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 from semu_diffusion.pipelines.train.picture_styles import STYLES
 

@@ -160,7 +160,7 @@ def test_what_cannot_be_loaded_is_one_line(name: str, said: str, weights: str, t
 def test_a_run_is_judged_and_scored_by_clip(weights: str, tmp_path: Path) -> None:
     from text_models import tiny_pipeline
 
-    from semu_diffusion.pipelines.cli.erase_concept import main
+    from semu_diffusion.pipelines.cli.commands.erase_concept import main
 
     tiny_pipeline().save_pretrained(tmp_path / "model")
     flags = [
@@ -185,7 +185,7 @@ def test_a_run_is_judged_and_scored_by_clip(weights: str, tmp_path: Path) -> Non
 def test_classes_are_judged_and_scored_by_clip_too(weights: str, tmp_path: Path) -> None:
     from saved_models import QUICK, saved_model
 
-    from semu_diffusion.pipelines.cli.erase_class import main
+    from semu_diffusion.pipelines.cli.commands.erase_class import main
 
     name, flags = f"clip:tiny-clip:{weights}", ["--forget", "red", *QUICK, "--output", str(tmp_path / "run")]
     assert main(["--model", saved_model(tmp_path / "model"), *flags, "--classifier", name, "--clip-score", name]) == 0

@@ -29,7 +29,7 @@ from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.erase_class import main
+from semu_diffusion.pipelines.cli.commands.erase_class import main
 from semu_diffusion.pipelines.report.words import interval_words, shares_words
 from semu_diffusion.pipelines.runs import folder as run_folder
 from semu_diffusion.pipelines.runs.config import EraseClassConfig

@@ -17,8 +17,8 @@ from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli import erase_concept
-from semu_diffusion.pipelines.cli.erase_concept import main
+from semu_diffusion.pipelines.cli.commands import erase_concept
+from semu_diffusion.pipelines.cli.commands.erase_concept import main
 
 Capture = pytest.CaptureFixture[str]
 QUICK = [
@@ -191,7 +191,7 @@ def test_help_is_there_without_torch() -> None:
     import sys
 
     code = (
-        "import sys; from semu_diffusion.pipelines.cli.erase_concept import main\n"
+        "import sys; from semu_diffusion.pipelines.cli.commands.erase_concept import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

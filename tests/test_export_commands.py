@@ -22,10 +22,10 @@ from semu_diffusion.interference import interference
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.erase_concept import main as erase
+from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase
 from semu_diffusion.pipelines.cli.main import main
+from semu_diffusion.pipelines.patches.push import public_record
 from semu_diffusion.pipelines.report.card import patch_card
-from semu_diffusion.pipelines.runs.push import public_record
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 Capture = pytest.CaptureFixture[str]
@@ -168,7 +168,7 @@ def test_merge_and_export_take_patches_of_classes_and_of_concepts(
     from saved_models import QUICK as CLASS_QUICK
 
     from semu_diffusion.models.checkpoints import load_class_conditional
-    from semu_diffusion.pipelines.cli.erase_class import main as erase_class
+    from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 
     assert main(["merge", str(patches[0]), "--model", str(model), "--output", str(tmp_path / "words")]) == 0
     pipeline = load(model)
@@ -247,7 +247,7 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
 def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saved_models import QUICK as CLASS_QUICK
 
-    from semu_diffusion.pipelines.cli.erase_class import main as erase_class
+    from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 
     source = saved_model(tmp_path / "ddpm")
     flags = ["--model", source, "--forget", "red", *CLASS_QUICK, "--classifier", "none", "--output", str(tmp_path / "run")]

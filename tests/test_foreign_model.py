@@ -16,7 +16,7 @@ from tiny_models import tiny_unet
 
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.erase_class import main, parse
+from semu_diffusion.pipelines.cli.commands.erase_class import main, parse
 from semu_diffusion.pipelines.cli.main import main as semu
 
 DIGITS = ("zero", "one", "two", "three")

@@ -29,9 +29,9 @@ from semu_diffusion.models.guards import noise_schedule
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline, encode_prompts
 from semu_diffusion.patched import PatchedLayers
+from semu_diffusion.patches.wrappers import eager, unwrapped
 from semu_diffusion.protection import collect_moments
 from semu_diffusion.subspace import layer_subspace
-from semu_diffusion.wrappers import eager, unwrapped
 
 QUICK: dict[str, Any] = {
     "steps": 2,

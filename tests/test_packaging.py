@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("semu_diffusion", "pipelines", "eval", "assets")
 SHORT_NAMES = ROOMS[1:]
-COMMANDS = tuple(sorted(path.stem for path in (ROOT / "pipelines" / "cli").glob("[!_]*.py")))
+COMMANDS = tuple(sorted(path.stem for path in (ROOT / "pipelines" / "cli" / "commands").glob("[!_]*.py")))
 HEAVY = {
     "accelerate", "datasets", "diffusers", "open_clip", "peft", "pyarrow", "scipy", "timm", "torch",
     "torch_fidelity", "torchmetrics", "torchvision", "transformers",
@@ -165,7 +165,7 @@ def test_this_environment_has_no_global_pipelines_or_eval(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
-    code = f"import sys, semu_diffusion.pipelines.cli.{command}; print(*{HEAVY} & set(sys.modules))"
+    code = f"import sys, semu_diffusion.pipelines.cli.commands.{command}; print(*{HEAVY} & set(sys.modules))"
     assert python(code, cwd=tmp_path).split() == []
 
 

@@ -20,7 +20,7 @@ from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.cli.erase_class import main as erase_class
+from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.main import main as semu
 
 FEW = ("--images-per-class", "2", "--sampling-steps", "2")
@@ -243,7 +243,7 @@ def concept_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of erase-concept on a model with a vocabulary."""
     from text_models import WORDS, tiny_pipeline
 
-    from semu_diffusion.pipelines.cli.erase_concept import main as erase_concept
+    from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
     from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
     folder = tmp_path_factory.mktemp("concepts")

@@ -27,8 +27,8 @@ Parse = Callable[[Sequence[str]], Any]
 
 def parsers() -> dict[str, Parse]:
     """Console command -> the function that reads its arguments and runs nothing."""
-    from semu_diffusion.pipelines.cli import erase_class, erase_concept
     from semu_diffusion.pipelines.cli import main as cli
+    from semu_diffusion.pipelines.cli.commands import erase_class, erase_concept
 
     return {"erase-class": erase_class.parse, "erase-concept": erase_concept.parse, "semu": cli.parse}
 

@@ -19,7 +19,7 @@ from semu_diffusion import assets
 from semu_diffusion.eval.judges import networks
 from semu_diffusion.pipelines.benchmark import classes as benchmark
 from semu_diffusion.pipelines.benchmark import concepts as benchmark_concepts
-from semu_diffusion.pipelines.cli import erase_class, erase_concept
+from semu_diffusion.pipelines.cli.commands import erase_class, erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.runs import concept_scoring, scoring
 from semu_diffusion.pipelines.runs.config import EraseClassConfig

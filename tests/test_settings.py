@@ -24,8 +24,8 @@ from semu_diffusion.domains.config import PRESETS
 from semu_diffusion.errors import InputError
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.cli.erase_class import COMMAND, main, parse
-from semu_diffusion.pipelines.cli.erase_concept import parse as parse_concept
+from semu_diffusion.pipelines.cli.commands.erase_class import COMMAND, main, parse
+from semu_diffusion.pipelines.cli.commands.erase_concept import parse as parse_concept
 from semu_diffusion.pipelines.cli.errors import run_guarded
 from semu_diffusion.pipelines.cli.main import COMMANDS
 from semu_diffusion.pipelines.cli.main import main as semu

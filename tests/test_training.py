@@ -21,7 +21,7 @@ from tiny_models import tiny_unet
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 from semu_diffusion.models.checkpoints import load_class_conditional
-from semu_diffusion.pipelines.cli.train import COMMAND as command
+from semu_diffusion.pipelines.cli.commands.train import COMMAND as command
 from semu_diffusion.pipelines.train import recipe
 from semu_diffusion.pipelines.train.classifier import Classifier, ClassifierTraining, augmented
 from semu_diffusion.pipelines.train.ddpm import DDPM, DDPMTraining

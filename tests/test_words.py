@@ -9,9 +9,9 @@ import pytest
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import contains, listed, retained, with_anchor, with_article
+from semu_diffusion.domains.words import article, find_name, match_names, plural, singular
 from semu_diffusion.options import listed_names
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
-from semu_diffusion.words import article, find_name, match_names, plural, singular
 
 PLURALS = {
     "fox": "foxes", "church": "churches", "puppy": "puppies", "child": "children", "wolf": "wolves", "bus": "buses",

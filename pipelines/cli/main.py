@@ -11,7 +11,7 @@ __all__ = ["COMMANDS", "main", "parse"]
 COMMANDS = CommandGroup(
     "semu",
     "Look into a patch, merge it, draw it, score it again, compare methods, train models of your own.",
-    package="semu_diffusion.pipelines.cli",
+    package="semu_diffusion.pipelines.cli.commands",
     commands={
         "erase-class": "erase classes from a class-conditional DDPM; a command of its own, too",
         "erase-concept": "erase objects, styles or other words from Stable Diffusion; a command of its own, too",

@@ -6,10 +6,10 @@ import os
 import unicodedata
 from pathlib import Path
 
+from semu_diffusion.domains.words import fold
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.data.findings import Findings
 from semu_diffusion.pipelines.data.pictures import SUFFIXES
-from semu_diffusion.words import fold
 
 __all__ = ["class_folders", "data_root", "hidden", "picture_bytes", "picture_files"]
 

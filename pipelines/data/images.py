@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semu_diffusion.domains.words import match_names
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
 from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
 from semu_diffusion.pipelines.data.pictures import SUFFIXES, as_rgb, decoded
 from semu_diffusion.pipelines.data.tables import parquet_files, read_tables
-from semu_diffusion.words import match_names
 
 if TYPE_CHECKING:
     import numpy as np

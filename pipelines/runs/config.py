@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.erase.config import EMBEDDED, GuidedConfig
 from semu_diffusion.options import at_least, option, require
-from semu_diffusion.pipelines.runs.patch_settings import PatchFile
+from semu_diffusion.pipelines.patches.patch_settings import PatchFile
 
 __all__ = [
     "ClassModelConfig",

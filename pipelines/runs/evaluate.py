@@ -19,6 +19,7 @@ from semu_diffusion.files import write_json
 from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.patches.patches import is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.report.grid import before_after, save_png
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
@@ -27,7 +28,6 @@ from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, 
 from semu_diffusion.pipelines.runs.erase import inputs_of, measured
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
-from semu_diffusion.pipelines.runs.patches import is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer

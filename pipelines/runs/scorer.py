@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from semu_diffusion.domains.words import match_names
 from semu_diffusion.erase.phases import image_seeds
 from semu_diffusion.erase.samples import self_made
 from semu_diffusion.errors import InputError
@@ -19,7 +20,6 @@ from semu_diffusion.eval.scorer import Progress, Reference, Sampling, Scorer
 from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.runs.config import EvaluationConfig
 from semu_diffusion.pipelines.runs.domains import Subject
-from semu_diffusion.words import match_names
 
 __all__ = ["make_probes", "make_scorer", "probe_settings"]
 

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from semu_diffusion.domains.words import Noun, article, replace_nouns, singular
 from semu_diffusion.errors import InputError
-from semu_diffusion.words import Noun, article, replace_nouns, singular
 
 __all__ = [
     "ANCHORS",

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semu_diffusion.domains.prompts import article, bare
+from semu_diffusion.domains.words import Noun, fold
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
-from semu_diffusion.words import Noun, fold
 
 __all__ = ["Subject", "Vocabulary", "read_vocabulary"]
 

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
-from semu_diffusion.wrappers import eager, unwrapped
+from semu_diffusion.patches.wrappers import eager, unwrapped
 
 __all__ = ["check_network", "check_text_condition", "noise_schedule", "sides", "with_plain_unet"]
 

@@ -21,7 +21,7 @@ from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.guards import check_network, check_text_condition, noise_schedule, sides, with_plain_unet
 from semu_diffusion.models.prompt_table import PromptTable, encode_prompts, on_device
 from semu_diffusion.models.sampling import ddim, in_pieces
-from semu_diffusion.wrappers import unwrapped
+from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = [
     "PromptTable",

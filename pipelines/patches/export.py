@@ -12,8 +12,8 @@ from semu_diffusion.interference import interference
 from semu_diffusion.lora import save_lora, save_peft_folder
 from semu_diffusion.models.stable_diffusion import family_of
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.runs.patch_settings import BaseModel
-from semu_diffusion.pipelines.runs.patches import LoadedBase, base_model, is_of_concepts, load_patch
+from semu_diffusion.pipelines.patches.patch_settings import BaseModel
+from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, is_of_concepts, load_patch
 
 __all__ = ["apply", "export", "interferences", "new_folder"]
 

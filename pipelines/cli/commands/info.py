@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.runs.patch_settings import PatchFile
+from semu_diffusion.pipelines.patches.patch_settings import PatchFile
 
 __all__ = ["COMMAND", "InfoConfig"]
 
@@ -17,7 +17,7 @@ class InfoConfig(PatchFile):
 
 
 def run(config: InfoConfig) -> int:
-    from semu_diffusion.pipelines.runs.patches import describe
+    from semu_diffusion.pipelines.patches.patches import describe
 
     print("\n".join(describe(config.patch, config.layers)))
     return 0

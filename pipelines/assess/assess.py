@@ -17,11 +17,11 @@ from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.files import write_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import sampler_name
+from semu_diffusion.pipelines.assess.assess_settings import AssessConfig
+from semu_diffusion.pipelines.assess.assessment import Group, copies, fid, groups_of, sampled, share
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
-from semu_diffusion.pipelines.runs.assess_settings import AssessConfig
-from semu_diffusion.pipelines.runs.assessment import Group, copies, fid, groups_of, sampled, share
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries

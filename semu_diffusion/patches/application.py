@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.layer_patch import LayerPatch
-from semu_diffusion.weights import weight_of
+from semu_diffusion.patches.layer_patch import LayerPatch
+from semu_diffusion.patches.weights import weight_of
 
 __all__ = ["Application", "applied_to", "forget_application", "set_patches"]
 

@@ -24,7 +24,7 @@ class PushConfig:
 def run(config: PushConfig) -> int:
     from pathlib import Path
 
-    from semu_diffusion.pipelines.runs.push import push
+    from semu_diffusion.pipelines.patches.push import push
 
     print(push(Path(config.run), config.repo, config.private))
     return 0

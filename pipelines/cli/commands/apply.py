@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.runs.patch_settings import BaseModel
+from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 
 __all__ = ["COMMAND", "ApplyConfig"]
 
@@ -21,7 +21,7 @@ class ApplyConfig(BaseModel):
 
 
 def run(config: ApplyConfig) -> int:
-    from semu_diffusion.pipelines.runs.export import apply
+    from semu_diffusion.pipelines.patches.export import apply
 
     for line in apply(config.patches, config.strength, config, config.output):
         print(line)

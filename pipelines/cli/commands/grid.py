@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
+from semu_diffusion.pipelines.patches.patch_settings import PatchFile
 from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig, PatchedModelConfig
-from semu_diffusion.pipelines.runs.patch_settings import PatchFile
 
 __all__ = ["COMMAND", "GridConfig"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from semu_diffusion.errors import InputError
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.runs.patch_settings import BaseModel, PatchFile
+from semu_diffusion.pipelines.patches.patch_settings import BaseModel, PatchFile
 
 __all__ = ["COMMAND", "MergeConfig"]
 
@@ -20,7 +20,7 @@ class MergeConfig(BaseModel, PatchFile):
 def run(config: MergeConfig) -> int:
     if not config.output:
         raise InputError("say where the merged model goes with --output")
-    from semu_diffusion.pipelines.runs.export import export, new_folder
+    from semu_diffusion.pipelines.patches.export import export, new_folder
 
     for line in export(config.patch, config.strength, config, new_folder("--output", config.output), None):
         print(line)

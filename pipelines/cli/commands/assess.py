@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from semu_diffusion.pipelines.assess.assess_settings import AssessConfig
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.runs.assess_settings import AssessConfig
 
 __all__ = ["COMMAND"]
 
 
 def run(config: AssessConfig) -> int:
-    from semu_diffusion.pipelines.runs.assess import assess
+    from semu_diffusion.pipelines.assess.assess import assess
 
     print(assess(config))
     return 0

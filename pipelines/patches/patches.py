@@ -14,9 +14,9 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.checkpoints import load_text_pipeline
 from semu_diffusion.models.ddpm import ClassConditional
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
 from semu_diffusion.pipelines.runs.models import load_model
-from semu_diffusion.pipelines.runs.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 
 __all__ = ["LoadedBase", "base_model", "class_model", "describe", "is_of_concepts", "load_patch", "patch_file"]

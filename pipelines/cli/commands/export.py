@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from semu_diffusion.errors import InputError
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.runs.patch_settings import BaseModel, PatchFile
+from semu_diffusion.pipelines.patches.patch_settings import BaseModel, PatchFile
 
 __all__ = ["COMMAND", "ExportConfig"]
 
@@ -25,7 +25,7 @@ class ExportConfig(BaseModel, PatchFile):
 def run(config: ExportConfig) -> int:
     if config.merged is None and config.lora is None:
         raise InputError("say what to write: --merged DIR, --lora DIR, or both")
-    from semu_diffusion.pipelines.runs.export import export, new_folder
+    from semu_diffusion.pipelines.patches.export import export, new_folder
 
     merged, lora = new_folder("--merged", config.merged), new_folder("--lora", config.lora)
     for line in export(config.patch, config.strength, config, merged, lora):
