@@ -61,7 +61,7 @@ class Fingerprint:
             same_norm = difference[0] <= root * (_NORM_TOLERANCE * typical + _UNDERFLOW)
             if not (same_norm and difference[1:].max() <= _PRODUCT_TOLERANCE * typical + 8 * _UNDERFLOW):
                 raise InputError(
-                    f"this patch was made for another model: the weights of {name} differ (already merged, trained further, "
+                    f"this patch was made for another model: the weights of {name} differ (already merged, or trained further, "
                     "or a LoRA fused in?)"
                 )
 

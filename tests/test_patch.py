@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from patches import random_patch, weight_bytes
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tiny_models import tiny_unet
 from torch import nn
 
@@ -262,80 +259,8 @@ def test_merge_writes_what_apply_writes_and_refuses_a_model_with_patches_on() ->
         other.merge(applied)
 
 
-# ---------------------------------------------------------------------------------------------------- on disk
-
-
-@pytest.mark.parametrize("matricisation", ["full", "per_channel"])
-def test_a_saved_patch_is_the_same_to_the_last_bit(matricisation, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    model = net()
-    patch = dataclasses.replace(random_patch(model, matricisation=matricisation).scale(0.7), metadata={"forget": ["ü"], "n": 3})
-    path = patch.save(tmp_path / "deep" / "patch.safetensors")
-    loaded = ErasurePatch.load(path)
-    assert path == tmp_path / "deep" / "patch.safetensors"
-    assert list(path.parent.iterdir()) == [path]
-    assert loaded.layers.keys() == patch.layers.keys()
-    assert all(torch.equal(loaded.delta(name), patch.delta(name)) for name in patch.layers)
-    assert (loaded.metadata, loaded.strength) == (patch.metadata, 0.7)
-    assert (loaded.trained_parameters, loaded.nbytes) == (patch.trained_parameters, patch.nbytes)
-    one, two = net(), net()
-    patch.apply(one)
-    loaded.apply(two)
-    assert weight_bytes(one) == weight_bytes(two)
-
-
 def test_counts_are_those_of_the_factors() -> None:
     patch = random_patch(net(), rank=2)
     assert patch.trained_parameters == 3 * 4
     factors = 2 * ((8 + 27) + (4 + 8) + (2 + 4))  # U and V in int8, 2 columns each
     assert patch.nbytes == factors + 3 * (4 * 4 + 8)  # R in float32, a rank in int64
-
-
-@pytest.mark.parametrize("content", [b"", b"just some text\nin two lines\n", b"\x10\0\0\0\0\0\0\0{broken", b"{}"])
-def test_files_that_are_no_safetensors_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "p.safetensors"
-    path.write_bytes(content)
-    one_line_refusal(path, "not a readable safetensors")
-
-
-def one_line_refusal(path: Path, match: str) -> None:
-    with pytest.raises(InputError, match=match) as caught:
-        ErasurePatch.load(path)
-    assert "\n" not in str(caught.value)
-    assert path.name in str(caught.value)
-
-
-def test_truncated_foreign_missing_and_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    whole = random_patch(net()).save(tmp_path / "whole.safetensors")
-    path = tmp_path / "p.safetensors"
-    for share in (0.1, 0.5, 0.999):
-        path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
-        one_line_refusal(path, "not a readable safetensors")
-    save_file({"weight": torch.ones(2)}, path)
-    one_line_refusal(path, "not a patch")
-    one_line_refusal(tmp_path / "absent.safetensors", "no such patch file")
-    one_line_refusal(tmp_path, "no such patch file")
-    tensors = load_file(whole)
-    with safe_open(whole, "pt") as file:
-        header = json.loads(file.metadata()["semu"])
-    for text in ("no json", "[]", "{}", json.dumps({**header, "layers": {"0": 3}}), json.dumps({**header, "strength": None})):
-        save_file(tensors, path, metadata={"semu": text})
-        one_line_refusal(path, "damaged patch")
-    save_file({name: t for name, t in tensors.items() if name != "2.core"}, path, metadata={"semu": json.dumps(header)})
-    one_line_refusal(path, r"damaged patch .*2\.core")
-    save_file(tensors, path, metadata={"semu": json.dumps({**header, "format": "semu-patch-9"})})
-    one_line_refusal(path, "semu-patch-9")
-
-
-def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = random_patch(net()).save(tmp_path / "p.safetensors")
-    before = path.read_bytes()
-
-    def full(tensors: object, filename: Path, metadata: object) -> None:
-        Path(filename).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        random_patch(net(), 1).save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
