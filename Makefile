@@ -14,7 +14,7 @@ CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-concept test lint format types bench figures commands clean
+.PHONY: help demo demo-concept test lint format types bench figures commands stress clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -52,6 +52,9 @@ figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@cp runs/figures/before_after.png assets/before_after.png
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
+
+stress: $(VENV)/installed-dev ## thousands of damaged patches (the tests take some hundred)
+	@SEMU_MUTANTS=2000 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py
 
 commands: $(VENV)/installed ## write docs/commands.md
 	@$(BIN)/python -m semu_diffusion.pipelines.cli.reference > docs/commands.md

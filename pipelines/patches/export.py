@@ -51,7 +51,7 @@ def export(path: str, strength: float, config: BaseModel, merged: Path | None, l
     """Write one patch as the full pipeline ``merged``, as the LoRA files of ``lora``, or both. Yields a line for each."""
     patch = load_patch(path, strength)
     base = base_model([patch], config)
-    patch.fingerprint.check(base.network)
+    patch.check(base.network)
     if lora is not None:
         with atomic_folder(lora) as beside:
             if is_of_concepts(patch):

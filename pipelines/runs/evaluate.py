@@ -89,7 +89,7 @@ def _subject(path: Path, patch: ErasurePatch, config: EvaluatePatchConfig) -> Su
     if config.model == EMBEDDED:
         config = dataclasses.replace(config, model=str(made.get("base_model") or EMBEDDED))
     subject = _concepts(path, made, config) if is_of_concepts(patch) else _classes(made, config)
-    patch.fingerprint.check(subject.model.denoiser)
+    patch.check(subject.model.denoiser)
     return subject
 
 
