@@ -145,7 +145,7 @@ def test_the_commands_of_the_readme_parse(tmp_path: Path, monkeypatch: pytest.Mo
     commands = list(command_lines(README.read_text()))
     shown = {shlex.join([Path(program).name, *rest]) for program, *rest in commands}
     assert {"make demo", "make test"} <= shown
-    assert any(command.startswith("erase-class --forget ") for command in shown)
+    assert any(command.startswith("erase-class cat") for command in shown)
     monkeypatch.chdir(tmp_path)
     assert not broken_commands(iter(commands), make_targets((ROOT / "Makefile").read_text()), parsers())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion import assets
 from semu_diffusion.eval.judges import networks
-from semu_diffusion.pipelines.benchmark import classes as benchmark
-from semu_diffusion.pipelines.benchmark import concepts as benchmark_concepts
+from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
+from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
+from semu_diffusion.eval.probes.revival import Learning
+from semu_diffusion.peers import methods
 from semu_diffusion.pipelines.cli.commands import erase_class, erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
-from semu_diffusion.pipelines.runs import concept_scoring, scoring
-from semu_diffusion.pipelines.runs.config import EraseClassConfig
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 from semu_diffusion.pipelines.train.picture_styles import STYLES
 
@@ -73,14 +74,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cifar_vocabulary(WORDS).save(embedded / "tiny-sd")
     monkeypatch.setattr(assets, "folder", lambda name: embedded / name)
     monkeypatch.setattr(networks, "embedded", lambda name: embedded / name)
-    monkeypatch.setattr(scoring, "REVIVAL_STEPS", 2)
-    monkeypatch.setattr(scoring, "REVIVAL_SAMPLES", 2)
+    for probe in (ClassVectorProbe, PseudoWordProbe):
+        monkeypatch.setattr(probe, "default", Learning(steps=2, lr=3e-2, batch_size=2, samples=2))
     short = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
-    monkeypatch.setattr(benchmark, "EraseClassConfig", lambda **given: EraseClassConfig(**{**short, **given}))
-    monkeypatch.setattr(concept_scoring, "REVIVAL_STEPS", 2)
-    monkeypatch.setattr(concept_scoring, "REVIVAL_SAMPLES", 2)
-    for name, (words, settings) in benchmark_concepts.METHODS.items():
-        monkeypatch.setitem(benchmark_concepts.METHODS, name, (words, {**short, **settings}))
+    for name, method in methods.METHODS.items():
+        quick = dataclasses.replace(method, overrides={**short, **method.overrides}, expected={})
+        monkeypatch.setitem(methods.METHODS, name, quick)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -98,8 +97,6 @@ def shortened(program: str, arguments: Sequence[str]) -> list[str]:
         return [*arguments, "--samples-per-class", "2", "--sampling-steps", "2"]
     if arguments[0] == "grid":
         return [*arguments, *SCORED[2:]]
-    if arguments[0] == "benchmark-concepts":
-        return [*arguments, "--images-per-prompt", "1", "--sampling-steps", "1"]
     return [*arguments, *(SCORED if arguments[0] in ("evaluate", "benchmark") else ())]
 
 
@@ -108,13 +105,14 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> N
     assert len(ours) >= 12
     for program, *arguments in ours:
         assert MAINS[program](shortened(program, arguments)) == 0, shlex.join([program, *arguments])
+    again = ("--config", "runs/cat/run.json", "--output", "runs/cat-again")
+    assert erase_class.main(again) == 0
     first, again = (checkout / "runs" / name / "patch.safetensors" for name in ("cat", "cat-again"))
     assert first.read_bytes() == again.read_bytes()
-    made = ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md")
-    for name in (*made, "runs/few.md", "runs/no-pets/lora", "runs/tiny-sd-assessed/nearest.png"):
+    made = ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md", "lora")
+    for name in (*made, "runs/no-pets/lora", "runs/tiny-sd-assessed/nearest.png", "without-cat/unet"):
         assert (checkout / name).stat().st_size > 0
-    for kind in ("ddpm", "classifier", "autoencoder", "tiny-sd"):
-        assert list((checkout / "train-runs" / kind / "model").rglob("*.safetensors"))
+    assert list((checkout / "train-runs" / "ddpm" / "model").rglob("*.safetensors"))
 
 
 def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +143,11 @@ def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.Monke
     assert names["pipe"].get_list_adapters() == {"unet": ["semu_cat"]}
 
 
-def test_a_run_folder_holds_only_what_the_readme_lists(checkout: Path) -> None:
-    """The table of the README against the folder of a run."""
-    listed = {
-        word.strip("`") for line in README.read_text().splitlines() if line.startswith("| `") for word in line.split()[1:2]
-    }
-    assert erase_class.main(["--forget", "cat", "--save-images", *QUICK]) == 0
+def test_a_run_folder_holds_only_what_its_page_lists(checkout: Path) -> None:
+    """The table of the page against the folder of a run."""
+    page = README.with_name("docs") / "run-folder.md"
+    listed = {word.strip("`") for line in page.read_text().splitlines() if line.startswith("| `") for word in line.split()[1:2]}
+    assert erase_class.main(["cat", "--save-images", *QUICK]) == 0
     (run,) = (checkout / "runs").iterdir()
     found = {path.name + ("/" if path.is_dir() else "") for path in run.iterdir()}
     assert found <= listed
