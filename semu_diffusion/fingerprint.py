@@ -51,8 +51,6 @@ class Fingerprint:
                 )
             missing = [name for name in self.names if not hasattr(modules.get(name), "weight")]
             what = f"it has no layer {missing[0]}" if missing else "its layers have other names or shapes"
-            if any(type(module).__module__.startswith("peft.") for module in modules.values()):
-                raise InputError("an adapter (LoRA) is on the model: unload it, apply or remove the patch, and load it again")
             raise InputError(f"this patch was made for another model: {what}")
         for name, expected in zip(self.names, self.probes, strict=True):
             weight = originals[name] if originals and name in originals else weight_of(modules, name)

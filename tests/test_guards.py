@@ -151,7 +151,7 @@ def test_an_adapter_between_patch_and_model_is_named() -> None:
     pipeline = tiny_pipeline()
     patch = semu_diffusion.erase_concept(pipeline, "cat", **settings)
     pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
-    with pytest.raises(InputError, match=r"adapter \(LoRA\) is on the model"):
+    with pytest.raises(InputError, match=r"adapter \(LoRA style\)"):
         patch.apply(pipeline.unet)
 
 

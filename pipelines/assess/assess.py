@@ -39,11 +39,14 @@ def assess(config: AssessConfig) -> str:
     model, groups, vocabulary = groups_of(config.model, config.device)
     config = dataclasses.replace(config, guidance_scale=_guidance_scale(config, model, vocabulary))
     judges = _judges(config, groups, vocabulary, model.device)
-    train, test = (load_images(config.data, split, to_stderr) if config.data else None for split in ("train", "test"))
+    train, test = (load_images(config.data, split) if config.data else None for split in ("train", "test"))
     if test is not None and test.image_shape != model.image_shape:
         raise InputError(f"{config.data} has images of {test.image_shape}, the model makes {model.image_shape}")
     model.check_steps(config.sampling_steps)
     extractor = load_fid_extractor(config.inception_weights, judges["object"], device=model.device)
+    for data in (train, test):
+        if data is not None:
+            to_stderr(data.found)
     folder.create()
     record = {"config": dataclasses.asdict(config), **environment(model.device, config.sampling_precision)}
     with folder.recorded(record), Progress() as progress:

@@ -89,7 +89,8 @@ def data_root(folder: Path, split: str, findings: Findings) -> tuple[Path, bool]
         if len(chosen) != 1:
             has = ", ".join(f"{path.name}/" for path in splits)
             raise InputError(f"{folder} has {'no' if not chosen else 'more than one'} split {split!r}: it holds {has}")
-        findings.remarks.append(f"read {chosen[0].name}/ alone")
+        if len(inside) > 1:
+            findings.remarks.append(f"read {chosen[0].name}/ alone")
         return chosen[0], True
     if splits:
         beside = ", ".join(path.name for path in inside if path not in splits)

@@ -6,6 +6,7 @@ Three layouts are read: a Hub id or a folder with parquet files in the Hub's lay
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,8 @@ Shape = tuple[int, int, int]
 class ImageSet:
     """Labelled images in memory: uint8 ``images`` (N, C, H, W) with C = 1 or 3, int64 ``labels`` (N,).
 
-    ``fingerprint`` is the Hub commit, or the SHA-256 over the pixels and labels in order.
+    ``fingerprint`` is the Hub commit, or the SHA-256 over the pixels and labels in order; ``found`` says in one line what was
+    read, skipped and changed.
     """
 
     images: torch.Tensor
@@ -42,6 +44,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     source: str
     fingerprint: str
+    found: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,9 +82,10 @@ def load_images(source: str | Path, split: str = "train", note: Note | None = No
     else:
         pictures, labels, names = _from_class_folders(folder, split, str(source), findings)
     found = _image_set(_pixels(pictures, findings), labels, names, str(source), revision, findings)
+    counts = {name: int((found.labels == index).sum()) for index, name in enumerate(found.class_names)}
+    found = dataclasses.replace(found, found=findings.line(str(source), len(found), counts))
     if note is not None:
-        counts = {name: int((found.labels == index).sum()) for index, name in enumerate(found.class_names)}
-        note(findings.line(str(source), len(found), counts))
+        note(found.found)
     return found
 
 

@@ -36,8 +36,7 @@ def retain_images(source: str, model: ClassConditional, forget: Sequence[str], n
     """
     if source in ("none", "self"):
         return None
-    lines: list[str] = []
-    data = load_images(source, "train", lines.append)
+    data = load_images(source, "train")
     if data.image_shape != model.image_shape:
         raise InputError(f"--retain {source}: images {data.image_shape}, but the model makes {model.image_shape}")
     names = model.names or tuple(dict.fromkeys(forget))
@@ -50,8 +49,7 @@ def retain_images(source: str, model: ClassConditional, forget: Sequence[str], n
     if not wanted.any():
         raise InputError(f"--retain {source}: none of its classes is a kept class of the model")
     if note is not None:
-        for line in lines:
-            note("; ".join([line, *_left_out(names, erased, data.class_names, rows, model.conditional)]))
+        note("; ".join([data.found, *_left_out(names, erased, data.class_names, rows, model.conditional)]))
     images = data.images[wanted].float().div(127.5).sub(1)
     return Images(images.to(model.device), labels[wanted].to(model.device))
 

@@ -106,7 +106,7 @@ def _judges(subject: Subject, config: EvaluationConfig, device: torch.device) ->
 
 def _reference(subject: Subject, source: str) -> Reference:
     """The data set's images of the kept classes; where no class is kept, of everything that is not erased."""
-    data = load_images(source, "train", to_stderr)
+    data = load_images(source, "train")
     if data.image_shape != subject.model.image_shape:
         raise InputError(f"--fid-reference {source}: images {data.image_shape}, the model makes {subject.model.image_shape}")
     groups = (subject.questions.get(group, ()) for group in ("in_domain", "cross_domain"))
@@ -121,6 +121,7 @@ def _reference(subject: Subject, source: str) -> Reference:
     images = data.images[torch.isin(data.labels, torch.tensor(wanted))]
     if len(images) < 2:
         raise InputError(f"--fid-reference {source} has {len(images)} images of the kept classes: FID needs two and more")
+    to_stderr(data.found)
     place = Path(source).expanduser()
     told = place.name if place.exists() else source  # a path tells of a machine, not of the data
     return Reference(images, f"{told} (training images of {', '.join(names)})")
