@@ -108,7 +108,7 @@ def test_merge_needs_a_new_folder_and_the_right_model(
     assert semu(["merge", str(finished), "--output", merged]) == 0
     capsys.readouterr()
     others = {
-        "already merged, trained further": merged,
+        "already merged, or trained further": merged,
         "weights of": saved_model(tmp_path / "other", seed=1),
         "this patch was made for another model": saved_model(tmp_path / "wide", block_out_channels=(8, 24)),
     }
