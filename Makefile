@@ -6,9 +6,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= cat --images-per-class 16 --sampling-steps 20
-BENCH_FLAGS ?= --output docs/results.md --images 20 --sampling-steps 20
+BENCH_FLAGS ?= --output docs/benchmark.md --images 20 --sampling-steps 20
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
-CONCEPT_BENCH_FLAGS ?= --output docs/results.md --model tiny-sd --images 8 --sampling-steps 20
+CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --model tiny-sd --images 8 --sampling-steps 20
 FIGURES_FLAGS ?= cat --images-per-class 20 --sampling-steps 20
 CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
@@ -39,7 +39,7 @@ format: $(VENV)/installed-dev ## mend what a machine can mend of style and forma
 types: $(VENV)/installed-dev ## check the types
 	@$(BIN)/python -m mypy -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/results.md (some hours)
+bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/benchmark.md (some hours)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS) --methods default,uce,copy
 	@$(BIN)/semu benchmark cat $(BENCH_FLAGS) --methods rank-8,null-space,retain,unprotected,fine-tune,fine-tune-retain,docs/benchmark/methods.json
 	@$(BIN)/semu benchmark $(CONCEPT_BENCH_FLAGS) --methods default,uce,remap

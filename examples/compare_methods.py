@@ -11,17 +11,18 @@ from semu_diffusion.pipelines.benchmark.run import run
 
 
 def main(name: str = "cat", *methods: str, model: str = "ddpm-cifar10", images: int = 8, **settings: object) -> None:
+    work = f"compared/{Path(model).name}"  # one folder a model: rows of others are not read back
     config = BenchmarkConfig(
         erase=(name,),
         model=model,
         methods=methods or ("uce", "copy"),
         images=images,
-        work="compared",
-        output="compared/results.md",
+        work=work,
+        output=f"{work}/results.md",
         **settings,  # type: ignore[arg-type]
     )
     run(config)
-    (rows,) = Path("compared").glob("*.jsonl")
+    (rows,) = Path(work).glob("*.jsonl")
     for row in read_rows(rows)[1:]:
         before, after = row["evaluation"]["before"], row["evaluation"]["after"]
         drift = row["evaluation"]["side_effects"]["paired"]["mse"]

@@ -276,12 +276,14 @@ class FakeHub:
 
 
 def test_push_sends_patch_lora_card_and_numbers_and_nothing_of_the_machine(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
     assert main(["push", str(finished), "me/no-cat", "--private"]) == 0
     assert FakeHub.asked == ("me/no-cat", True)
     assert {"patch.safetensors", "README.md", "metrics.json", "run.json", f"lora/{DIFFUSERS_LORA}"} <= FakeHub.sent.keys()
+    (tmp_path / "sent.safetensors").write_bytes(FakeHub.sent["patch.safetensors"])
+    assert ErasurePatch.load(tmp_path / "sent.safetensors").same_as(ErasurePatch.load(finished / "patch.safetensors"))
     for name in ("patch.safetensors", f"lora/{DIFFUSERS_LORA}", f"lora/{KOHYA_LORA}"):
         own, sent = tensors_of((finished / name).read_bytes()), tensors_of(FakeHub.sent[name])
         assert own.keys() == sent.keys()

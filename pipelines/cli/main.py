@@ -13,8 +13,8 @@ COMMANDS = CommandGroup(
     "Look into a patch, merge it, draw it, score it again, compare methods, train models of your own.",
     package="semu_diffusion.pipelines.cli.commands",
     commands={
-        "erase-class": "erase classes from a class-conditional DDPM; a command of its own, too",
-        "erase-concept": "erase objects, styles or other words from Stable Diffusion; a command of its own, too",
+        "erase-class": "erase classes from a class-conditional DDPM; also a command of its own",
+        "erase-concept": "erase objects, styles or other words from Stable Diffusion; also a command of its own",
         "info": "what a patch holds: layers, ranks, base model",
         "merge": "write a model with the patch in its weights",
         "grid": "draw before and after, same seeds",

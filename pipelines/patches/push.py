@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import save_tensors, write_json, write_text
+from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.report.card import patch_card
 
 __all__ = ["public_record", "push"]
@@ -48,7 +50,11 @@ def push(run: Path, repo: str, private: bool = False) -> str:
 
 def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Copy what is uploaded, nothing of it with a path of this machine in it."""
-    for path in (run / "patch.safetensors", *sorted((run / "lora").glob("*.safetensors"))):
+    patch = ErasurePatch.load(run / "patch.safetensors")  # saved anew: its checksum covers the header
+    replace(patch, metadata=_without_paths(dict(patch.metadata))).save(
+        folder / "patch.safetensors"
+    )  # its checksum holds the header
+    for path in sorted((run / "lora").glob("*.safetensors")):
         _copy_without_paths(path, folder / path.relative_to(run))
     if (run / "lora" / PEFT_CONFIG).is_file():
         write_json(folder / "lora" / PEFT_CONFIG, _without_paths(_read(run / "lora" / PEFT_CONFIG)))

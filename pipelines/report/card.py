@@ -64,7 +64,8 @@ def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]
         missing.append("the change of what was kept")
     else:
         rows.append(("change of what was kept, same seeds (MSE in [-1, 1])", "0", f"{side.paired_mse:.4f}"))
-        rows.append(("the same (SSIM)", "1", f"{side.paired_ssim:.3f}"))
+        if side.paired_ssim is not None:
+            rows.append(("the same (SSIM)", "1", f"{side.paired_ssim:.3f}"))
         if side.paired_lpips is not None:
             rows.append(("the same (LPIPS)", "0", f"{side.paired_lpips:.3f}"))
     for name, found in evaluation.distances.items():

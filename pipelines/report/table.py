@@ -57,12 +57,10 @@ def _changes(evaluation: Evaluation) -> Iterator[Row]:
     }
     for words, effect in groups.items():
         if effect is not None:
-            lpips = "" if effect.paired_lpips is None else f"; {effect.paired_lpips:.3f}"
-            yield (
-                f"{words} (MSE; SSIM{'; LPIPS' if lpips else ''})",
-                "0",
-                f"{effect.paired_mse:.4f}; {effect.paired_ssim:.3f}{lpips}",
-            )
+            numbers = {"SSIM": effect.paired_ssim, "LPIPS": effect.paired_lpips}
+            known = {name: number for name, number in numbers.items() if number is not None}
+            texts = [f"{effect.paired_mse:.4f}", *(f"{number:.3f}" for number in known.values())]
+            yield f"{words} ({'; '.join(('MSE', *known))})", "0", "; ".join(texts)
     side = evaluation.side_effects
     if side is not None and len(side.per_condition) > 1 and evaluation.kind == "class":
         most = max(side.per_condition, key=lambda name: side.per_condition[name]["mse"])

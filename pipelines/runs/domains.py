@@ -200,7 +200,7 @@ def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:
         raise InputError("--alternatives: the model's vocabulary names what else a picture may show; leave them out")
     erased = {singular(word).lower() for one in plan.concepts for word in one.words}
     for other in config.alternatives:
-        if singular(bare(other)) in erased:
+        if singular(bare(other)).lower() in erased:
             raise InputError(f"--alternatives {other}: is what shall be erased; name what else a picture may show")
     words = [word for one in plan.concepts for word in one.words]
     alternatives = config.alternatives or (tuple(plan.concepts[0].candidates(words)) if judged and not known else ())

@@ -14,6 +14,7 @@ from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
+from semu_diffusion.errors import InputError
 from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.files import write_json
 from semu_diffusion.options import require
@@ -125,7 +126,12 @@ def _shared(config: EvaluatePatchConfig, kind: type) -> dict[str, Any]:
 def _words(path: Path, made: Any, vocabulary: Vocabulary | None) -> dict[str, Any]:
     """What was erased, in words: of the run that the patch lies in, else as far as the patch says it itself."""
     run = path.with_name("run.json")
-    saved = json.loads(run.read_text(encoding="utf-8")).get("config", {}) if run.is_file() else {}
+    try:
+        saved = json.loads(run.read_text(encoding="utf-8")).get("config", {}) if run.is_file() else {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{run} cannot be read ({error}): put the run's own back, or move the patch out of this folder"
+        ) from error
     if list(saved.get("concept", ())) == list(made["concept"]):
         given = {name: saved.get(name) for name in WORDS}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}

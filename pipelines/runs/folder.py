@@ -13,9 +13,8 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_json
-from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_bytes
 
-__all__ = ["RunFolder", "environment", "folder_names", "peak_memory_bytes", "write_json"]
+__all__ = ["RunFolder", "folder_names"]
 
 
 class RunFolder:
