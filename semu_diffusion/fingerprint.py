@@ -11,6 +11,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patches.weights import adapter_names, weight_of
+from semu_diffusion.patches.wrappers import modules_of
 
 __all__ = ["Fingerprint"]
 
@@ -35,14 +36,14 @@ class Fingerprint:
     @classmethod
     def of(cls, model: nn.Module, names: Iterable[str]) -> Fingerprint:
         """Fingerprint of ``model`` over the layers ``names``."""
-        modules = dict(model.named_modules())
+        modules = modules_of(model)
         names = tuple(names)
         rows = [_probe(weight_of(modules, name)) for name in names]
         return cls(_structure(modules), names, torch.stack(rows) if rows else torch.zeros(0, len(_FREQUENCIES) + 1))
 
     def check(self, model: nn.Module, originals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Raise InputError unless ``model`` is the one; ``originals`` stand in for weights that carry another patch."""
-        modules = dict(model.named_modules())
+        modules = modules_of(model)
         if _structure(modules) != self.structure:
             adapters = adapter_names(modules)
             if adapters:

@@ -21,6 +21,7 @@ from semu_diffusion.patches.application import applied_to, forget_application, s
 from semu_diffusion.patches.layer_patch import LayerPatch, overlap
 from semu_diffusion.patches.patch_file import MAX_STRENGTH, PatchContent, read_patch, write_patch
 from semu_diffusion.patches.weights import weight_of
+from semu_diffusion.patches.wrappers import modules_of, unwrapped
 
 __all__ = ["ErasurePatch", "LayerPatch"]
 
@@ -84,7 +85,7 @@ class ErasurePatch:
         self.fingerprint.check(model, originals)
         if self.overlap is None or self.strength == 0:
             return
-        modules = dict(model.named_modules())
+        modules = modules_of(model)
         given = originals or {}
         now = overlap(self.layers, lambda name: given[name] if name in given else weight_of(modules, name))
         if now is None:
@@ -99,6 +100,7 @@ class ErasurePatch:
         Raises InputError if the model is not the one it was made for, already carries this patch, or was changed under another;
         then nothing changed.
         """
+        model = unwrapped(model)
         before = applied_to(model)
         if any(patch.same_as(self) for patch in before.patches):
             raise InputError("this patch is already applied to the model")
@@ -116,6 +118,7 @@ class ErasurePatch:
         The model may have been moved or cast in between; a cast one gets its originals in the new dtype. Raises InputError if
         this patch is not on the model, or a training step, `load_state_dict` or another tool changed the weights under it.
         """
+        model = unwrapped(model)
         patches = applied_to(model).patches
         if not any(patch.same_as(self) for patch in patches):
             raise InputError("this patch is not applied to the model, so it cannot be removed from it")
@@ -135,6 +138,7 @@ class ErasurePatch:
 
         Raises InputError if the model carries patches that could still be removed, or is not the right one.
         """
+        model = unwrapped(model)
         if applied_to(model).patches:
             raise InputError("the model carries applied patches; remove them before merging")
         self.apply(model)

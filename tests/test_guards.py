@@ -379,3 +379,26 @@ def test_the_users_pipeline_is_not_changed_by_unwrapping() -> None:
     assert dict(pipeline.config) == config
     assert model.pipeline is not pipeline
     assert model.denoiser is pipeline.unet.module
+
+
+@pytest.mark.parametrize("wrap", [compiled, a_block, nn.DataParallel], ids=lambda wrap: wrap.__name__)
+def test_a_patch_goes_on_a_wrapped_network_and_off_again(wrap: Callable[[Any], Any]) -> None:
+    torch._dynamo.reset()
+    patch = semu_diffusion.erase_class(class_pipeline(**SMALL), "red", **QUICK)
+    network = class_pipeline(**SMALL).unet
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    wrapped = wrap(network)
+    patch.apply(wrapped)
+    assert any(not torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.values(), strict=True))
+    patch.remove(network if wrap is not nn.DataParallel else wrapped)
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.values(), strict=True))
+
+
+def test_a_pipeline_without_its_parts_or_in_accelerates_precision_is_refused() -> None:
+    for part in ("text_encoder", "tokenizer"):
+        pipeline = tiny_pipeline("sdxl")
+        setattr(pipeline, part, None)
+        refused(pipeline, f"has no {part}")
+    pipeline = tiny_pipeline()
+    pipeline.unet._original_forward = pipeline.unet.forward  # as Accelerator.prepare leaves it
+    refused(pipeline, "keep_fp32_wrapper=False")

@@ -63,6 +63,11 @@ def _adapters(network: nn.Module) -> str | None:
 
 
 def _hooks(network: nn.Module) -> str | None:
+    if "_original_forward" in network.__dict__:
+        return (
+            "accelerate computes the UNet in mixed precision, whatever --precision says: take "
+            "accelerator.unwrap_model(unet, keep_fp32_wrapper=False)"
+        )
     for module in network.modules():
         if hasattr(module, "_hf_hook"):
             return "the UNet is offloaded or spread over devices: call pipe.remove_all_hooks() and put pipe.unet on one device"
@@ -148,6 +153,9 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
         )
     if pipeline.config.get("requires_aesthetics_score"):
         raise InputError(f"{source} is the refiner of Stable Diffusion XL: erase from the base model, which draws the picture")
+    missing = [part for part in ("text_encoder", "tokenizer") if getattr(pipeline, part, None) is None]
+    if missing:
+        raise InputError(f"{source} has no {missing[0]}: load the pipeline with all of its parts")
     if config.get("time_cond_proj_dim") is not None:
         raise InputError(
             f"{source} is distilled for guidance (LCM: time_cond_proj_dim {config.time_cond_proj_dim}), which is an input of "

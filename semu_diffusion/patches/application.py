@@ -19,6 +19,7 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.patches.layer_patch import LayerPatch
 from semu_diffusion.patches.weights import weight_of
+from semu_diffusion.patches.wrappers import modules_of
 
 __all__ = ["Application", "applied_to", "forget_application", "set_patches"]
 
@@ -58,7 +59,7 @@ def set_patches(model: nn.Module, patches: Sequence[_Patch]) -> None:
     Raises InputError if a weight is no longer what was written, or would no longer be finite.
     """
     before = applied_to(model)
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     weights = {name: weight_of(modules, name) for patch in (*before.patches, *patches) for name in patch.layers}
     _check_unchanged(weights, before)
     originals = dict(before.originals)

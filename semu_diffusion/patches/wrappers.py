@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["eager", "eagerly", "unwrapped"]
+__all__ = ["eager", "eagerly", "modules_of", "unwrapped"]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -25,6 +25,12 @@ def _inner(network: nn.Module) -> nn.Module | None:
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return network.module
     return network._modules.get("_orig_mod")  # of torch._dynamo's OptimizedModule
+
+
+def modules_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The network's named modules, by the names that they have without any wrapper around it or around a part of it."""
+    named = unwrapped(network).named_modules()
+    return {".".join(part for part in name.split(".") if part != "_orig_mod"): module for name, module in named}
 
 
 def eager(network: nn.Module) -> nn.Module:
