@@ -8,10 +8,10 @@ from pathlib import Path
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_folder, strip_local_paths
-from semu_diffusion.interference import interference
 from semu_diffusion.lora import save_lora, save_peft_folder
 from semu_diffusion.models.stable_diffusion import family_of
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.interference import interference
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, is_of_concepts, load_patch
 
