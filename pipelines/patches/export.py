@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from semu_diffusion.errors import InputError
-from semu_diffusion.files import atomic_folder, strip_local_paths
+from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.files import atomic_folder, strip_local_paths, write_json
 from semu_diffusion.lora import save_lora, save_peft_folder
+from semu_diffusion.models.class_names import ClassNames, class_names
 from semu_diffusion.models.stable_diffusion import family_of
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.interference import interference
@@ -78,6 +84,29 @@ def new_folder(flag: str, given: str | None) -> Path | None:
 def _save(base: LoadedBase, target: Path) -> None:
     with atomic_folder(target) as beside:
         base.pipeline.save_pretrained(beside)
+        if base.folder is not None:
+            _keep_index_and_scheduler(base.pipeline, base.folder, beside)
         strip_local_paths(beside)
         if base.vocabulary is not None:
             base.vocabulary.save(beside)
+
+
+def _keep_index_and_scheduler(pipeline: Any, original: Path, saved: Path) -> None:
+    """The pipeline class and the scheduler that came in, so that plain diffusers loads the merged model as the original.
+
+    Names of classes that the original's index does not have are added to it.
+    """
+    if not (original / "model_index.json").is_file():
+        return
+    index = json.loads((original / "model_index.json").read_text(encoding="utf-8-sig"))
+    embeddings = pipeline.unet.config.num_class_embeds
+    named, known = ClassNames(tuple(pipeline.labels), pipeline.config.null_class), None
+    with warnings.catch_warnings(), suppress(InputError):  # names that do not fit: others were given for them
+        warnings.simplefilter("ignore", Notice)
+        known = class_names(str(original), embeddings, (), index, None)
+    if embeddings is not None and known != named:
+        index |= {"id2label": dict(pipeline.config.id2label), "null_class": pipeline.config.null_class}
+    write_json(saved / "model_index.json", index)
+    at_root = not (original / "scheduler").is_dir()  # as google/ddpm-cifar10-32
+    schedule = (original if at_root else original / "scheduler") / "scheduler_config.json"
+    shutil.copyfile(schedule, saved / "scheduler" / "scheduler_config.json")

@@ -11,8 +11,9 @@ from semu_diffusion import assets
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.checkpoints import load_text_pipeline
+from semu_diffusion.models.checkpoints import FILES, load_text_pipeline
 from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
@@ -68,12 +69,16 @@ def class_model(patch: ErasurePatch, config: ClassModelConfig) -> ClassCondition
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A pipeline, its network that patches go on, where it came from, and its vocabulary if it has one."""
+    """A pipeline, its network that patches go on, where it came from, and its vocabulary if it has one.
+
+    ``folder`` is where the files of a model of classes lie: in memory it is a pipeline of ours, whatever it was there.
+    """
 
     pipeline: Any
     network: Any
     source: str
     vocabulary: Vocabulary | None
+    folder: Path | None = None
 
 
 def base_model(patches: Sequence[ErasurePatch], config: BaseModel) -> LoadedBase:
@@ -85,7 +90,9 @@ def base_model(patches: Sequence[ErasurePatch], config: BaseModel) -> LoadedBase
     if not of_concepts[0]:
         wanted = ClassModelConfig(config.model or EMBEDDED, "cpu", config.class_names, config.null_class)
         model = class_model(patches[0], wanted)
-        return LoadedBase(model.pipeline, model.denoiser, str(model.source), None)
+        place = assets.folder("ddpm-cifar10") if model.source == EMBEDDED else model.source
+        folder, _ = folder_or_snapshot(str(place), "", FILES)
+        return LoadedBase(model.pipeline, model.denoiser, str(model.source), None, folder)
     named = config.model or str(patches[0].metadata.get("base_model") or EMBEDDED)
     source = str(assets.folder("tiny-sd")) if named == EMBEDDED else named
     pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)

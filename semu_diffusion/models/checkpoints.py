@@ -21,7 +21,7 @@ from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.stable_diffusion import check_family
 from semu_diffusion.models.weight_files import names_of, variant_of
 
-__all__ = ["adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
+__all__ = ["FILES", "adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
 
 FILES = ("*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json")  # nothing that carries code
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # what a pipeline may lack, and its index leave out
