@@ -90,7 +90,7 @@ def _shaped_factors(layer: LayerPatch, strength: float) -> tuple[torch.Tensor, t
     return up.contiguous(), down.contiguous()
 
 
-def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = "") -> Path:
+def save_peft_folder(patch: ErasurePatch, folder: str | Path) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them.
 
     For networks without a LoRA loader of their own (UNet2DModel). Each layer keeps its rank through rank_pattern, with
@@ -105,7 +105,7 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
         ranks[f"^{re.escape(name)}"] = len(down)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": str(patch.metadata.get("base_model", "")),
         "r": 1,
         "lora_alpha": 1,
         "rank_pattern": ranks,

@@ -189,11 +189,42 @@ def test_merge_and_export_take_patches_of_classes_and_of_concepts(
     assert all(torch.equal(value, wanted[name]) for name, value in merged.denoiser.state_dict().items())
 
 
-def test_the_base_model_is_found_in_the_patch(finished: Path, tmp_path: Path) -> None:
+def test_a_run_folders_patch_finds_its_model_and_one_without_its_run_asks_for_it(
+    finished: Path, model: Path, tmp_path: Path, capsys: Capture
+) -> None:
     assert main(["export", str(finished), "--lora", str(tmp_path / "lora")]) == 0
     again, first = (load_file(folder / DIFFUSERS_LORA) for folder in (tmp_path / "lora", finished / "lora"))
     assert again.keys() == first.keys()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((finished / "patch.safetensors").read_bytes())
+    capsys.readouterr()
+    for command in (["export", str(alone), "--lora", str(tmp_path / "no")], ["grid", str(alone), "--output", "no.png"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"{alone} was made for a model called {model.name}, which is not there: say where it lies with --model" in said
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"model": str(tmp_path / "another")}}))  # of another run
+    assert main(["export", str(alone), "--lora", str(tmp_path / "no")]) == 2
+    assert main(["export", str(alone), "--lora", str(tmp_path / "yes"), "--model", str(model)]) == 0
+
+
+def test_no_file_that_may_be_shared_holds_a_path_of_this_machine(finished: Path, model: Path, tmp_path: Path) -> None:
+    from saved_models import QUICK as CLASS_QUICK
+    from saved_models import saved_judge
+
+    from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
+
+    ddpm, judge = saved_model(tmp_path / "ddpm"), saved_judge(tmp_path / "judge")
+    flags = ["red", "--model", ddpm, *CLASS_QUICK, "--classifier", judge, "--output", str(tmp_path / "red")]
+    assert erase_class(flags) == 0
+    assert main(["export", str(finished), "--lora", str(tmp_path / "lora"), "--merged", str(tmp_path / "merged")]) == 0
+    for run, base in ((finished, model), (tmp_path / "red", Path(ddpm))):
+        assert ErasurePatch.load(run / "patch.safetensors").metadata["base_model"] == base.name
+        shared = [path for path in run.rglob("*") if path.is_file() and path.name not in ("run.json", "metrics.json")]
+        assert {"patch.safetensors", "README.md"} <= {path.name for path in shared}
+        assert not [path for path in shared if str(base.parent).encode() in path.read_bytes()]
+    out = [path for folder in ("lora", "merged") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert not [path for path in out if str(model).encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +319,6 @@ def test_push_sends_patch_lora_card_and_numbers_and_nothing_of_the_machine(
         own, sent = tensors_of((finished / name).read_bytes()), tensors_of(FakeHub.sent[name])
         assert own.keys() == sent.keys()
         assert all(torch.equal(tensor, sent[key]) for key, tensor in own.items())
-        assert str(finished.parent.parent).encode() in (finished / name).read_bytes()  # where its model lies
     assert not any(str(finished.parent.parent).encode() in content for content in FakeHub.sent.values())
     told = json.loads(FakeHub.sent["run.json"])
     assert str(finished.parent) not in FakeHub.sent["run.json"].decode()
@@ -320,8 +350,15 @@ def test_a_relative_path_of_one_slash_is_no_id_of_the_hub(finished: Path) -> Non
 
 
 def test_local_paths_of_a_record_keep_their_last_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = {"command": ["x"], "config": {"output": "~/secret/run", "model": "owner/name", "anchor": None}}
-    assert public_record(record) == {"config": {"output": "run", "model": "owner/name", "anchor": None}}
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert public_record(record)["config"]["model"] == "name"
+    judge, prompt = "timm:local-dir:/data/jane/judge", "half a cat/dog, a/b/c"
+    told = {"output": "~/secret/run", "model": "owner/name", "classifier": judge, "forget_prompts": [prompt], "anchor": None}
+    run = tmp_path / "project" / "runs" / "cat"
+    public = {"output": "run", "model": "owner/name", "classifier": "timm:local-dir:judge", "forget_prompts": [prompt]}
+    assert public_record({"command": ["x"], "config": told}, run) == {"config": {**public, "anchor": None}}
+    (tmp_path / "project" / "owner" / "name").mkdir(parents=True)
+    assert public_record({"config": told}, run)["config"]["model"] == "name"  # where the run was started
+    elsewhere = tmp_path / "elsewhere" / "cat"
+    assert public_record({"config": told}, elsewhere)["config"]["model"] == "owner/name"
+    monkeypatch.chdir(tmp_path / "project")
+    assert public_record({"config": told}, elsewhere)["config"]["model"] == "name"  # here
+    assert public_record({"config": {"retain": "data/sets/faces"}}, elsewhere) == {"config": {"retain": "faces"}}

@@ -30,7 +30,7 @@ def apply(paths: Sequence[str], strength: float, config: BaseModel, output: str 
     """Put the patches on one model and write it to ``output``, if that is given. Yields lines on how they interfere."""
     target = new_folder("--output", output)
     patches = [load_patch(path, strength) for path in paths]
-    base = base_model(patches, config)
+    base = base_model(paths, patches, config)
     for patch in patches:
         patch.apply(base.network)  # each was made for the model without the others, and is checked against it
     yield from interferences(paths, patches)
@@ -56,14 +56,14 @@ def interferences(names: Sequence[str], patches: Sequence[ErasurePatch]) -> Iter
 def export(path: str, strength: float, config: BaseModel, merged: Path | None, lora: Path | None) -> Iterator[str]:
     """Write one patch as the full pipeline ``merged``, as the LoRA files of ``lora``, or both. Yields a line for each."""
     patch = load_patch(path, strength)
-    base = base_model([patch], config)
+    base = base_model([path], [patch], config)
     patch.check(base.network)
     if lora is not None:
         with atomic_folder(lora) as beside:
             if is_of_concepts(patch):
                 save_lora(patch, beside, family=family_of(base.pipeline))
             else:
-                save_peft_folder(patch, beside, base.source)
+                save_peft_folder(patch, beside)
         yield f"{lora}: LoRA files for " + ("diffusers, ComfyUI and A1111" if is_of_concepts(patch) else "PEFT")
     if merged is not None:
         patch.merge(base.network)

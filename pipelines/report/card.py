@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.eval.results import Evaluation, Scores
+from semu_diffusion.files import public_name
 from semu_diffusion.models.hub import is_hub_id
 from semu_diffusion.pipelines.report.words import SHARES, shares_words
 
@@ -71,7 +72,8 @@ def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]
     for name, found in evaluation.distances.items():
         to = "the original's own samples of the same seeds" if found.paired else found.reference
         few = f" from {found.images:,} samples" if found.images else ""
-        rows.append((f"{name.upper()} to {to}{few} ({found.extractor.name})", f"{found.before:.4g}", f"{found.after:.4g}"))
+        by = public_name(found.extractor.name)
+        rows.append((f"{name.upper()} to {to}{few} ({by})", f"{found.before:.4g}", f"{found.after:.4g}"))
     if not evaluation.distances:
         missing.append("the quality of pictures (FID, KID)")
     if not evaluation.after.clip_score:
@@ -103,7 +105,7 @@ def _clip_words(before: Scores, after: Scores) -> list[str]:
 
 def _protocol(evaluation: Evaluation) -> str:
     protocol = evaluation.protocol
-    judges = [f"{kind} judged by {judge.name}" for kind, judge in protocol.judges.items()]
+    judges = [f"{kind} judged by {public_name(judge.name)}" for kind, judge in protocol.judges.items()]
     return "; ".join([
         f"{protocol.images_per_condition} images of every condition, {protocol.unconditional_samples} without one",
         f"{protocol.sampler} {protocol.steps} steps, guidance scale {protocol.guidance_scale:g}, seed {protocol.seed}",

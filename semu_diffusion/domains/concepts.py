@@ -21,6 +21,7 @@ from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.samples import training_images
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import public_name
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.stable_diffusion import TextConditional, adapt_text_pipeline, check_family
 
@@ -103,7 +104,7 @@ def task(
     metadata = {
         "concept": list(plan.erased),
         "anchor": list(shown.values()),
-        "base_model": plan.source,
+        "base_model": public_name(plan.source),
         "family": model.family,
         "prompts": list(pairs),
     }
