@@ -275,9 +275,68 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
     assert "Asked for cat it now makes what the judge calls dog 88 %, cat 12 %." in judged
 
 
+def run_the_cards_python(folder: Path, card: str, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a reader has who copies the card's lines, in the card's folder."""
+    from test_readme import fences
+
+    known: dict[str, Any] = {"pipe": pipeline}
+    monkeypatch.chdir(folder)
+    for block in fences(card, "python"):
+        exec(block, known)
+    return known
+
+
+def test_the_cards_lines_load_lora_and_patch_from_the_folder_and_from_the_hub(
+    finished: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    assert main(["push", str(finished), "me/no-cat"]) == 0
+    place = tmp_path / "hub" / "models--me--no-cat"  # the Hub's cache, as it is after a download
+    for name, content in FakeHub.sent.items():
+        (place / "snapshots" / "0a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "snapshots" / "0a" / name).write_bytes(content)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0a")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    patched = load(model).unet
+    ErasurePatch.load(finished / "patch.safetensors").apply(patched)
+    wanted = patched.state_dict()
+    for folder, card in ((finished, (finished / "README.md").read_text()), (tmp_path, FakeHub.sent["README.md"].decode())):
+        lora, plain = card.split("With semu-diffusion:")
+        pipeline = load(model)
+        run_the_cards_python(folder, lora, pipeline, monkeypatch)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        fused = pipeline.unet.state_dict()
+        assert all(torch.allclose(value, fused[name], atol=1e-5) for name, value in wanted.items())
+        pipeline = load(model)
+        run_the_cards_python(folder, plain, pipeline, monkeypatch)
+        assert all(torch.equal(value, wanted[name]) for name, value in pipeline.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("told", ["mit", None, "broken"])
+def test_the_card_has_the_base_models_license_and_relation(
+    told: str | None, finished: Path, model: Path, tmp_path: Path
+) -> None:
+    record, metrics = (json.loads((finished / name).read_text()) for name in ("run.json", "metrics.json"))
+    if told is not None:
+        (tmp_path / "README.md").write_text("---\nlicense: [\n---\n" if told == "broken" else f"---\nlicense: {told}\n---\n")
+    card = patch_card({**record, "base_model": {"source": str(tmp_path), "revision": None}}, metrics).split("---")[1]
+    expected = "license: mit" if told == "mit" else "license: other\nlicense_name: that-of-the-base-model"
+    assert expected in card
+    assert "base_model" not in card
+    embedded = patch_card({**record, "base_model": {"source": "embedded", "revision": None}}, metrics)
+    assert "license: apache-2.0" in embedded
+    hub = patch_card({**record, "base_model": {"source": "owner/name", "revision": "f00d"}}, metrics).split("---")[1]
+    assert "license_link: https://huggingface.co/owner/name" in hub
+    assert "base_model: owner/name\n" in hub
+    assert "base_model_relation: adapter\n" in hub
+
+
 def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saved_models import QUICK as CLASS_QUICK
 
+    from semu_diffusion.models.checkpoints import load_class_conditional
     from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 
     source = saved_model(tmp_path / "ddpm")
@@ -290,6 +349,15 @@ def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypat
     assert main(["push", str(tmp_path / "run"), "me/no-red"]) == 0
     assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} <= FakeHub.sent.keys()  # what PEFT opens
     assert not any(str(tmp_path).encode() in content for content in FakeHub.sent.values())
+    own, sent = (tmp_path / "run" / "README.md").read_text(), FakeHub.sent["README.md"].decode()
+    assert 'run = "me/no-red"' in sent
+    assert 'hf_hub_download("me/no-red", "patch.safetensors")' in sent
+    model = load_class_conditional(source)
+    plain = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
+    adapted = run_the_cards_python(tmp_path / "run", own.split("With semu-diffusion:")[0], model.pipeline, monkeypatch)["unet"]
+    patch, found = ErasurePatch.load(tmp_path / "run" / "patch.safetensors"), adapted.merge_and_unload().state_dict()
+    for name in patch.layers:
+        assert torch.allclose(found[f"{name}.weight"], plain[f"{name}.weight"] + patch.delta(name), atol=1e-5)
 
 
 class FakeHub:

@@ -247,6 +247,13 @@ def test_make_says_in_one_line_that_the_venv_module_is_missing(tmp_path: Path) -
     assert all(line.startswith("make") for line in rest)
 
 
+@pytest.mark.parametrize("target", ["demo", "demo-concept"])
+def test_the_demos_install_what_checks_their_lora(target: str, tmp_path: Path) -> None:
+    steps = make("--dry-run", target, path=tmp_path).stdout
+    assert "--editable '.[lora]'" in steps
+    assert any(package.startswith("peft") for package in PROJECT["project"]["optional-dependencies"]["lora"])
+
+
 def test_make_takes_the_first_python_that_is_new_enough(tmp_path: Path) -> None:
     interpreter(tmp_path, "old-python", new_enough=False, makes_environments=True)
     interpreter(tmp_path, "new-python", new_enough=True, makes_environments=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name, write_json, write_text
-from semu_diffusion.pipelines.report.card import patch_card
+from semu_diffusion.pipelines.report.card import for_repository, patch_card
 
 __all__ = ["public_record", "push"]
 
@@ -29,7 +29,7 @@ def push(run: Path, repo: str, private: bool = False) -> str:
         raise InputError(f"{run} is not a finished run ({record.get('status', 'no status')}): only those are pushed")
     with TemporaryDirectory() as made:
         folder = Path(made)
-        _fill(folder, run, record, metrics)
+        _fill(folder, run, record, metrics, repo)
         try:
             api = HfApi()
             address = str(api.create_repo(repo, private=private, exist_ok=True))
@@ -40,7 +40,7 @@ def push(run: Path, repo: str, private: bool = False) -> str:
     return address
 
 
-def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
+def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any], repo: str) -> None:
     """Copy what is uploaded: patch, LoRA files and card name no folder of this machine, and the records do no longer."""
     for path in (run / "patch.safetensors", *sorted((run / "lora").glob("*")), run / "before_after.png"):
         if path.is_file():
@@ -50,7 +50,8 @@ def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, An
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "run.json", record)
     card = run / "README.md"
-    write_text(folder / card.name, card.read_text(encoding="utf-8") if card.is_file() else patch_card(record, metrics))
+    text = card.read_text(encoding="utf-8") if card.is_file() else patch_card(record, metrics)
+    write_text(folder / card.name, for_repository(text, repo))
 
 
 def public_record(record: dict[str, Any], run: Path) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def task(
         "base_model": public_name(plan.source),
         "family": model.family,
         "prompts": list(pairs),
+        **_unusual_blocks(model),
     }
     return Task(
         model,
@@ -122,6 +123,12 @@ def task(
         math.ceil(config.anchor_samples * share),
         partial(_reworded, plan.concepts, anchors),
     )
+
+
+def _unusual_blocks(model: TextConditional) -> dict[str, int]:
+    """The number by which the LoRA's names are found, of an XL that is not built as the published one."""
+    layers = model.denoiser.config.layers_per_block
+    return {"layers_per_block": layers} if model.family == "sdxl" and layers != 2 else {}
 
 
 def _reworded(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str], prompt: str) -> str | None:
