@@ -128,7 +128,7 @@ def task(
 def _unusual_blocks(model: TextConditional) -> dict[str, int]:
     """The number by which the LoRA's names are found, of an XL that is not built as the published one."""
     layers = model.denoiser.config.layers_per_block
-    return {"layers_per_block": layers} if model.family == "sdxl" and layers != 2 else {}
+    return {"layers_per_block": layers} if model.family == "sdxl" and isinstance(layers, int) and layers != 2 else {}
 
 
 def _reworded(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str], prompt: str) -> str | None:
