@@ -120,9 +120,10 @@ def public_name(text: str, places: Iterable[Path] = (Path(),)) -> str:
 def _is_path(part: str, places: Iterable[Path]) -> bool:
     if part in (".", ".."):
         return True
-    begins = len(part) > 1 and part.startswith(("/", "~", "./", "../"))
+    if "/" not in part or part == "/":
+        return False
     deep = part.count("/") > 1 and not any(letter.isspace() for letter in part)  # neither an id of the Hub nor a prompt
-    return "/" in part and (begins or deep or any(os.path.exists(place / part) for place in places))
+    return deep or part.startswith(("/", "~", "./", "../")) or any(os.path.exists(place / part) for place in places)
 
 
 def strip_local_paths(folder: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_wheel_holds_every_module_and_its_types(names: set[str]) -> None:
     assert {name for name in names if name.endswith(".py")} == expected
     assert "semu_diffusion/py.typed" in names
     templates = {str(path.relative_to(ROOT)) for path in (ROOT / "pipelines").rglob("*.md")}
-    assert len(templates) == 2
+    assert len(templates) == 3
     assert {f"semu_diffusion/{name}" for name in templates} <= names
 
 
