@@ -22,10 +22,12 @@ __all__ = [
     "final_name",
     "save_tensors",
     "strip_local_paths",
+    "tensors_only",
     "write_json",
     "write_text",
 ]
 
+FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which torch.load obeys
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
 
@@ -138,6 +140,21 @@ def _as_new_files(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside, ``torch.load`` reads plain tensors alone, whoever calls it and whatever they ask for: no file runs code.
+
+    Around the loaders of other libraries, which unpickle freely or may one day.
+    """
+    before = {name: os.environ.pop(name, None) for name in (FORCED, FORBIDDEN)}
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def strip_local_paths(folder: Path) -> None:

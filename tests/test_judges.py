@@ -230,7 +230,8 @@ def test_torchvision_weights_that_cannot_be_had_are_one_line(tmp_path: Path, mon
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("network is unreachable")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     with pytest.raises(InputError, match=r"torchvision:resnet50.*unreachable"):
         load_judge("torchvision:resnet50", NAMES)
 
