@@ -188,6 +188,7 @@ def after_rerun(job: Job, whole: Path, ended: Ended) -> Iterator[str]:
     output = Path(job.output)
     if ended.code != 0:
         yield f"the next run ends with {ended.code}: {ended.err[-300:]}"
+        return
     if left := temporaries(Path()):
         yield f"after the next run there is {left}"
     if job.name != "grid" and files(output) != files(whole):
@@ -215,21 +216,8 @@ def jobs() -> list[Job]:
     erase = ["--model", model, "--classifier", "none", *QUICK, "--save-images", "--overwrite", "red"]
     assert fork(lambda: erase_class.main([*erase, "--output", "done"])).code == 0
     score = ["evaluate", "done", "--classifier", "none", *QUICK[:4], "--overwrite", "--output", "scored"]
-    train = [
-        "train",
-        "ddpm",
-        "--data",
-        "data",
-        "--output",
-        "trained",
-        "--steps",
-        "3",
-        "--channels",
-        "8,16",
-        "--batch-size",
-        "4",
-    ]
-    train += ["--attention-levels", "1", "--head-dim", "8", "--norm-groups", "4", "--save-every", "0"]
+    train = "train ddpm --data data --output trained --steps 3 --batch-size 4 --save-every 0 --channels 8,16".split()
+    train += "--attention-levels 1 --head-dim 8 --norm-groups 4".split()
     merge, grid = ["merge", "done", "--output", "merged"], ["grid", "done", "--sampling-steps", "2", "--output", "grid.png"]
     return [
         Job("erase", lambda: erase_class.main([*erase, "--output", "run"]), "run"),

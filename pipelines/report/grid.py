@@ -148,7 +148,7 @@ def save_png(image: Image.Image, path: str | Path) -> Path:
 
 
 def new_picture(flag: str, given: str) -> Path:
-    """The path that a flag names. Raises InputError if a picture cannot go there, or anything but one of `save_png` is there."""
+    """The path that a flag names. Raises InputError if a folder is there, or a file that `save_png` did not write."""
     path = Path(given).expanduser()
     if path.is_dir():
         raise InputError(f"{flag} {path} is a folder; name a file")
