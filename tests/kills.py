@@ -216,8 +216,10 @@ def jobs() -> list[Job]:
     erase = ["--model", model, "--classifier", "none", *QUICK, "--save-images", "--overwrite", "red"]
     assert fork(lambda: erase_class.main([*erase, "--output", "done"])).code == 0
     score = ["evaluate", "done", "--classifier", "none", *QUICK[:4], "--overwrite", "--output", "scored"]
-    train = "train ddpm --data data --output trained --steps 3 --batch-size 4 --save-every 0 --channels 8,16".split()
-    train += "--attention-levels 1 --head-dim 8 --norm-groups 4".split()
+    train = [
+        "train", "ddpm", "--data", "data", "--output", "trained", "--steps", "3", "--batch-size", "4", "--save-every", "0",
+        "--channels", "8,16", "--attention-levels", "1", "--head-dim", "8", "--norm-groups", "4",
+    ]  # fmt: skip
     merge, grid = ["merge", "done", "--output", "merged"], ["grid", "done", "--sampling-steps", "2", "--output", "grid.png"]
     return [
         Job("erase", lambda: erase_class.main([*erase, "--output", "run"]), "run"),
