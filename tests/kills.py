@@ -271,9 +271,9 @@ def main(count: int, seed: int, folder: str) -> None:
             when = {"operation": rng.randrange(plain[job.name].operations)}
         elif end != "FULL":
             when = {"seconds": rng.uniform(0, plain[job.name].seconds)}
-        tried[f"{job.name} {end}"] += 1
         job.prepare()
         ended = fork(job.run, end, **when)  # type: ignore[arg-type]
+        tried[f"{end}: {'too late' if ended.code == 0 else 'ended'}"] += 1
         found = list(lies(job, whole[job.name], ended, end))
         found += after_rerun(job, whole[job.name], fork(job.again or job.run))
         wrong += [f"{job.name}, {end} at {when}: {one}" for one in found]

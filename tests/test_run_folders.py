@@ -57,6 +57,16 @@ def test_two_runs_at_once_get_two_folders() -> None:
     assert not Path("runs").exists()  # neither has begun anything
 
 
+def test_without_output_overwrite_means_the_folder_of_that_name() -> None:
+    run_in(Path("runs/cat"))
+    with RunFolder(None, "cat", overwrite=True) as folder:
+        assert folder.path == Path("runs/cat")
+        with pytest.raises(InputError, match="another process"), RunFolder(None, "cat", overwrite=True):
+            pass
+    with RunFolder(None, "cat") as folder:
+        assert folder.path == Path("runs/cat-2")
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_at_which_a_run_is_at_work_is_refused(overwrite: bool) -> None:
     with RunFolder("run", "") as first:

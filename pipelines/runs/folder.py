@@ -44,23 +44,24 @@ class RunFolder:
     def __init__(
         self, path: str | Path | None, name: str, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
     ) -> None:
-        """``path`` as the user gave it, or None for a new folder ``runs/<name>``, ``runs/<name>-2``, …
+        """``path`` as the user gave it, or None for a new folder ``runs/<name>``, ``runs/<name>-2``, …; with ``overwrite`` it is
+        ``runs/<name>`` whether new or not.
 
         ``inputs`` are what the run reads: files and folders, or other words, which are passed over.
         """
-        self._given, self._name, self._overwrite = path, folder_names([name])[name], overwrite
+        self._name, self._overwrite, self._new = folder_names([name])[name], overwrite, path is None and not overwrite
         self._inputs = [str(given) for given in inputs if given]
         self._held = ExitStack()
-        self.path = Path(self._name if path is None else path).expanduser()
+        self.path = Path("runs", self._name) if path is None else Path(path).expanduser()
 
     def __enter__(self) -> RunFolder:
         """Hold the folder. Raises InputError if it holds a run (or anything else) and shall not be overwritten, if it is not
         this program's, if what the run reads or another run lies in it, if another process has it, if it cannot be written."""
-        if self._given is not None:
+        if not self._new:
             self._hold()
             return self
         for number in count(1):
-            self.path = Path("runs") / (self._name if number == 1 else f"{self._name}-{number}")
+            self.path = Path("runs", self._name if number == 1 else f"{self._name}-{number}")
             if self.path.exists() and not self.path.is_dir():
                 continue
             with suppress(Busy, _Taken):
