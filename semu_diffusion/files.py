@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,28 +18,37 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "clear_temporaries",
+    "final_name",
     "public_name",
     "save_tensors",
     "strip_local_paths",
+    "tensors_only",
     "write_json",
     "write_text",
 ]
 
+FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which torch.load obeys
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
+TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file at; when the block ends, that file becomes ``path``.
 
-    Makes the folder if need be. If the block fails, what it wrote is removed and ``path`` stays as it was.
+    Makes the folder if need be. If the block fails, what it wrote is removed and ``path`` stays as it was; what a process
+    that was killed had written goes with the next one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(path)
     beside = _beside(path)
     try:
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
         yield beside
-        _as_new_files(beside)
+        beside.chmod(mode)  # that of a new file here: safetensors writes private ones
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -52,24 +62,50 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     holds something is an OSError. If the block fails, what it wrote is removed and ``path`` stays as it was.
     """
     path = Path(path)
-    beside, last = _beside(path), _beside(path, "last")
-    for left in (beside, last):  # by a process of this number that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside = _beside(path)
+    clear_temporaries(path)
     try:
+        beside.mkdir(parents=True)
         yield beside
         _as_new_files(beside)
         if overwrite and path.is_dir():
-            os.replace(path, last)
-        try:
-            os.replace(beside, path)
-        except OSError:
-            if last.is_dir():
-                os.replace(last, path)
-            raise
-        shutil.rmtree(last, ignore_errors=True)
+            os.replace(path, _beside(path, "last"))
+        os.replace(beside, path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        clear_temporaries(path)
+
+
+def clear_temporaries(path: Path) -> None:
+    """Remove what this process or one that was killed left beside ``path`` on the way to it.
+
+    Of a folder that was being replaced, the former one comes back if neither has its name.
+    """
+    if not path.parent.is_dir():
+        return
+    for name in os.listdir(path.parent):
+        found = TEMPORARY.fullmatch(name)
+        if found is None or found[1] != path.name or _runs(int(found[2])):
+            continue
+        left = path.with_name(name)
+        if found[3] == "last" and not path.exists():
+            os.replace(left, path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def final_name(name: str) -> str:
+    """What a temporary file or folder of this name was to become; any other name is as it is."""
+    found = TEMPORARY.fullmatch(name)
+    return name if found is None else found[1]
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number is there."""
+    import psutil  # only where something was left
+
+    return process != os.getpid() and psutil.pid_exists(process)
 
 
 def _beside(path: Path, ending: str = "part") -> Path:
@@ -96,13 +132,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _as_new_files(path: Path) -> None:
-    """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
-    probe = path.with_name(f".{os.getpid()}.new")
+def _as_new_files(folder: Path) -> None:
+    """Give every file of the folder the permissions that a new file has there: safetensors writes private ones."""
+    probe = folder / ".new"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
-    for file in (path, *path.rglob("*")):
+    for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
 
@@ -124,6 +160,21 @@ def _is_path(part: str, places: Iterable[Path]) -> bool:
         return False
     deep = part.count("/") > 1 and not any(letter.isspace() for letter in part)  # neither an id of the Hub nor a prompt
     return deep or part.startswith(("/", "~", "./", "../")) or any(os.path.exists(place / part) for place in places)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside, ``torch.load`` reads plain tensors alone, whoever calls it and whatever they ask for: no file runs code.
+
+    Around the loaders of other libraries, which unpickle freely or may one day.
+    """
+    before = {name: os.environ.pop(name, None) for name in (FORCED, FORBIDDEN)}
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def strip_local_paths(folder: Path) -> None:

@@ -89,8 +89,8 @@ def short_names_are_never_imported(path: str, tree: ast.AST) -> Iterator[str]:
     yield from (f"imports {name} by its short name" for name in short)
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call, bool]]:
-    """(dotted name with import aliases undone, the call, whether a ``with ...fork_rng()`` is around it)."""
+def calls(tree: ast.AST, fence: str = "fork_rng") -> Iterator[tuple[str, ast.Call, bool]]:
+    """(dotted name with import aliases undone, the call, whether a ``with`` of this name is around it)."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -100,7 +100,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call, bool]]:
 
     def visit(node: ast.AST, fenced: bool) -> Iterator[tuple[str, ast.Call, bool]]:
         if isinstance(node, ast.With):
-            fenced = fenced or any("fork_rng" in ast.unparse(item.context_expr) for item in node.items)
+            fenced = fenced or any(fence in ast.unparse(item.context_expr) for item in node.items)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             first, _, rest = ast.unparse(node.func).partition(".")
             yield ".".join(filter(None, (known.get(first, first), rest))), node, fenced

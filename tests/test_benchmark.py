@@ -20,6 +20,7 @@ from semu_diffusion.peers.methods import METHODS
 from semu_diffusion.pipelines.benchmark import run as benchmark
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report import results
+from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 Capture = pytest.CaptureFixture[str]
@@ -129,6 +130,20 @@ def test_a_row_that_was_written_in_part_is_measured_again_and_the_others_are_kep
     again = rows(tmp_path)
     assert again[:2] == whole[:2]
     assert again[2]["evaluation"]["after"] == whole[2]["evaluation"]["after"]
+
+
+def test_a_page_of_others_is_never_replaced(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
+    (tmp_path / "page.md").write_text("# Results\n\nWritten by me.\n")
+    assert semu(arguments) == 2
+    assert "was not written by semu benchmark" in capsys.readouterr().err
+    assert (tmp_path / "page.md").read_text().endswith("by me.\n")
+    assert not (tmp_path / "work").exists()
+
+
+def test_two_benchmarks_in_one_folder_are_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
+    with held(tmp_path / "work"):
+        assert semu(arguments) == 2
+    assert "another process is at work in" in capsys.readouterr().err
 
 
 def test_rows_of_another_protocol_are_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:

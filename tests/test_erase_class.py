@@ -448,17 +448,19 @@ def test_an_existing_run_is_refused_and_not_touched(finished: Path, model_folder
 
 
 def test_a_run_is_replaced_only_when_told_and_other_folders_never(tmp_path: Path, model_folder: str, capsys: Capture) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "old.txt").write_text("of an earlier run")
+    (tmp_path / "run.json").write_text('{"written_by": "semu_diffusion", "status": "running"}')
+    (tmp_path / "samples.png").write_text("of an earlier run")
+    (tmp_path / "notes.txt").write_text("mine")
     assert run(model_folder, "--forget", "red", "--output", str(tmp_path), "--overwrite") == 0
     assert status_of(tmp_path) == "complete"
-    assert not (tmp_path / "old.txt").exists()
+    assert not (tmp_path / "samples.png").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "mine.txt").write_text("keep")
     capsys.readouterr()
     code = run(model_folder, "--forget", "red", "--output", str(photos), "--overwrite")
-    refused(capsys, "holds no run, so it is not overwritten", code)
+    refused(capsys, "holds no run of this program, so it is not overwritten", code)
     assert (photos / "mine.txt").read_text() == "keep"
     inside = pictures(tmp_path / "pictures")  # of the run that would be replaced
     refused(

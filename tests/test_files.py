@@ -14,7 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semu_diffusion.eval.images import save_images
-from semu_diffusion.files import _as_new_files, atomic_file, atomic_folder, public_name, save_tensors, strip_local_paths
+from semu_diffusion.files import (
+    atomic_file,
+    atomic_folder,
+    public_name,
+    save_tensors,
+    strip_local_paths,
+    write_text,
+)
 from semu_diffusion.pipelines.report.grid import save_png
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of this kind are POSIX")
@@ -69,7 +76,6 @@ def test_tensors_that_cannot_be_written_leave_the_last_file(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="invalid"):
         save_tensors({"a": "no tensor"}, path, {})  # type: ignore[dict-item]
     assert torch.equal(load_file(path)["a"], torch.ones(2))
-    _as_new_files(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -112,6 +118,20 @@ def test_a_folder_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: py
         (beside / "a.txt").write_text("third")
     assert (path / "a.txt").read_text() == "second"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_killed_processes_left_goes_and_what_live_ones_write_stays(tmp_path: Path) -> None:
+    path, gone = tmp_path / "a.txt", 1234567
+    left = [tmp_path / f".a.txt.{number}.part" for number in (gone, os.getppid())]
+    for one in (*left, tmp_path / f".b.txt.{gone}.part"):
+        one.write_text("half")
+    write_text(path, "whole")
+    assert {one.name for one in tmp_path.iterdir()} == {"a.txt", left[1].name, f".b.txt.{gone}.part"}
+    (tmp_path / f".model.{gone}.last").mkdir()
+    (tmp_path / f".model.{gone}.last" / "weights").write_text("the only ones")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model", overwrite=True) as beside:
+        half(beside / "weights")
+    assert (tmp_path / "model" / "weights").read_text() == "the only ones"
 
 
 def test_a_saved_model_does_not_say_where_it_came_from(tmp_path: Path) -> None:

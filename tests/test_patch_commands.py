@@ -69,6 +69,16 @@ def test_info_says_what_a_patch_holds(finished: Path, capsys: Capture) -> None:
         assert float(line.split()[-1]) == pytest.approx(float(patch.delta(name).norm()), abs=1e-4)
 
 
+def test_what_a_foreign_patch_says_of_itself_stays_on_its_line(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    patch = ErasurePatch.load(finished / "patch.safetensors")
+    told = {"note": "x\x1b[2J\n  trained parameters: 1", "k\ney": ["a", "b\x07"]}
+    dataclasses.replace(patch, metadata=told).save(tmp_path / "foreign.safetensors")
+    assert semu(["info", str(tmp_path / "foreign.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "  note: x?[2J trained parameters: 1\n  k ey: a, b?\n" in out
+    assert all(line.isprintable() for line in out.splitlines())
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_a_merged_model_is_the_patched_one(tmp_path: Path, finished: Path, model_folder: str, strength: float) -> None:
     target = tmp_path / "below" / "merged"
@@ -152,6 +162,22 @@ def test_a_grid_shows_before_and_after(tmp_path: Path, finished: Path, capsys: C
         assert semu(["grid", str(finished), "--images", count, "--sampling-steps", "2", "--output", str(picture)]) == 0
         widths.append(Image.open(picture).width)
     assert widths[1] > widths[0]
+
+
+def test_a_grid_replaces_only_pictures_of_its_own(tmp_path: Path, finished: Path, capsys: Capture) -> None:
+    photo, notes, picture = tmp_path / "photo.png", tmp_path / "notes.txt", tmp_path / "grid.png"
+    Image.new("RGB", (4, 4)).save(photo)
+    notes.write_text("mine")
+    flags = ["--images", "1", "--sampling-steps", "2", "--output"]
+    for given in (photo, notes):
+        before = given.read_bytes()
+        code = semu(["grid", str(finished), *flags, str(given)])
+        refused(capsys, f"{given} is there and was not drawn by this program", code)
+        assert given.read_bytes() == before
+    refused(capsys, "is a folder; name a file", semu(["grid", str(finished), *flags, str(tmp_path)]))
+    for _ in range(2):
+        assert semu(["grid", str(finished), *flags, str(picture)]) == 0
+    assert semu(["grid", str(finished), *flags, str(finished / "before_after.png")]) == 0  # a run's is one of its own
 
 
 def test_evaluate_gives_the_numbers_of_the_run_again(tmp_path: Path, finished: Path, capsys: Capture) -> None:

@@ -29,6 +29,7 @@ def test_versions_threads_device_and_command_are_told(monkeypatch: pytest.Monkey
 def test_the_precision_is_what_the_setting_came_to(has_bf16: bool, resolved: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "has_bf16", lambda device: has_bf16)
     assert environment(CPU, "auto")["precision"] == resolved
+    assert environment(CPU, "fp32", "auto")["sampling_precision"] == resolved
     assert [environment(CPU, given)["precision"] for given in ("fp32", "bf16")] == ["fp32", "bf16"]
 
 

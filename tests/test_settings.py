@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from semu_diffusion.domains.config import PRESETS
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.cli.commands.erase_class import COMMAND, main, parse
@@ -389,6 +390,34 @@ def test_a_letter_that_the_terminal_does_not_have_ends_nothing(encoding: str) ->
     done = subprocess.run([sys.executable, "-c", GUARDED], env=env, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"a line, and a ? and a ?" if encoding == "ascii" else b"a line, and a \xb7")
+
+
+OBEYED = "a\x1b[31m red\x1b]0;title\x07 and\x9b2J\r\x7f \u202eback\u202c: 猫 é\ttab"
+
+
+def test_what_a_terminal_would_obey_is_never_printed_raw(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> int:
+        print(OBEYED)
+        warnings.warn(OBEYED, Notice, stacklevel=2)
+        raise InputError(OBEYED)
+
+    before = sys.stdout, sys.stderr
+    assert run_guarded("prog", job) == 2
+    assert (sys.stdout, sys.stderr) == before
+    out, err = capsys.readouterr()
+    assert out == "a?[31m red?]0;title? and?2J?? ?back?: 猫 é\ttab\n"
+    assert err.count("?[31m red?]0;title? and?2J") == 2
+    for text in (out, err.replace("\r", "")):
+        assert all(letter.isprintable() or letter in "\n\t" for letter in text)
+
+
+def test_a_progress_bar_may_go_back_and_up_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> int:
+        sys.stderr.write("\r50 %\x1b[A\n")
+        return 0
+
+    assert run_guarded("prog", job) == 0
+    assert capsys.readouterr().err == "\r50 %\x1b[A\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to write to")

@@ -185,9 +185,65 @@ def test_a_test_split_without_one_of_the_classes_is_measured_by_name(data: Path,
 
 
 def test_the_log_of_a_training_without_a_checkpoint_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text(json.dumps({"step": 50, "loss": 9.0}) + "\n")
+    (tmp_path / "training.json").write_text('{"written_by": "semu_diffusion"}')
+    cut = '{"step": 1, "per_class": {"dark": 1.0}'  # of a process that was killed
+    (tmp_path / "train.jsonl").write_text(json.dumps({"step": 50, "loss": 9.0}) + "\n" + cut + "\n")
     DDPM(ddpm_config(data, tmp_path)).train()
     assert [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()] == [6]
+
+
+def test_two_trainings_in_one_folder_are_refused(data: Path, tmp_path: Path) -> None:
+    first, second = (DDPM(ddpm_config(data, tmp_path / "run")) for _ in range(2))
+    with first.run.held(), pytest.raises(InputError, match="another process is at work in"):
+        second.train()
+    assert not (tmp_path / "run").exists()
+    second.train()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["model/weights.txt", "checkpoint.pt", "train.jsonl"])
+def test_what_no_training_wrote_is_never_replaced(data: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="that no training here wrote"):
+        DDPM(ddpm_config(data, tmp_path, resume=False)).train()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_training_says_where_it_ran(ddpm: Path) -> None:
+    about = json.loads((ddpm / "training.json").read_text())
+    assert about["threads"] == torch.get_num_threads()
+    assert about["precision"] in ("fp32", "bf16")  # what auto came to
+    assert about["config"]["steps"] == 6
+
+
+def test_a_killed_training_leaves_nothing_half_done_behind_the_next(data: Path, ddpm: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(ddpm, tmp_path / "run")
+    (run / "model").rename(run / ".model.1234567.last")  # killed between two renamings
+    (run / ".model.1234567.part").mkdir()
+    for name in (".checkpoint.pt.1234567.part", ".lock"):
+        (run / name).write_text("half")
+    held = DDPM(ddpm_config(data, run)).run
+    with held.held():
+        assert same(weights(run), weights(ddpm))
+    assert not list(run.glob(".*"))
+
+
+def test_a_full_disk_in_a_checkpoint_is_an_error_of_the_disk(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = torch.save
+
+    def full(content: Any, file: Any) -> None:
+        with open("/dev/full", "wb", buffering=0) as nowhere:
+            real(content, nowhere)
+
+    monkeypatch.setattr(torch, "save", full)
+    flags = ["--channels", "8,16", "--attention-levels", "1", "--head-dim", "8", "--norm-groups", "4", "--steps", "2"]
+    assert command.main(["ddpm", "--data", str(data), "--output", str(tmp_path / "run"), "--batch-size", "4", *flags]) == 2
+    assert "no space left on the device" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("*.part"))
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data: Path, ddpm: Path, tmp_path: Path) -> None:

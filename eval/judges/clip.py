@@ -24,6 +24,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import in_chunks, to_float, to_uint8, with_channels
 from semu_diffusion.eval.judges.networks import JudgeNetwork, state_digest
 from semu_diffusion.eval.results import ClipScore
+from semu_diffusion.files import tensors_only
 
 __all__ = ["Clip", "clip_network", "clip_score", "load_clip", "sentence_of"]
 
@@ -104,7 +105,7 @@ def load_clip(name: str = "clip", device: str | torch.device = "cpu") -> Clip:
             raise InputError(f"{path}: weights are read from safetensors only")
         weights = str(path)
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+        with tensors_only(), torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
             trained = open_clip.get_pretrained_cfg(model, weights) or {}  # OpenAI's weights want its own activation
             quick = bool(trained.get("quick_gelu"))
             network = open_clip.create_model(model, pretrained=weights, device=torch.device(device), force_quick_gelu=quick)

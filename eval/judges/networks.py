@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from semu_diffusion.assets import folder as embedded
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
+from semu_diffusion.files import tensors_only
 
 __all__ = ["JudgeNetwork", "file_digest", "folder_network", "state_digest", "timm_network", "torchvision_network"]
 
@@ -103,11 +104,9 @@ def torchvision_network(name: str, class_names: Sequence[str], device: torch.dev
         raise InputError(f"torchvision has no classifier {name!r}{_near(name, known)}")
     weights = models.get_model_weights(name).DEFAULT
     try:
-        # torchvision unpickles freely: first let torch.hub fetch the file and see that it holds only tensors
-        torch.hub.load_state_dict_from_url(
-            weights.url, map_location="cpu", check_hash=True, weights_only=True, progress=sys.stderr.isatty()
-        )
-        model = models.get_model(name, weights=weights).to(device).eval().requires_grad_(False)
+        with tensors_only():
+            model: Any = models.get_model(name, weights=weights, progress=sys.stderr.isatty())
+        model = model.to(device).eval().requires_grad_(False)
     except Exception as error:  # no network, wrong hash, broken file: each library has its own exceptions
         raise _no_weights(f"torchvision:{name}", error) from error
     categories = tuple(weights.meta["categories"])
@@ -147,7 +146,8 @@ def timm_network(name: str, class_names: Sequence[str], device: torch.device) ->
     if ":" not in name and not timm.is_model(name.partition(".")[0]):
         raise InputError(f"timm has no model {name!r}{_near(name, timm.list_models())}")
     try:
-        model: Any = timm.create_model(name, pretrained=True).to(device).eval().requires_grad_(False)
+        with tensors_only():
+            model: Any = timm.create_model(name, pretrained=True).to(device).eval().requires_grad_(False)
     except Exception as error:  # no network, no such repository, no pretrained weights, broken file
         raise _no_weights(f"timm:{name}", error) from error
     data = resolve_model_data_config(model)

@@ -9,13 +9,11 @@ only comparable at equal counts: fewer than 10,000 raise a `SmallSampleWarning`.
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +23,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import in_chunks, to_uint8, with_channels
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import file_digest
+from semu_diffusion.files import tensors_only
 
 __all__ = ["FeatureExtractor", "SmallSampleWarning", "check_features", "frechet_distance", "load_fid_extractor"]
 
@@ -127,12 +126,8 @@ def _inception(path: Path, device: torch.device) -> FeatureExtractor:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        # torch-fidelity unpickles freely whatever file it is given, so it gets the tensors, not the file
-        checked: Any = io.BytesIO()
-        torch.save(torch.load(path, map_location="cpu", weights_only=True), checked)
-        checked.seek(0)
-        with torch.random.fork_rng(devices=[]):
-            network = FeatureExtractorInceptionV3(_INCEPTION, ["2048"], checked)
+        with tensors_only(), torch.random.fork_rng(devices=[]):
+            network = FeatureExtractorInceptionV3(_INCEPTION, ["2048"], str(path))
     except Exception as error:  # no such file, a pickle with code in it, other weights
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} does not hold torch-fidelity's Inception v3 weights ({reason})") from error

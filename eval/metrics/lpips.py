@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import in_chunks, with_channels
+from semu_diffusion.files import tensors_only
 
 __all__ = ["Lpips", "load_lpips"]
 
@@ -34,8 +35,7 @@ def load_lpips(device: str | torch.device = "cpu") -> Lpips | None:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
-        torch.load(file, map_location="cpu", weights_only=True)  # torchvision would unpickle freely
-        with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+        with tensors_only(), torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
             network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device).eval()
     except Exception as error:  # a pickle with code in it, half a file, other weights
         raise InputError(f"{file} does not hold AlexNet's weights ({' '.join(str(error).split())[:160]})") from error

@@ -23,6 +23,7 @@ from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png
 from semu_diffusion.pipelines.runs.folder import RunFolder
+from semu_diffusion.pipelines.runs.places import READ
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 
@@ -34,8 +35,13 @@ GRID_IMAGES = 8  # samples of each in the picture
 def assess(config: AssessConfig) -> str:
     """Sample, judge, compare and draw into a run folder, and return the short table. Raises InputError before any work."""
     quiet_libraries()
-    inputs = (config.model, config.data, config.classifier, config.style_classifier, config.inception_weights)
-    folder = RunFolder(config.output, f"assess-{Path(config.model).name}", config.overwrite, inputs)
+    read = [getattr(config, name, None) for name in READ]
+    with RunFolder(config.output, f"assess-{Path(config.model).name}", config.overwrite, read) as folder:
+        return _table(_assessed(config, folder), folder)
+
+
+def _assessed(config: AssessConfig, folder: RunFolder) -> dict[str, Any]:
+    """The numbers, when they and the pictures are in the folder."""
     model, groups, vocabulary = groups_of(config.model, config.device)
     config = dataclasses.replace(config, guidance_scale=_guidance_scale(config, model, vocabulary))
     judges = _judges(config, groups, vocabulary, model.device)
@@ -47,8 +53,10 @@ def assess(config: AssessConfig) -> str:
     for data in (train, test):
         if data is not None:
             to_stderr(data.found)
-    folder.create()
-    record = {"config": dataclasses.asdict(config), **environment(model.device, config.sampling_precision)}
+    record = {
+        "config": dataclasses.asdict(config),
+        **environment(model.device, sampling_precision=config.sampling_precision),
+    }
     with folder.recorded(record), Progress() as progress:
         start = time.perf_counter()
         samples = sampled(
@@ -66,8 +74,8 @@ def assess(config: AssessConfig) -> str:
         caption = f"{config.model} · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
         save_png(contact_sheet(rows, caption), folder / "samples.png")
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "run.json", {**record, "status": "complete"})
-    return _table(metrics, folder)
+        record["status"] = "complete"
+    return metrics
 
 
 def _guidance_scale(config: AssessConfig, model: DiffusionModel, vocabulary: Vocabulary | None) -> float:

@@ -21,8 +21,9 @@ from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
 from semu_diffusion.pipelines.benchmark.rows import Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.report.results import write_page
+from semu_diffusion.pipelines.report.results import new_page, write_page
 from semu_diffusion.pipelines.runs.domains import Subject
+from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe_settings
@@ -36,13 +37,19 @@ Known = dict[str, torch.Tensor]
 def run(config: BenchmarkConfig) -> int:
     """Measure what is missing and write the page; 0, or 1 if a method diverged or fell below its expected number."""
     quiet_libraries()
+    page, work = new_page("--output", config.output), Path(config.work).expanduser()
+    with held(work):
+        return _run(config, page, work)
+
+
+def _run(config: BenchmarkConfig, page: Path, work: Path) -> int:
     subjects = subjects_of(config)
     methods = _methods(config, subjects)
     erased = [subjects.checked(name) for name in config.erase or subjects.names]
     others = [subjects.checked(name) for name in config.others] or erased
     jobs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
     first = subjects.load(subjects.settings(erased[0]))
-    rows = Rows(Path(config.work) / FILES[subjects.domain], _protocol(first, subjects))
+    rows = Rows(work / FILES[subjects.domain], _protocol(first, subjects))
     known: Known = {}
     diverged: list[str] = []
     with Progress() as progress:
@@ -52,16 +59,16 @@ def run(config: BenchmarkConfig) -> int:
             progress.note(f"[{number}/{len(jobs)}] {method.name}: {name}")
             try:
                 rows.add(_measure(method, name, subjects, known, rows, progress))
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 progress.close()
-                kept = f"{rows.path} keeps {len(rows)} rows; the same command goes on from there."
-                raise KeyboardInterrupt(kept) from None
+                stop.args = (f"{rows.path} keeps {len(rows)} rows; the same command goes on from there.",)
+                raise
             except (Diverged, FloatingPointError) as error:
                 diverged.append(f"{method.name} of {name}: {error}")
                 progress.note(f"no row for {diverged[-1]}")
-            write_page(Path(config.output), Path(config.work))
-    write_page(Path(config.output), Path(config.work))
-    print(f"{config.output} holds {len(rows)} rows")
+            write_page(page, work)
+    write_page(page, work)
+    print(f"{page} holds {len(rows)} rows")
     below = list(_below_expected(methods, rows)) if subjects.embedded else []  # the numbers are known of those models alone
     for line in [f"no row for {one}" for one in diverged] + below:
         print(f"semu benchmark: {line}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import sys
@@ -13,18 +12,25 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.pipelines.cli.signals import stoppable, stopped_by
+from semu_diffusion.pipelines.cli.terminal import only_letters
 
 __all__ = ["run_guarded"]
 
 
 def run_guarded(program: str, job: Callable[[], int | None]) -> int:
-    """Run ``job``; turn bad input into one line on standard error and exit code 2, Ctrl-C into 130.
+    """Run ``job``; turn bad input into one line on standard error and exit code 2, Ctrl-C into 130, SIGTERM into 143.
 
-    A reader that goes away (``| head``) ends it without a word, with the code of a program that SIGPIPE ends.
+    A reader that goes away (``| head``) ends it without a word, with the code of a program that SIGPIPE ends. What a terminal
+    would obey in a foreign name (escape codes) or does not have in its alphabet is shown as a question mark.
     """
-    _never_fail_on_a_letter()
+    with only_letters():
+        return _guarded(program, job)
+
+
+def _guarded(program: str, job: Callable[[], int | None]) -> int:
     try:
-        with _notices_in_a_line(program):
+        with _notices_in_a_line(program), stoppable():
             return _flushed(job)
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # what is still in the buffer goes nowhere when the interpreter ends
@@ -33,8 +39,9 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
     except InputError as error:
         message = str(error)
     except KeyboardInterrupt as stop:
-        print(f"\n{program}: stopped by Ctrl-C. {stop}".rstrip(), file=sys.stderr)
-        return 130
+        name, code = stopped_by(stop)
+        print(f"\n{program}: stopped by {name}. {stop}".rstrip(), file=sys.stderr)
+        return code
     except Exception as error:
         found = _memory_trouble(error) or _file_trouble(error)
         if found is None:
@@ -76,13 +83,6 @@ def _notices_in_a_line(program: str) -> Iterator[None]:
         yield
 
 
-def _never_fail_on_a_letter() -> None:
-    """A letter that the terminal's encoding does not have is shown as a question mark: no reason to lose a run."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
 def _memory_trouble(error: Exception) -> str | None:
     """One line if a GPU's or the machine's memory was not enough; torch is not imported to learn that."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
@@ -97,7 +97,7 @@ def _file_trouble(error: Exception) -> str | None:
         return None
     code = error.errno if isinstance(error, OSError) else int(hidden.group(1)) if hidden else None
     where = getattr(error, "filename", None) or "the output folder"
-    if code == errno.ENOSPC:
+    if code in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return f"no space left on the device ({where}); free some or choose another --output"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write or read {where}; choose another folder with --output"

@@ -19,6 +19,7 @@ from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
+from semu_diffusion.pipelines.runs.folder import status_of
 from semu_diffusion.pipelines.runs.models import load_model
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 
@@ -42,14 +43,21 @@ def is_of_concepts(patch: ErasurePatch) -> bool:
 
 
 def describe(given: str, layers: bool = False) -> Iterator[str]:
-    """Lines on what a patch holds: how it was made, its size, its base model; with ``layers`` one for every layer."""
-    path = patch_file(given)
+    """Lines on how far a run came and what its patch holds: how it was made, its size, its base model; with ``layers`` one
+    for every layer."""
+    path, status = patch_file(given), status_of(Path(given))
+    if status is not None:
+        yield f"{given}: {status}"
+        if not path.exists():
+            yield f"  no {path.name}"
+            return
     patch = ErasurePatch.load(path)
     forms = sorted({layer.matricisation for layer in patch.layers.values()})
     ranks = [int(rank) for layer in patch.layers.values() for rank in layer.ranks]
     yield f"{path}: {path.stat().st_size / 1000:.0f} kB, strength {patch.strength:g}"
     for key, value in patch.metadata.items():
-        yield f"  {key.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield f"  {' '.join(key.split()).replace('_', ' ')}: {' '.join(said.split())}"
     yield f"  trained parameters: {patch.trained_parameters:,}"
     yield f"  layers: {len(patch.layers)}, matricisation {', '.join(forms)}, ranks {min(ranks)} to {max(ranks)}"
     yield f"  base model structure: {patch.fingerprint.structure}"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
 
-__all__ = ["page", "write_page"]
+__all__ = ["new_page", "page", "write_page"]
 
 SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
 
@@ -59,6 +60,7 @@ COLUMNS = (
     Column("kB", ".0f", ("bytes",), 1e-3),
     Column("erase s", ".1f", ("erase_seconds",)),
 )
+WRITTEN = "Written by `semu benchmark`"
 WORDS = (
     "UA: share of the erased thing's samples in which the judge no longer sees it; seen before: share in which it did. "
     "held-out words: share seen by words and sentences that the erasure did not know. kept: judged right on what stays, of "
@@ -70,6 +72,16 @@ WORDS = (
 )
 
 
+def new_page(flag: str, given: str) -> Path:
+    """The path that a flag names. Raises InputError if another file than one of `write_page` is there."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder; name a file")
+    if path.exists() and WRITTEN not in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{flag} {path} is there and was not written by semu benchmark: choose another file")
+    return path
+
+
 def write_page(path: Path, work: Path) -> None:
     """Write `page` of the rows in ``work``; makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +90,7 @@ def write_page(path: Path, work: Path) -> None:
 
 def page(sections: dict[str, list[Row]]) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
-    text = ["# Results", "", "Written by `semu benchmark`: all rows of a table share protocol, seeds and judge.", "", WORDS]
+    text = ["# Results", "", f"{WRITTEN}: all rows of a table share protocol, seeds and judge.", "", WORDS]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", *_section(protocol["protocol"], rows)]

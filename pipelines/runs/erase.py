@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -27,13 +26,12 @@ from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptC
 from semu_diffusion.pipelines.runs.domains import Subject, load_classes, load_concepts
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.lora_check import check_lora
+from semu_diffusion.pipelines.runs.places import READ, located
 from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_bytes
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
-__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured"]
-
-READ = ("model", "classifier", "class_mapping", "forget_images", "retain", "fid_reference", "inception_weights")
+__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured", "settings_of"]
 
 
 def erase_classes(config: EraseClassConfig) -> int:
@@ -51,21 +49,25 @@ def inputs_of(config: Any) -> list[str | None]:
     return [*(getattr(config, name, None) for name in READ), *getattr(config, "prompt_files", ())]
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings for run.json, from which they are replayed in whatever folder: files and folders by their whole path."""
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return settings | {name: located(settings[name]) for name in READ if name in settings}
+
+
 def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
     quiet_libraries()
     subject = load(config)
-    name = "-".join(subject.erased)[:80].replace(os.sep, "_")
-    folder = RunFolder(config.output, name, config.overwrite, inputs_of(config))
-    scorer, images = make_scorer(subject), subject.forget_images()
-    with Progress() as progress:
+    read = [*inputs_of(config), *subject.judges.values()]
+    with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, Progress() as progress:
+        scorer, images = make_scorer(subject), subject.forget_images()
         start = time.perf_counter()
         task = subject.task(progress.show, images)
         prepared = time.perf_counter() - start
-        folder.create()
         record = {
-            "config": {f.name: getattr(subject.config, f.name) for f in dataclasses.fields(subject.config)},
+            "config": settings_of(subject.config),
             "base_model": dict(subject.base),
-            **environment(subject.model.device, subject.config.precision),
+            **environment(subject.model.device, subject.config.precision, subject.config.sampling_precision),
         }
         try:
             with folder.recorded(record):
@@ -119,7 +121,6 @@ def _erase_and_evaluate(
                 path.replace(path.with_name(f"{path.stem}.collapsed{path.suffix}"))
     record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
     write_reports(Measured(record, evaluation, before, after), folder.path)
-    write_json(folder / "run.json", record)
     return evaluation
 
 

@@ -16,17 +16,16 @@ from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.evaluate import evaluate
-from semu_diffusion.files import write_json
 from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
-from semu_diffusion.pipelines.report.grid import before_after, save_png
+from semu_diffusion.pipelines.report.grid import before_after, new_picture, save_png
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
-from semu_diffusion.pipelines.runs.erase import inputs_of, measured
+from semu_diffusion.pipelines.runs.erase import inputs_of, measured, settings_of
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 from semu_diffusion.pipelines.runs.provenance import environment
@@ -44,27 +43,26 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
     quiet_libraries()
     path, patch = patch_file(config.patch), load_patch(config.patch, config.strength)
     subject = _subject(path, patch, config)
-    name = "-".join(["evaluate", *subject.erased])[:80].replace("/", "_")
     learned = bool(subject.config.revival) or config.forget_images is None
     require(learned, "--forget-images is what --revival learns from: give both")
-    folder = RunFolder(config.output, name, config.overwrite, [str(path), subject.config.model, *inputs_of(subject.config)])
-    scorer, images = make_scorer(subject), subject.forget_images()
-    folder.create()
-    record = {
-        "patch": str(path),
-        "config": dataclasses.asdict(config),
-        "base_model": dict(subject.base),
-        **environment(subject.model.device, subject.config.sampling_precision),
-    }
-    with Progress() as progress, folder.recorded(record):
-        probes = make_probes(subject, scorer, images, progress.show)
-        evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
-        evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
-        write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
-        if config.save_images:
-            folder.save_samples(before, after)
-        record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
-        write_json(folder / "run.json", record)
+    read = [str(path), *inputs_of(subject.config), *subject.judges.values()]
+    name = "-".join(["evaluate", *subject.erased])
+    with RunFolder(config.output, name, config.overwrite, read) as folder, Progress() as progress:
+        scorer, images = make_scorer(subject), subject.forget_images()
+        record = {
+            "patch": str(path),
+            "config": settings_of(config),
+            "base_model": dict(subject.base),
+            **environment(subject.model.device, sampling_precision=subject.config.sampling_precision),
+        }
+        with folder.recorded(record):
+            probes = make_probes(subject, scorer, images, progress.show)
+            evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
+            evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
+            write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
+            if config.save_images:
+                folder.save_samples(before, after)
+            record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
     if evaluation.collapsed is not None:
         lost = f"the patch destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
         print(f"semu evaluate: {lost}", file=sys.stderr)
@@ -75,13 +73,14 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
 def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
     """Draw samples before and after the patch, ``images`` of each condition from the same seeds; nobody judges them."""
     quiet_libraries()
+    target = new_picture("--output", output)
     config = dataclasses.replace(config, classifier="none", revival=False)
     patch = load_patch(config.patch, config.strength)
     subject = _subject(patch_file(config.patch), patch, config)
     scorer = make_scorer(subject)
     with Progress() as progress:
         evaluation, before, after = evaluate(scorer, subject.model, patch, (), progress.show)
-    save_png(before_after(evaluation, before, after, images), Path(output))
+    save_png(before_after(evaluation, before, after, images), target)
 
 
 def _subject(path: Path, patch: ErasurePatch, config: EvaluatePatchConfig) -> Subject:

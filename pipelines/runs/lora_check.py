@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import logging
 
 from semu_diffusion.eval.results import LoraCheck
+from semu_diffusion.files import tensors_only
 from semu_diffusion.lora import DIFFUSERS_LORA
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
@@ -54,13 +55,14 @@ def check_lora(model: DiffusionModel, patch: ErasurePatch, folder: Path) -> Lora
 def _loaded(model: Any, folder: Path) -> Iterator[None]:
     """Inside, the network has the LoRA of ``folder``: by diffusers' loader, or by PEFT where the pipeline has none."""
     if hasattr(model.pipeline, "load_lora_weights"):
-        with _only_errors():  # diffusers warns that the text encoder got nothing, which is as it should be
+        with _only_errors(), tensors_only():  # diffusers warns that the text encoder got nothing, which is as it should be
             model.pipeline.load_lora_weights(folder, weight_name=DIFFUSERS_LORA, adapter_name=ADAPTER)
         unload = model.pipeline.unload_lora_weights
     else:
         from peft import PeftModel
 
-        unload = PeftModel.from_pretrained(model.denoiser, str(folder)).unload
+        with tensors_only():
+            unload = PeftModel.from_pretrained(model.denoiser, str(folder)).unload
     try:
         yield
     finally:

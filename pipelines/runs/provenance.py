@@ -15,8 +15,8 @@ __all__ = ["environment", "peak_memory_bytes"]
 PACKAGES = ("semu-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "safetensors")
 
 
-def environment(device: Any = None, precision: str | None = None) -> dict[str, Any]:
-    """Versions, commit, machine and command line of this run, and what its setting ``precision`` is on ``device``.
+def environment(device: Any = None, precision: str | None = None, sampling_precision: str | None = None) -> dict[str, Any]:
+    """Versions, commit, machine and command line of this run, and what its settings of precision are on ``device``.
 
     A package that is not installed has no version.
     """
@@ -37,7 +37,10 @@ def environment(device: Any = None, precision: str | None = None) -> dict[str, A
         "platform": platform.platform(),
         "device": str(device) if device is not None else None,
         "threads": torch.get_num_threads(),
-        "precision": precision and ("fp32" if autocast(precision, device) is nullcontext else "bf16"),
+        **{
+            name: setting and ("fp32" if autocast(setting, device) is nullcontext else "bf16")
+            for name, setting in (("precision", precision), ("sampling_precision", sampling_precision))
+        },
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 

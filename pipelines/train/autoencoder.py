@@ -123,7 +123,7 @@ class Autoencoder(Recipe):
 
         if self.test is None:
             return {}
-        model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(self.device)
+        model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).to(self.device)
         chosen = spread(len(self.test), TEST_IMAGES)
         images, labels = self.test.images[chosen], self.test.labels[chosen]
         psnr, photos = {}, images

@@ -157,9 +157,15 @@ class Recipe(ABC):
 
     def train(self) -> Path:
         """Train (or go on), write the averaged weights as ``<output>/model`` with its card, and return that folder."""
-        from semu_diffusion.eval.judges.judge import load_judge
-
         require(int(os.environ.get("WORLD_SIZE", 1)) == 1, "training runs in one process; start it without a launcher")
+        with self.run.held():
+            self._train()
+        return self.run.folder / "model"
+
+    def _train(self) -> None:
+        from semu_diffusion.eval.judges.judge import load_judge
+        from semu_diffusion.pipelines.runs.provenance import environment
+
         state = self.run.restored()
         missing = self.config.export_only and state is None
         require(not missing, f"--export-only: {self.run.folder} holds no checkpoint")
@@ -167,10 +173,10 @@ class Recipe(ABC):
             if judge:
                 load_judge(judge, names)  # a wrong name is reported now, not after the training
         self._prepare(state)
+        self.run.begin({"training": self.name, **environment(self.device, self.config.precision)})
         if not self.config.export_only:
             self.run.loop(self._step, self._save, self._export)
         self._export(final=True)
-        return self.run.folder / "model"
 
     @cached_property
     def test(self) -> ImageSet | None:

@@ -9,24 +9,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import atomic_file, write_text
+from semu_diffusion.files import atomic_file, clear_temporaries, write_json, write_text
+from semu_diffusion.pipelines.cli.signals import ENDING, Stopped, handled
+from semu_diffusion.pipelines.runs.ownership import MARK, held, is_ours
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["TrainingRun"]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, LOG, MODEL, ABOUT = "checkpoint.pt", "train.jsonl", "model", "training.json"
 LOG_EVERY = 50
 
 
@@ -42,19 +42,44 @@ class TrainingRun:
         self.folder = Path(config.output).expanduser()
         self.step = 0
         self.seconds = 0.0
-        self.stop_requested = False
+        self.stop_requested = 0  # the signal, if one came
         self._started: float | None = None
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--output {self.folder} is a file; name a folder")
 
+    # -- the folder --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the folder is this training's alone, without what a killed one left half done. Raises InputError if not."""
+        with held(self.folder):
+            for name in (CHECKPOINT, LOG, MODEL, ABOUT):
+                clear_temporaries(self.folder / name)
+            yield
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Write training.json, by which the folder is known as a training's: ``about`` and the settings."""
+        settings = {field.name: _as_json(getattr(self.config, field.name)) for field in dataclasses.fields(self.config)}
+        write_json(self.folder / ABOUT, {**MARK, **about, "config": settings})
+
+    def _require_ours(self, *names: str) -> None:
+        there = [name for name in names if (self.folder / name).exists()]
+        if there and not is_ours(self.folder / ABOUT):
+            raise InputError(f"{self.folder} holds a {there[0]} that no training here wrote; choose another --output")
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def restored(self) -> dict[str, Any] | None:
-        """The state of the last checkpoint, or None for a fresh start; InputError if it is another training's."""
+        """The state of the last checkpoint, or None for a fresh start.
+
+        Raises InputError if it is another training's, or if the folder holds what would be replaced and is no training's.
+        """
         import torch
 
         path = self.folder / CHECKPOINT
+        self._require_ours(MODEL)
         if not path.is_file() or not self.config.resume:
+            self._require_ours(CHECKPOINT, LOG)
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -79,8 +104,11 @@ class TrainingRun:
         content = {
             "config": json.dumps(self._identity()), "step": self.step, "seconds": self.elapsed(), "state": state,
         }  # fmt: skip
-        with atomic_file(self.folder / CHECKPOINT) as beside:
-            torch.save(content, beside)
+        with atomic_file(self.folder / CHECKPOINT) as beside, beside.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # torch's own, after a full disk's
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     def _identity(self) -> dict[str, Any]:
         fixed = (field.name for field in dataclasses.fields(self.config) if not field.metadata.get("budget"))
@@ -93,8 +121,8 @@ class TrainingRun:
         """Call ``update`` (one step; returns its loss) until the budget is used, ``save`` and ``export`` now and then.
 
         At the end only ``save``. Losses stay on their device until a line is logged or a checkpoint written, so that a GPU
-        is never waited for. Raises KeyboardInterrupt, after both, when Ctrl-C or SIGTERM came, and InputError when a loss
-        is not finite: no checkpoint of such weights is written.
+        is never waited for. Raises Stopped, after both, when Ctrl-C or SIGTERM came, and InputError when a loss is not
+        finite: no checkpoint of such weights is written.
         """
         from tqdm import tqdm
 
@@ -120,7 +148,8 @@ class TrainingRun:
                     export()
                     saved = time.monotonic()
                 if self.stop_requested:
-                    raise KeyboardInterrupt(f"Step {self.step} is kept in {self.folder}; the same command resumes there.")
+                    said = f"Step {self.step} is kept in {self.folder}; the same command resumes there."
+                    raise Stopped(self.stop_requested, said)
             self._mean(losses)
             self.seconds, self._started = self.elapsed(), None
             save()
@@ -152,18 +181,11 @@ class TrainingRun:
 
         def request(number: int, frame: Any) -> None:
             if self.stop_requested:
-                raise KeyboardInterrupt
-            self.stop_requested = True
+                raise Stopped(number)
+            self.stop_requested = number
 
-        if threading.current_thread() is not threading.main_thread():
+        with handled(request, *ENDING):
             yield
-            return
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # -- log ---------------------------------------------------------------------------------------------------
 
@@ -171,15 +193,23 @@ class TrainingRun:
         """Append one line to train.jsonl: step, seconds, and what is given."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = {"step": self.step, "seconds": round(self.elapsed(), 1), **record}
-        with (self.folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _drop_log_after(self, step: int) -> None:
         """Lines later than the checkpoint describe steps that will be done again."""
-        path = self.folder / "train.jsonl"
+        path = self.folder / LOG
         if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            write_text(path, "".join(line + "\n" for line in whole))
+
+
+def _step(line: str) -> float:
+    """The step of a line of the log; beyond all steps for one that was written in part only."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
 
 
 def _as_json(value: Any) -> Any:

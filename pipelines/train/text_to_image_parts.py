@@ -76,8 +76,9 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
         folder = Path(config.init_from).expanduser()
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).float()
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True).float()
+            how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **how).float()
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", **how).float()
         except (OSError, ValueError) as error:
             raise InputError(f"--init-from {folder} is no Stable Diffusion pipeline ({error})") from error
         if (unet.config.in_channels, unet.config.sample_size) != (autoencoder.config.latent_channels, size):

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import tensors_only
 from semu_diffusion.models.class_names import class_names as names_of_classes
 from semu_diffusion.models.ddpm import ClassConditional, adapt_pipeline, check_unet
 from semu_diffusion.models.families import family_of_folder
@@ -167,15 +168,16 @@ def _from_folder(place: Path | str, index: dict[str, Any], source: str, dtype: t
         options |= dict.fromkeys(absent if checked else {*absent, "safety_checker"})
         if "safety_checker" in options:
             options["requires_safety_checker"] = False
-    if isinstance(place, Path):
-        return DiffusionPipeline.from_pretrained(place, variant=_variant_in(place, index, source, options), **options)
-    try:
-        return DiffusionPipeline.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:  # half of the Hub's snapshots have fp16 files alone
+    with tensors_only():
+        if isinstance(place, Path):
+            return DiffusionPipeline.from_pretrained(place, variant=_variant_in(place, index, source, options), **options)
         try:
-            return DiffusionPipeline.from_pretrained(place, variant="fp16", **options)
-        except Exception:
-            raise error from None
+            return DiffusionPipeline.from_pretrained(place, **options)
+        except (OSError, ValueError) as error:  # half of the Hub's snapshots have fp16 files alone
+            try:
+                return DiffusionPipeline.from_pretrained(place, variant="fp16", **options)
+            except Exception:
+                raise error from None
 
 
 def _variant_in(folder: Path, index: dict[str, Any], source: str, given: dict[str, Any]) -> str | None:
@@ -215,7 +217,9 @@ def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
             f"{path} is a Stable Diffusion 2.x, and the file does not say what it predicts: give --prediction epsilon (the "
             "base model of 512 pixels) or --prediction v_prediction (that of 768)"
         )
-    pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_single_file(str(path), dtype=dtype)
+    kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    with tensors_only():
+        pipeline = kind.from_single_file(str(path), dtype=dtype)
     if prediction is not None:
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)

@@ -1,0 +1,45 @@
+"""What is printed for people: nothing that a terminal would obey, nothing that it cannot show."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["only_letters"]
+
+# control characters but tab and line feed, and what turns the direction of writing
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+BARS = re.compile("(?!\r|\x1b\\[A)" + OBEYED.pattern)  # progress bars go back, and up a line, on standard error
+
+
+class _Printed:
+    """A text stream that shows a question mark for what a terminal would obey; names come from foreign files."""
+
+    def __init__(self, stream: Any, obeyed: re.Pattern[str]) -> None:
+        self._stream, self._obeyed = stream, obeyed
+
+    def write(self, text: str) -> int:
+        self._stream.write(self._obeyed.sub("?", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def only_letters() -> Iterator[None]:
+    """Inside, standard output and error take any text."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    found: Any = (before[0] and _Printed(before[0], OBEYED), before[1] and _Printed(before[1], BARS))  # pythonw has neither
+    sys.stdout, sys.stderr = found
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
