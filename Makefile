@@ -53,8 +53,8 @@ figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
 
-stress: $(VENV)/installed-dev ## thousands of damaged patches (the tests take some hundred)
-	@SEMU_MUTANTS=2000 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py
+stress: $(VENV)/installed-dev ## thousands of damaged patches, models and run folders (the tests take some hundred)
+	@SEMU_MUTANTS=2000 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_file_fuzz.py
 
 commands: $(VENV)/installed ## write docs/commands.md
 	@$(BIN)/python -m semu_diffusion.pipelines.cli.reference > docs/commands.md

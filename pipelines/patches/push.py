@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import save_tensors, write_json, write_text
+from semu_diffusion.files import read_json, save_tensors, write_json, write_text
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.report.card import patch_card
 
@@ -50,6 +50,10 @@ def push(run: Path, repo: str, private: bool = False) -> str:
 
 def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Copy what is uploaded, nothing of it with a path of this machine in it."""
+    try:
+        card = patch_card(public_record(record), _without_paths(metrics))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} holds no finished run: its run.json lacks what a card says ({error!r})") from error
     patch = ErasurePatch.load(run / "patch.safetensors")  # saved anew: its checksum covers the header
     replace(patch, metadata=_without_paths(dict(patch.metadata))).save(
         folder / "patch.safetensors"
@@ -64,15 +68,23 @@ def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, An
         if (run / name).is_file():
             shutil.copy(run / name, folder / name)
     if not (run / "README.md").is_file():
-        write_text(folder / "README.md", patch_card(public_record(record), _without_paths(metrics)))
+        write_text(folder / "README.md", card)
 
 
 def _copy_without_paths(source: Path, target: Path) -> None:
     """Copy a safetensors file whose header names no folder of this machine."""
-    with safe_open(source, "pt") as content:
-        header = dict(content.metadata() or {})
-    public = {key: json.dumps(_without_paths(json.loads(text))) if text[:1] == "{" else text for key, text in header.items()}
-    save_tensors(load_file(source), target, public)
+    try:
+        with safe_open(source, "pt") as content:
+            header = dict(content.metadata() or {})
+        public = {
+            key: json.dumps(_without_paths(json.loads(text))) if text[:1] == "{" else text for key, text in header.items()
+        }
+        tensors = load_file(source)
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("its numbers are not finite")
+    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(f"{source} is not a LoRA of this run ({' '.join(str(error).split())[:200]})") from error
+    save_tensors(tensors, target, public)
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -93,8 +105,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.parent} holds no finished run ({path.name} cannot be read)") from error
+    content = read_json(path, f"{path.parent} holds no finished run: {path.name}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path.parent} holds no finished run: {path.name} is no JSON object")
     return content
