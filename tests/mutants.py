@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["BYTES", "TEXTS", "cut", "flip", "other_value", "within"]
+__all__ = ["BYTES", "TEXTS", "Hang", "cut", "flip", "other_value", "within"]
 
 WRONG: list[Any] = [None, True, -1, 0, 1e38, -1e38, 1e999, float("nan"), 10**400, "", "x\x1b[2J\n", [], {}, [[]], "full", 2.5]
+
+
+NAMES = (
+    *("id2label", "null_class", "trained_betas", "thresholding", "safety_checker", "class_embed_type", "concept", "dtype"),
+    *("quantization_config", "shift_factor", "steps_offset", "variant", "auto_map"),
+)
 
 
 class Hang(BaseException):
@@ -83,9 +89,7 @@ def nested(blob: bytes, rng: random.Random) -> bytes:
 def extra(blob: bytes, rng: random.Random) -> bytes:
     """An entry that is not there yet, of a name that means something in some file of this kind."""
     content = json.loads(blob)
-    name = rng.choice(["id2label", "null_class", "trained_betas", "thresholding", "safety_checker", "class_embed_type", "concept",
-                       "quantization_config", "dtype", "shift_factor", "steps_offset", "variant", "auto_map"])  # fmt: skip
-    content[name] = rng.choice([*WRONG, ["diffusers", "UNet2DModel"], ["os", "system"], {"0": "red"}, "../unet"])
+    content[rng.choice(NAMES)] = rng.choice([*WRONG, ["diffusers", "UNet2DModel"], ["os", "system"], {"0": "red"}, "../unet"])
     return json.dumps(content).encode()
 
 

@@ -176,7 +176,7 @@ def adapt_pipeline(pipeline: Any) -> ClassConditional:
 
 
 def check_unet(unet: Any, source: str) -> None:
-    """InputError for a network that is no UNet2DModel from one noisy picture to a prediction of its size, tried on a small one."""
+    """InputError for a network that is no UNet2DModel from a noisy picture to a prediction of its size; it is tried on one."""
     if not isinstance(unet, UNet2DModel):
         raise InputError(f"{source} has a {type(unet).__name__}; erase-class takes a UNet2DModel")
     config, source = unet.config, str(source)

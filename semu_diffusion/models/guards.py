@@ -209,7 +209,7 @@ def check_parts(model: Any, source: str, levels: int) -> None:
 
 
 def check_tokenizer(tokenizer: Any, encoder: Any) -> None:
-    """InputError for a tokenizer and a text encoder that do not belong together: tokens beyond the encoder's, or another end."""
+    """InputError for a tokenizer and a text encoder that do not belong together: tokens that it lacks, another end."""
     rows, most = len(encoder.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
     end, own = getattr(encoder.config, "eos_token_id", None), tokenizer.eos_token_id
     wrong = "the tokenizer and the text encoder do not belong together"
