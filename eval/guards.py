@@ -106,5 +106,9 @@ def fell(before: int, after: int, count: int) -> bool:
     P(x) = C(s, x) C(2n - s, n - x) / C(2n, n). A half to none is seen from 8 images on, all to none from 3.
     """
     right = before + after
-    ways = sum(math.comb(right, x) * math.comb(2 * count - right, count - x) for x in range(max(right - count, 0), after + 1))
-    return ways <= ALPHA * math.comb(2 * count, count)
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    ways = (log_choose(right, x) + log_choose(2 * count - right, count - x) for x in range(max(right - count, 0), after + 1))
+    return sum(math.exp(one - log_choose(2 * count, count)) for one in ways) <= ALPHA + 1e-9
