@@ -53,8 +53,8 @@ figures: $(VENV)/installed-dev ## draw the pictures of the README again
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
 
-stress: $(VENV)/installed-dev ## thousands of damaged patches, a hundred runs ended in the middle (the tests take some)
-	@SEMU_MUTANTS=2000 SEMU_KILLS=120 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_kills.py
+stress: $(VENV)/installed-dev ## thousands of damaged files, a hundred runs ended in the middle (the tests take some)
+	@SEMU_MUTANTS=2000 SEMU_KILLS=120 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_file_fuzz.py tests/test_kills.py
 
 commands: $(VENV)/installed ## write docs/commands.md
 	@$(BIN)/python -m semu_diffusion.pipelines.cli.reference > docs/commands.md

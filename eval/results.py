@@ -276,15 +276,20 @@ class Evaluation:
 
 
 def _read(kind: Any, content: Any) -> Any:
-    """``content`` of JSON as the annotation ``kind`` has it: dataclasses out of objects, tuples out of lists."""
-    if content is None:
-        return None
+    """``content`` of JSON as the annotation ``kind`` has it: dataclasses out of objects, tuples out of lists.
+
+    Raises TypeError for a value of another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if content is None else _read(next(one for one in arguments if one is not type(None)), content)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: _read(hints[name], value) for name, value in content.items() if name in hints})  # type: ignore[operator]
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _read(next(one for one in arguments if one is not type(None)), content)
     if origin is dict:
         return {key: _read(arguments[1], value) for key, value in content.items()}
-    return tuple(content) if origin is tuple else content
+    if origin is tuple and isinstance(content, list | tuple):
+        return tuple(_read(arguments[0], value) for value in content)
+    if content not in arguments if origin is Literal else type(content) not in ((int, float) if kind is float else (kind,)):
+        raise TypeError(f"{str(content)[:30]!r} is no {getattr(kind, '__name__', kind)}")
+    return content

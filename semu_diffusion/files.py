@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semu_diffusion.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,8 +21,10 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "clear_temporaries",
+    "depth",
     "final_name",
     "public_name",
+    "read_json",
     "save_tensors",
     "strip_local_paths",
     "tensors_only",
@@ -29,6 +33,7 @@ __all__ = [
 ]
 
 FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which torch.load obeys
+MAX_DEPTH = 32
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
 
@@ -132,13 +137,43 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _as_new_files(folder: Path) -> None:
-    """Give every file of the folder the permissions that a new file has there: safetensors writes private ones."""
-    probe = folder / ".new"
+def read_json(path: str | Path, what: str = "", largest: float = 1e300) -> Any:
+    """The content of a JSON file. Raises InputError, one line that names ``what`` (else the path), for a file that cannot be
+    read, is nested without end, or holds a number that is none or is beyond ``largest`` (1e300: nothing infinite)."""
+
+    def number(text: str) -> int | float:
+        value = int(text) if text.lstrip("-").isdigit() and len(text) < 300 else float(text)
+        if not abs(value) <= largest:
+            raise ValueError(f"it holds the number {text[:30]}")
+        return value
+
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        content = json.loads(text, parse_int=number, parse_float=number, parse_constant=number)
+        if depth(content) > MAX_DEPTH:
+            raise RecursionError
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise InputError(f"{what or path} is not readable JSON ({reason})") from error
+
+
+def depth(content: object) -> int:
+    """Levels of lists and dicts within each other."""
+    found, level = 0, [content]
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        found += 1
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+    return found
+
+
+def _as_new_files(path: Path) -> None:
+    """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
+    probe = path.with_name(f".{os.getpid()}.new")
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
-    for file in folder.rglob("*"):
+    for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(mode)
 
@@ -180,5 +215,5 @@ def tensors_only() -> Iterator[None]:
 def strip_local_paths(folder: Path) -> None:
     """Take out of a saved model's configs where its parts were loaded from: that tells of a machine, not of the model."""
     for config in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config)
         write_json(config, {key: value for key, value in content.items() if key not in LOCAL_KEYS})

@@ -14,12 +14,12 @@ import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import read_json
 
-__all__ = ["at_least", "build_config", "element_type", "listed_names", "option", "require"]
+__all__ = ["at_least", "build_config", "checked_value", "element_type", "listed_names", "option", "require"]
 
 Config = TypeVar("Config")
 
@@ -86,10 +86,7 @@ def build_config(
 
 
 def _read_saved(config_class: type, path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"--config {path}: not a readable run.json ({error})") from error
+    content = read_json(path, f"--config {path}")
     saved = content.get("config", content) if isinstance(content, dict) else None
     if not isinstance(saved, dict):
         raise InputError(f"--config {path}: holds no config; pass the run.json of a run folder")
@@ -105,10 +102,12 @@ def _read_saved(config_class: type, path: str) -> dict[str, Any]:
         raise InputError(f"--config {path}: unknown settings {', '.join(unknown)}; written by another command or version?")
     once = {field.name for field in dataclasses.fields(config_class) if not field.metadata.get("replayed", True)}
     hints = typing.get_type_hints(config_class)
-    return {name: _checked(path, name, hints[name], value) for name, value in saved.items() if name not in once}
+    return {
+        name: checked_value(f"--config {path}", name, hints[name], value) for name, value in saved.items() if name not in once
+    }
 
 
-def _checked(path: str, name: str, annotation: Any, value: Any) -> Any:
+def checked_value(where: str, name: str, annotation: Any, value: Any) -> Any:
     """A value from JSON as the field's type has it: lists become tuples. Raises InputError for a value of another type."""
     kind, several = element_type(annotation)
     if value is None and type(None) in typing.get_args(annotation):
@@ -120,5 +119,5 @@ def _checked(path: str, name: str, annotation: Any, value: Any) -> Any:
         wanted = (int, float) if kind is float else kind
         right = all(isinstance(v, wanted) and (kind is bool or not isinstance(v, bool)) for v in values)
     if not right or several != isinstance(value, list):
-        raise InputError(f"--config {path}: {name} cannot be {json.dumps(value)}")
+        raise InputError(f"{where}: {name} cannot be {json.dumps(value)[:100]}")
     return tuple(values) if several else value

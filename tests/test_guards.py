@@ -251,6 +251,15 @@ def ip_adapter() -> Any:
     return with_config(tiny_pipeline(), encoder_hid_dim_type="ip_image_proj")
 
 
+def ip_adapter_in_the_attention() -> Any:
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    pipeline = tiny_pipeline()
+    attention = next(module for name, module in pipeline.unet.named_modules() if name.endswith("attn2"))
+    attention.set_processor(IPAdapterAttnProcessor2_0(8, 16))
+    return pipeline
+
+
 LOOKALIKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: with_scheduler(tiny_pipeline(), UniPCMultistepScheduler, use_flow_sigmas=True), "flow matching"),
     (lambda: with_scheduler(tiny_pipeline(), UniPCMultistepScheduler, prediction_type="flow_prediction"), "flow matching"),
@@ -265,6 +274,7 @@ LOOKALIKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: with_config(tiny_pipeline(), in_channels=9), "inpainting"),
     (refiner, "refiner"),
     (ip_adapter, "unload_ip_adapter"),
+    (ip_adapter_in_the_attention, "unload_ip_adapter"),
 ]
 
 
@@ -332,7 +342,10 @@ def test_a_tiny_autoencoder_encodes_and_decodes() -> None:
     )
     model = adapt_text_pipeline(pipeline, ["a cat"])
     images = torch.rand(2, *model.image_shape) * 2 - 1
-    assert torch.allclose(model.encode(images), pipeline.vae.encode(images).latents.detach(), atol=1e-6)
+    latents = model.encode(images)
+    assert torch.allclose(latents, pipeline.vae.encode(images).latents.detach(), atol=1e-6)
+    expected = (pipeline.vae.decode(latents).sample.detach() / 2 + 0.5).clamp(0, 1)
+    assert torch.allclose(model.decode(latents), expected, atol=1e-6)
 
 
 def test_a_unet_without_a_middle_is_erased_from() -> None:

@@ -12,10 +12,10 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from mutants import cut, flip, other_value
 from patches import random_patch, weight_bytes
 from torch import nn
 
@@ -24,7 +24,6 @@ from semu_diffusion.patch import ErasurePatch
 
 MUTANTS = int(os.environ.get("SEMU_MUTANTS", "300"))
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I8": 1, "U8": 1, "I64": 8, "BOOL": 1, "F8_E4M3": 1, "X9": 1}
-WRONG: list[Any] = [None, True, -1, 0, 1e38, -1e38, 1e999, float("nan"), 10**400, "", "x\x1b[2J\n", [], {}, [[]], "full", 2.5]
 
 
 def net() -> nn.Sequential:
@@ -52,18 +51,6 @@ class File:
         return struct.pack("<Q", len(text)) + text + bytes(self.data)
 
 
-def flip(file: File, rng: random.Random) -> bytes:
-    blob = bytearray(file.blob())
-    for _ in range(rng.choice([1, 1, 2, 30])):
-        blob[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
-    return bytes(blob)
-
-
-def cut(file: File, rng: random.Random) -> bytes:
-    blob = file.blob()
-    return rng.choice([blob[: rng.randrange(len(blob))], blob + bytes(rng.randrange(1, 99)), blob[rng.randrange(1, 99) :]])
-
-
 def numbers(file: File, rng: random.Random) -> bytes:
     """NaN, infinities and huge values in a tensor of floats."""
     floats = [name for name in file.tensors if file.header[name]["dtype"] == "F32"]
@@ -76,18 +63,7 @@ def numbers(file: File, rng: random.Random) -> bytes:
 
 def own_value(file: File, rng: random.Random) -> bytes:
     """Another value, kind or number of entries anywhere in the program's own header."""
-    holder: Any = file.own
-    while True:
-        key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-        if not (isinstance(holder[key], dict | list) and holder[key]) or rng.random() < 0.3:
-            break
-        holder = holder[key]
-    if rng.random() < 0.3:
-        del holder[key]
-    elif isinstance(holder[key], int | float) and rng.random() < 0.5:
-        holder[key] = rng.choice([holder[key] + 1, holder[key] * 2, -holder[key], holder[key] / 3])
-    else:
-        holder[key] = rng.choice(WRONG)
+    other_value(file.own, rng)
     return file.blob()
 
 
@@ -121,7 +97,14 @@ def table(file: File, rng: random.Random) -> bytes:
     return file.blob()
 
 
-MUTATIONS: list[Callable[[File, random.Random], bytes]] = [flip, cut, numbers, own_value, bombs, table]
+MUTATIONS: list[Callable[[File, random.Random], bytes]] = [
+    lambda file, rng: flip(file.blob(), rng),
+    lambda file, rng: cut(file.blob(), rng),
+    numbers,
+    own_value,
+    bombs,
+    table,
+]
 
 
 @pytest.mark.parametrize("checksum", [True, False], ids=["as written", "from before there was a checksum"])

@@ -7,7 +7,6 @@ of its names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import read_json
 
 __all__ = ["ClassMapping", "map_classes", "read_mapping"]
 
@@ -38,10 +38,7 @@ def read_mapping(path: str | Path) -> dict[str, list[str | int]]:
 
     Raises InputError if the file holds none.
     """
-    try:
-        content: Any = json.loads(Path(path).expanduser().read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"--class-mapping {path}: not readable JSON ({error})") from error
+    content = read_json(path, f"--class-mapping {path}")
     lists = {key: value if isinstance(value, list) else [value] for key, value in _items(content)}
     values = [value for some in lists.values() for value in some]
     sound = all(isinstance(value, str | int) and not isinstance(value, bool) for value in values)

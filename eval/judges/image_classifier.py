@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import save_tensors, write_text
+from semu_diffusion.files import read_json, save_tensors, write_text
 
 __all__ = ["ClassifierConfig", "ImageClassifier"]
 
@@ -144,13 +144,14 @@ def _read_config(folder: Path) -> ClassifierConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no classifier: config.json is missing")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("kind", None) != KIND:
+        known = "embedded, torchvision:NAME, timm:NAME, clip, or a folder that semu train classifier has written"
+        raise InputError(f"{folder} holds another kind of classifier, whose config.json is not read here; give {known}")
     try:
-        content: Any = json.loads(path.read_text())
-        if content.pop("kind") != KIND:
-            raise KeyError("kind")
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
         return ClassifierConfig(**fields)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not the config of a classifier ({type(error).__name__}: {error})") from error

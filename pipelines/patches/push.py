@@ -5,14 +5,17 @@ Only tested against a stand-in of the Hub's client: nothing here has been upload
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import public_name, write_json, write_text
+from semu_diffusion.files import public_name, read_json, write_json, write_text
+from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.report.card import for_repository, patch_card
 
 __all__ = ["public_record", "push"]
@@ -42,16 +45,32 @@ def push(run: Path, repo: str, private: bool = False) -> str:
 
 def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any], repo: str) -> None:
     """Copy what is uploaded: patch, LoRA files and card name no folder of this machine, and the records do no longer."""
+    ErasurePatch.load(run / "patch.safetensors")  # a broken one is not for others
     for path in (run / "patch.safetensors", *sorted((run / "lora").glob("*")), run / "before_after.png"):
         if path.is_file():
+            _check_finite(path)
             (folder / path.relative_to(run)).parent.mkdir(exist_ok=True)
             shutil.copy(path, folder / path.relative_to(run))
     record, metrics = public_record(record, run), _without_paths(metrics, run)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "run.json", record)
     card = run / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else patch_card(record, metrics)
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else patch_card(record, metrics)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} holds no finished run: its run.json lacks what a card says ({error!r})") from error
     write_text(folder / card.name, for_repository(text, repo))
+
+
+def _check_finite(path: Path) -> None:
+    """InputError for a LoRA file that cannot be read or holds numbers that are not finite."""
+    if path.parent.name != "lora" or path.suffix != ".safetensors":
+        return
+    try:
+        if not all(tensor.isfinite().all() for tensor in load_file(path).values()):
+            raise ValueError("its numbers are not finite")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is not a LoRA of this run ({' '.join(str(error).split())[:200]})") from error
 
 
 def public_record(record: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -69,8 +88,7 @@ def _without_paths(value: Any, run: Path) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.parent} holds no finished run ({path.name} cannot be read)") from error
+    content = read_json(path, f"{path.parent} holds no finished run: {path.name}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path.parent} holds no finished run: {path.name} is no JSON object")
     return content

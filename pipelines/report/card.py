@@ -12,7 +12,7 @@ from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.files import public_name
 from semu_diffusion.models.hub import is_hub_id
-from semu_diffusion.pipelines.report.words import SHARES, shares_words
+from semu_diffusion.pipelines.report.words import SHARES, never_made, shares_words
 
 __all__ = ["for_repository", "patch_card"]
 
@@ -123,6 +123,8 @@ def _said(evaluation: Evaluation) -> list[str]:
         f"Asked for {name} it now makes what the judge calls {shares_words(shares)}."
         for name, shares in evaluation.after.judged_as.items()
     ]
+    unproven = never_made(evaluation)
+    found += [] if unproven is None else [f"{unproven[0].upper()}{unproven[1:]}."]
     found += list(_clip_words(evaluation.before, evaluation.after))
     if evaluation.lora is not None:
         found.append(f"The LoRA, loaded as users do, is {evaluation.lora.relative_difference:.1e} from the patch (relative).")

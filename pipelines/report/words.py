@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from semu_diffusion.eval.metrics.unlearning import wilson_interval
 from semu_diffusion.eval.results import Evaluation, Scores
 
-__all__ = ["SHARES", "Share", "interval_words", "shares_words"]
+__all__ = ["SHARES", "Share", "interval_words", "never_made", "shares_words"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ SHARES = (
         ("concept",),
     ),
 )
+
+
+def never_made(evaluation: Evaluation) -> str | None:
+    """What a reader must know of things that the judge saw in none of the original's own samples; None if there are none."""
+    names = [name for name, shares in evaluation.before.judged_as.items() if not shares.get(name)]
+    count = evaluation.before.samples.get("forget", 0)
+    if not names:
+        return None
+    return (
+        f"the judge saw {' and '.join(names)} in none of the original's samples either ({count} of what is erased): "
+        "that it sees none now is no success of the erasure"
+    )
 
 
 def interval_words(share: float, count: int) -> str:

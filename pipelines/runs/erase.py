@@ -22,6 +22,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
+from semu_diffusion.pipelines.report.words import never_made
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig
 from semu_diffusion.pipelines.runs.domains import Subject, load_classes, load_concepts
 from semu_diffusion.pipelines.runs.folder import RunFolder
@@ -79,6 +80,8 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
     if evaluation.collapsed is not None:
         lost = f"the erasure destroyed the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}"
         print(f"{program}: {lost}; lower --lr or --steps.", file=sys.stderr)
+    elif (unproven := never_made(evaluation)) is not None:
+        print(f"{program}: {unproven}", file=sys.stderr)
     print(folder.shown("metrics.json") if config.json else table(evaluation, record["anchors"], folder.path))
     return 0 if evaluation.collapsed is None else 1
 

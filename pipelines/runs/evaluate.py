@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from semu_diffusion.domains.classes import ClassPlan
 from semu_diffusion.domains.concepts import ConceptsPlan
@@ -14,15 +13,16 @@ from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
-from semu_diffusion.errors import InputError
 from semu_diffusion.eval.evaluate import evaluate
-from semu_diffusion.options import require
+from semu_diffusion.files import read_json
+from semu_diffusion.options import checked_value, require
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.report.grid import before_after, new_picture, save_png
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
+from semu_diffusion.pipelines.report.words import never_made
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
 from semu_diffusion.pipelines.runs.erase import inputs_of, measured, settings_of
@@ -66,6 +66,8 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
     if evaluation.collapsed is not None:
         lost = f"the patch destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
         print(f"semu evaluate: {lost}", file=sys.stderr)
+    elif (unproven := never_made(evaluation)) is not None:
+        print(f"semu evaluate: {unproven}", file=sys.stderr)
     print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path))
     return 0 if evaluation.collapsed is None else 1
 
@@ -125,15 +127,12 @@ def _shared(config: EvaluatePatchConfig, kind: type) -> dict[str, Any]:
 def _words(path: Path, made: Any, vocabulary: Vocabulary | None) -> dict[str, Any]:
     """What was erased, in words: of the run that the patch lies in, else as far as the patch says it itself."""
     run = path.with_name("run.json")
-    try:
-        saved = json.loads(run.read_text(encoding="utf-8")).get("config", {}) if run.is_file() else {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{run} cannot be read ({error}): put the run's own back, or move the patch out of this folder"
-        ) from error
-    if list(saved.get("concept", ())) == list(made["concept"]):
-        given = {name: saved.get(name) for name in WORDS}
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    content = read_json(run, f"{run} (put the run's own back, or move the patch out of this folder)") if run.is_file() else {}
+    saved = content.get("config") if isinstance(content, dict) else None
+    if isinstance(saved, dict) and saved.get("concept") == list(made["concept"]):
+        hints = get_type_hints(EraseConceptConfig)
+        given = {name: saved[name] for name in WORDS if saved.get(name) is not None}
+        return {name: checked_value(str(run), name, hints[name], value) for name, value in given.items()}
     concept, anchors = tuple(made["concept"]), made.get("anchor") or []
     found: dict[str, Any] = {"concept": concept, "anchor": anchors[0] if len(anchors) == len(concept) == 1 else None}
     if vocabulary is None or any(vocabulary.subject(name) is None for name in concept):

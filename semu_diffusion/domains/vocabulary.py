@@ -16,7 +16,7 @@ from typing import Any, Literal
 from semu_diffusion.domains.prompts import article, bare
 from semu_diffusion.domains.words import Noun, fold
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import write_text
+from semu_diffusion.files import read_json, write_text
 
 __all__ = ["Subject", "Vocabulary", "read_vocabulary"]
 
@@ -116,7 +116,7 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: dict[str, Any] = read_json(path)
         tables = ("objects", "styles", "templates", "held_out_templates")
         for name in tables:
             content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DModel
 from safetensors import safe_open
+from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import tensors_only
+from semu_diffusion.files import read_json, tensors_only
 from semu_diffusion.models.class_names import class_names as names_of_classes
 from semu_diffusion.models.ddpm import ClassConditional, adapt_pipeline, check_unet
 from semu_diffusion.models.families import family_of_folder
@@ -20,7 +24,7 @@ from semu_diffusion.models.guards import check_network, noise_schedule
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.stable_diffusion import check_family
-from semu_diffusion.models.weight_files import names_of, variant_of
+from semu_diffusion.models.weight_files import load_network, names_of
 
 __all__ = ["FILES", "adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
 
@@ -48,12 +52,12 @@ def load_class_conditional(
     """
     name = str(source)
     folder, revision = folder_or_snapshot(name, "--model takes a diffusers folder or a Hub id", FILES)
-    index = _read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    index = _read_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     _require_unet2d(folder, unet_folder, index, name)
-    unet = _load_unet(unet_folder, name, dtype)
-    check_unet(unet, name)
+    unet = load_network(unet_folder, UNet2DModel, name, dtype)
     check_network(unet, name)
+    check_unet(unet, name)
     scheduler = _load_scheduler(folder, name)
     found = names_of_classes(name, unet.config.num_class_embeds, tuple(class_names), index, null_class)
     unet = unet.to(device).to(memory_format=torch.channels_last)
@@ -69,44 +73,21 @@ def _require_unet2d(folder: Path, unet_folder: Path, index: dict[str, Any], sour
         )
     if not (unet_folder / "config.json").is_file():
         raise InputError(f"{source} is not a diffusers model: it has neither unet/config.json nor config.json")
-    found = _read_json(unet_folder / "config.json").get("_class_name")
+    found = _read_object(unet_folder / "config.json").get("_class_name")
     if found != "UNet2DModel":
         what = f"a {found}" if found else "a config.json without a _class_name"
         raise InputError(f"{source} holds {what}; erase-class takes a UNet2DModel")
-
-
-def _load_unet(folder: Path, source: str, dtype: torch.dtype) -> UNet2DModel:
-    variant = variant_of(folder, source)
-    try:
-        unet, loading = UNet2DModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            variant=variant,
-            torch_dtype=dtype,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-        if loading["missing_keys"]:  # diffusers would go on with random numbers there
-            raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
-        return unet
-    except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
-        raise InputError(
-            f"{source}: the weights in {folder} cannot be loaded ({' '.join(str(error).split())[:200]})"
-        ) from error
 
 
 def _load_scheduler(folder: Path, source: str) -> DDPMScheduler:
     path = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
     if not path.is_file():
         raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
-    return noise_schedule(_read_json(path), source)
+    return noise_schedule(_read_object(path), source)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not readable JSON ({error})") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path, largest=math.inf)  # some schedulers save an infinite bound
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object")
     return content
@@ -151,7 +132,7 @@ def load_text_pipeline(
 def _text_index(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{source} is no diffusers pipeline: it has no model_index.json")
-    index = _read_json(folder / "model_index.json")
+    index = _read_object(folder / "model_index.json")
     texts = "text_encoder" in index or "text_encoder_2" in index
     if "unet" in index and not texts and "vae" not in index and "vqvae" not in index:
         raise InputError(f"{source} is a class-conditional model: erase-class takes classes out of it")
@@ -162,7 +143,7 @@ def _text_index(folder: Path, source: str) -> dict[str, Any]:
 
 def _from_folder(place: Path | str, index: dict[str, Any], source: str, dtype: torch.dtype, checked: bool) -> Any:
     """Of a folder in this machine or of the Hub, in its full weights or, where there are none, those of a variant."""
-    options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    options: dict[str, Any] = {}
     if str(index.get("_class_name")).startswith("StableDiffusionPipeline"):
         absent = [part for part in OPTIONAL if part not in index]
         options |= dict.fromkeys(absent if checked else {*absent, "safety_checker"})
@@ -170,26 +151,43 @@ def _from_folder(place: Path | str, index: dict[str, Any], source: str, dtype: t
             options["requires_safety_checker"] = False
     with tensors_only():
         if isinstance(place, Path):
-            return DiffusionPipeline.from_pretrained(place, variant=_variant_in(place, index, source, options), **options)
+            return _of_parts(place, index, source, dtype, options)
         try:
-            return DiffusionPipeline.from_pretrained(place, **options)
+            return _of_parts(_downloaded(place, None, options), index, source, dtype, options)
         except (OSError, ValueError) as error:  # half of the Hub's snapshots have fp16 files alone
             try:
-                return DiffusionPipeline.from_pretrained(place, variant="fp16", **options)
+                return _of_parts(_downloaded(place, "fp16", options), index, source, dtype, options)
             except Exception:
                 raise error from None
 
 
-def _variant_in(folder: Path, index: dict[str, Any], source: str, given: dict[str, Any]) -> str | None:
-    """The variant that some component has instead of plain weights. Raises InputError for a component without weights."""
-    found = []
+def _downloaded(source: str, variant: str | None, options: dict[str, Any]) -> Path:
+    return Path(DiffusionPipeline.download(source, variant=variant, use_safetensors=True, **options))
+
+
+def _of_parts(folder: Path, index: dict[str, Any], source: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    """The pipeline of a folder whose networks are loaded one by one, so that each is whole, in whatever variant it has."""
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        noise_schedule(_read_object(scheduler), source)  # before one is made of it, of whatever size it says
+    networks = {}
     for part, described in index.items():
-        modules = isinstance(described, list) and len(described) == 2 and described[0] is not None and part not in given
-        if modules and not any(word in str(described[1]) for word in ("Tokenizer", "Scheduler", "Processor", "Extractor")):
+        kind = _network_class(described)
+        if kind is not None and part not in given:
             if not (folder / part).is_dir():
                 raise InputError(f"{source} has no folder {part}/, which its model_index.json names")
-            found.append(variant_of(folder / part, source))
-    return next((variant for variant in found if variant is not None), None)
+            networks[part] = load_network(folder / part, kind, source, dtype)
+    return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, dtype=dtype, **networks, **given)
+
+
+def _network_class(described: Any) -> Any:
+    """The class that an entry of a model_index.json names, ``["transformers", "CLIPTextModel"]``; None if it is no network."""
+    if not (isinstance(described, list) and len(described) == 2 and all(isinstance(word, str) for word in described)):
+        return None
+    library, name = described
+    home = {"diffusers": diffusers, "transformers": transformers}.get(library) or getattr(diffusers.pipelines, library, None)
+    kind = getattr(home, name, None) if isinstance(home, ModuleType) else None
+    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else None
 
 
 def hub_revision(source: str) -> str | None:

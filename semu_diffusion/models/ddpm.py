@@ -17,7 +17,7 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.class_names import class_names, row_of
-from semu_diffusion.models.guards import check_network, noise_schedule, sides, with_plain_unet
+from semu_diffusion.models.guards import check_network, check_runs, noise_schedule, sides, small_sides, with_plain_unet
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.sampling import in_pieces
 
@@ -176,7 +176,7 @@ def adapt_pipeline(pipeline: Any) -> ClassConditional:
 
 
 def check_unet(unet: Any, source: str) -> None:
-    """InputError for a network that is no UNet2DModel from one noisy picture to a prediction of its size."""
+    """InputError for a network that is no UNet2DModel from a noisy picture to a prediction of its size; it is tried on one."""
     if not isinstance(unet, UNet2DModel):
         raise InputError(f"{source} has a {type(unet).__name__}; erase-class takes a UNet2DModel")
     config, source = unet.config, str(source)
@@ -200,3 +200,7 @@ def check_unet(unet: Any, source: str) -> None:
             f"{source}: sample_size {height}x{width} does not go through a UNet of {len(config.block_out_channels)} "
             f"resolutions: the sides must be multiples of {halvings}"
         )
+    x = torch.zeros(1, config.in_channels, *small_sides((height, width), len(config.block_out_channels)), device=unet.device)
+    labels = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.long, device=unet.device)
+    t = torch.ones(1, dtype=torch.long, device=unet.device)
+    check_runs(unet, f"{source}: the UNet", lambda: unet(x.to(unet.dtype), t, class_labels=labels).sample, x.shape)

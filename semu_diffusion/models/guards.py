@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +17,27 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.models.sampling import ddim
 from semu_diffusion.patches.wrappers import eager, unwrapped
 
-__all__ = ["check_network", "check_text_condition", "noise_schedule", "sides", "with_plain_unet"]
+__all__ = [
+    "check_network",
+    "check_parts",
+    "check_runs",
+    "check_text_condition",
+    "check_tokenizer",
+    "noise_schedule",
+    "refusing",
+    "require_finite",
+    "sides",
+    "small_sides",
+    "with_plain_unet",
+]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 100_000
+LARGEST_SIDE = 8192
 DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
@@ -109,8 +125,11 @@ def _tied(network: nn.Module) -> str | None:
     return None
 
 
-def noise_schedule(config: Mapping[str, Any], source: str) -> DDPMScheduler:
-    """The noise schedule that a scheduler's config describes. Raises InputError for what is no DDPM's."""
+def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DDPMScheduler:
+    """The noise schedule that a scheduler's config describes, tried by a step of its DDIM sampler (with changes ``sampler``).
+
+    Raises InputError for what is no DDPM's, or cannot be sampled.
+    """
     name = config.get("_class_name", "scheduler")
     if "beta_schedule" not in config:
         raise InputError(f"{source}: {name} has no beta_schedule, so the model is no DDPM")
@@ -121,20 +140,95 @@ def noise_schedule(config: Mapping[str, Any], source: str) -> DDPMScheduler:
         raise InputError(f"{source}: prediction_type {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
     if config.get("timestep_type") == "continuous":
         raise InputError(f"{source}: timestep_type 'continuous' is EDM's, and only DDPMs are erased from")
-    try:
+    count = config.get("num_train_timesteps", 1000)
+    if type(count) is not int or not 0 < count <= MOST_TIMESTEPS:
+        raise InputError(f"{source}: num_train_timesteps is {count!r}, which is no number of timesteps")
+    with refusing(f"{source}: the scheduler's is not the config of a noise schedule"):
         schedule = DDPMScheduler.from_config(dict(config))
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{source}: the scheduler's is not the config of a noise schedule ({reason})") from error
-    if not (torch.isfinite(schedule.alphas_cumprod).all() and (schedule.alphas_cumprod >= 0).all()):
-        raise InputError(f"{source}: the betas of the scheduler ({name}) are no noise schedule")
+        if not bool((schedule.alphas_cumprod >= 0).all() and (schedule.alphas_cumprod <= 1).all()):
+            raise ValueError("its betas are none")
+        if len(schedule.alphas_cumprod) != count:
+            raise ValueError(f"{len(schedule.alphas_cumprod)} betas for {count} timesteps")
+        sampled, x = ddim(schedule.config, **sampler), torch.zeros(1, 1, 2, 2)
+        for steps in (count, min(count, 20), 1):
+            sampled.set_timesteps(steps)
+            t = sampled.timesteps - max(int(sampled.timesteps.max()) - count + 1, 0)  # see ClassConditionalPipeline
+            if int(t.min()) < 0:
+                raise ValueError(f"steps_offset {config.get('steps_offset')!r}")
+            for one in t[:20]:
+                require_finite(sampled.step(x, int(one), x).prev_sample)
     return schedule
 
 
+@contextmanager
+def refusing(wrong: str) -> Iterator[None]:
+    """Inside, whatever a foreign file brings about in a library is an InputError: what is ``wrong``, and the reason."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise InputError(f"{wrong} ({reason})") from error
+
+
+def require_finite(made: torch.Tensor) -> None:
+    if not torch.isfinite(made).all():
+        raise ValueError("it gives other than finite numbers")
+
+
+@torch.no_grad()
+def check_runs(network: nn.Module, what: str, attempt: Callable[[], torch.Tensor], shape: Sequence[int]) -> None:
+    """InputError if ``attempt``, a pass of a small input through ``network``, fails or gives other than finite numbers of
+    that shape. It is in eval mode meanwhile: dropout would draw from torch's global generator."""
+    training = network.training
+    network.eval()
+    try:
+        with refusing(f"{what} does not compute with its config"):
+            made = attempt()
+            if tuple(made.shape) != tuple(shape):
+                raise ValueError(f"{tuple(made.shape)} comes out instead of {tuple(shape)}")
+            require_finite(made)
+    finally:
+        network.train(training)
+
+
+def check_parts(model: Any, source: str, levels: int) -> None:
+    """InputError if the network of a latent model, of so many resolutions, or its autoencoder do not compute on something
+    small, or not with each other and the text."""
+    channels, *size = model.latent_shape
+    row, t = (torch.tensor([value], device=model.device) for value in (model.null, 1))
+    latents = torch.zeros(1, channels, *small_sides(size, levels), device=model.device)
+    check_runs(model.denoiser, f"{source}: the denoiser", lambda: model.predict(latents, t, row), latents.shape)
+    latents = latents[..., :4, :4]
+    factor = model.image_shape[1] // size[0]
+    images = torch.zeros(1, model.image_shape[0], *(side * factor for side in latents.shape[2:]))
+    what = f"{source}: the autoencoder"
+    check_runs(model.pipeline.vae, what, lambda: model.encode(images), latents.shape)
+    check_runs(model.pipeline.vae, what, lambda: model.decode(latents), images.shape)
+
+
+def check_tokenizer(tokenizer: Any, encoder: Any) -> None:
+    """InputError for a tokenizer and a text encoder that do not belong together: tokens that it lacks, another end."""
+    rows, most = len(encoder.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
+    end, own = getattr(encoder.config, "eos_token_id", None), tokenizer.eos_token_id
+    wrong = "the tokenizer and the text encoder do not belong together"
+    if most >= rows:
+        raise InputError(f"{wrong}: the tokenizer has tokens up to {most}, the encoder {rows} of them")
+    if type(encoder).__name__.startswith("CLIP") and end not in (None, 2, own):  # 2 is what early configs of CLIP say
+        raise InputError(f"{wrong}: a text ends with token {own}, and for the encoder with {end}")
+
+
+def small_sides(size: Sequence[int], levels: int) -> list[int]:
+    """Sides of the smallest input that goes through a network of so many resolutions as one of ``size`` does."""
+    least = 2**levels  # two pixels at the lowest resolution: a normalisation wants more than one number
+    return [min(side, least + side % least) for side in size]
+
+
 def sides(size: Any, source: str) -> tuple[int, int]:
-    """(height, width) of a config's ``sample_size``. Raises InputError for a missing one."""
-    given = (size, size) if isinstance(size, int) and not isinstance(size, bool) else tuple(size or ())
-    if len(given) != 2 or not all(isinstance(one, int) and one > 0 for one in given):
+    """(height, width) of a config's ``sample_size``. Raises InputError for a missing one, and for what is no size."""
+    given = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(given) != 2 or not all(type(one) is int and 0 < one <= LARGEST_SIDE for one in given):
         hint = "set it, as unet.register_to_config(sample_size=64)"
         raise InputError(
             f"{source}: unet/config.json has no sample_size that is a size ({size!r}), so the image size is unknown: {hint}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.guards import sides
+from semu_diffusion.models.guards import check_tokenizer, refusing, require_finite, sides
 
 __all__ = ["PromptTable", "encode_prompts", "on_device"]
 
@@ -44,6 +44,7 @@ def on_device(module: Any, device: torch.device) -> Iterator[None]:
         module.to(home)
 
 
+@refusing("the tokenizer and the text encoder do not encode")
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
     """The table of the prompts, in order and once each, and the empty prompt as its last row.
@@ -72,6 +73,7 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) 
             if len(found) == 4:
                 pooled.append(found[2][: len(part)].float())
     table = torch.cat(embeddings)
+    require_finite(table)
     if not pooled:
         return PromptTable(wanted, table)
     added = torch.cat(pooled)
@@ -88,6 +90,7 @@ def _towers(pipeline: Any) -> list[tuple[Any, int]]:
     for end in ("", "_2"):
         tokenizer, encoder = (getattr(pipeline, name + end, None) for name in ("tokenizer", "text_encoder"))
         if tokenizer is not None and encoder is not None:
+            check_tokenizer(tokenizer, encoder)
             positions = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
             found.append((tokenizer, int(min(tokenizer.model_max_length, positions))))
             if found[-1][1] > LONGEST:

@@ -18,7 +18,14 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.models.guards import check_network, check_text_condition, noise_schedule, sides, with_plain_unet
+from semu_diffusion.models.guards import (
+    check_network,
+    check_parts,
+    check_text_condition,
+    noise_schedule,
+    sides,
+    with_plain_unet,
+)
 from semu_diffusion.models.prompt_table import PromptTable, encode_prompts, on_device
 from semu_diffusion.models.sampling import ddim, in_pieces
 from semu_diffusion.patches.wrappers import unwrapped
@@ -33,6 +40,9 @@ __all__ = [
     "image_shape",
     "on_device",
 ]
+
+
+SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}  # how DDIM is to differ from the model's own scheduler
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,7 @@ class TextConditional(DiffusionModel):
     ) -> Iterator[torch.Tensor]:
         """Latents by DDIM with guidance against the empty prompt; latent i depends on ``seeds[i]`` alone."""
         self.check_steps(steps)
-        sampler = ddim(self.schedule.config, clip_sample=False, timestep_spacing="trailing")
+        sampler = ddim(self.schedule.config, **SAMPLER)
         sampler.set_timesteps(steps, device=self.device)
 
         @torch.no_grad()
@@ -229,7 +239,7 @@ def check_family(pipeline: Any, source: str = "") -> None:
             raise InputError(f"{name}: the weights of the {part} are not loaded (they are on the meta device)")
     check_network(unet, name)
     check_text_condition(pipeline, unet.config, name)
-    noise_schedule(pipeline.scheduler.config, name)
+    noise_schedule(pipeline.scheduler.config, name, **SAMPLER)
 
 
 def family_of(pipeline: Any) -> Literal["sd1", "sd2", "sdxl"]:
@@ -247,5 +257,7 @@ def adapt_text_pipeline(pipeline: Any, prompts: Sequence[str], source: str = "")
     check_family(pipeline, source)
     name = source or "the pipeline"
     pipeline = with_plain_unet(pipeline, name)
-    schedule = noise_schedule(pipeline.scheduler.config, name)
-    return TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source)
+    schedule = noise_schedule(pipeline.scheduler.config, name, **SAMPLER)
+    model = TextConditional(pipeline, encode_prompts(pipeline, prompts), schedule, source)
+    check_parts(model, name, len(model.denoiser.config.block_out_channels))
+    return model

@@ -1,15 +1,24 @@
-"""What a file or folder of weights really is: people mistake LoRAs, pointers and web pages for models."""
+"""What a file or folder of weights really is: people mistake LoRAs, pointers and web pages for models.
+
+`load_network` makes one network of a pipeline, of the weights that its config tells of, all of them and no others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import read_json
 
-__all__ = ["check_not_something_else", "names_of", "variant_of"]
+__all__ = ["check_not_something_else", "load_network", "names_of", "read_config", "variant_of"]
+
+LARGEST = 2**20  # of any size in the config of a network, so that none is made that no machine holds
+MOST_LAYERS = 1000
 
 # words in the names of a single file's tensors -> what it is; the first that fits counts
 OTHER_FILES = (
@@ -77,3 +86,40 @@ def _variant(name: str) -> str | None:
     """``model.fp16.safetensors`` and ``model.fp16-00001-of-00002.safetensors`` are of the variant fp16."""
     parts = name.split(".")
     return None if len(parts) < 3 else parts[1].split("-")[0]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a network. Raises InputError for what is no JSON object, or tells of a network that no machine holds."""
+    content = read_json(path, largest=LARGEST)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    for key, value in content.items():
+        counts = value if isinstance(value, list) else [value]
+        if "layers" in key and any(isinstance(count, int) and not 0 <= count <= MOST_LAYERS for count in counts):
+            raise InputError(f"{path}: {key} is {value!r}, which is no number of layers")
+    return content
+
+
+def load_network(folder: Path, kind: Any, source: str, dtype: torch.dtype) -> Any:
+    """The network of diffusers' or transformers' class ``kind`` in a component's ``folder``, of its safetensors.
+
+    Raises InputError for a config that does not fit its weights: the libraries fill what is missing with random numbers, and
+    pass over what is left, with a warning at most.
+    """
+    variant = variant_of(folder, source)
+    read_config(folder / "config.json")
+    try:
+        network, found = kind.from_pretrained(
+            folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source}: the weights in {folder} cannot be loaded ({reason})") from error
+    left = {name for name in found["unexpected_keys"] if not name.endswith("position_ids")}
+    if kind.__module__.startswith("transformers."):  # of a whole CLIP, the part that looks at pictures is left
+        own = {name for name, _ in network.named_children()}
+        left = {name for name in left if name.split(".")[0] in own}
+    for words, names in (("no weights for", found["missing_keys"]), ("weights that the config has no place for,", left)):
+        if names:
+            raise InputError(f"{source}: config and weights in {folder} do not belong together: {words} {min(names)}")
+    return network

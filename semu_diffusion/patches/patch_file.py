@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import save_tensors
+from semu_diffusion.files import MAX_DEPTH, depth, save_tensors
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch
 
@@ -27,7 +27,6 @@ FORMAT = "semu-patch-1"
 MAX_STRENGTH = 1e6  # sizes beyond any use, below which no product of the checked numbers overflows
 MAX_GROWTH = 1e6  # of ||dW|| over ||W||
 MAX_HEADER = 2**24  # characters
-MAX_DEPTH = 32
 _FACTORS = ("left", "core", "right")
 _DTYPES = {"left": (torch.int8, torch.float32), "core": (torch.float32,), "right": (torch.int8, torch.float32)}
 
@@ -75,7 +74,7 @@ def read_patch(path: Path) -> PatchContent:
     try:
         _require(len(written) <= MAX_HEADER, f"a header of {len(written)} characters")
         header = json.loads(written)
-        _require(isinstance(header, dict) and _depth(header) <= MAX_DEPTH, "no header of a patch")
+        _require(isinstance(header, dict) and depth(header) <= MAX_DEPTH, "no header of a patch")
         if "semu_patch" in header:
             raise InputError(f"{path} is a LoRA of a patch; the patch itself is patch.safetensors of the same run")
         if header["format"] != FORMAT:
@@ -170,15 +169,6 @@ def _require(condition: bool, wrong: str) -> None:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type, operator]
-
-
-def _depth(value: object) -> int:
-    """Levels of lists and dicts within each other."""
-    depth, level = 0, [value]
-    while level := [value for value in level if isinstance(value, dict | list)]:
-        depth += 1
-        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
-    return depth
 
 
 def _one_line(text: str) -> str:

@@ -6,7 +6,6 @@ to reach on the embedded models, as lower bounds: a benchmark says where it fall
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Step
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import read_json
 from semu_diffusion.peers.embedding_copy import copy_embedding
 from semu_diffusion.peers.fine_tuning import fine_tuned
 from semu_diffusion.peers.token_remap import remapped
@@ -75,7 +75,7 @@ def read_methods(path: str | Path) -> dict[str, Method]:
     Everything beside ``base``, ``title`` and ``expected`` is a setting. Raises InputError for a file that holds none.
     """
     try:
-        content: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = read_json(path, f"--methods {path}")
         found = {}
         for name, settings in content.items():
             settings = dict(settings)
@@ -88,5 +88,7 @@ def read_methods(path: str | Path) -> dict[str, Method]:
         return found
     except KeyError as error:
         raise InputError(f"--methods {path}: no method {error}; there are {', '.join(METHODS)}") from error
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f'--methods {path}: needs {{"name": {{"base": "default", "max_rank": 4}}}} ({error})') from error
