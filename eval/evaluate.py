@@ -13,7 +13,7 @@ from semu_diffusion.domains.questions import conditions
 from semu_diffusion.eval.guards import collapse
 from semu_diffusion.eval.metrics import load_metrics
 from semu_diffusion.eval.metrics.paired import side_effects
-from semu_diffusion.eval.probes.revival import Probe
+from semu_diffusion.eval.probes.probe import Probe
 from semu_diffusion.eval.results import Cost, Evaluation, Revival, Scores, SideEffects
 from semu_diffusion.eval.scorer import NO_CONDITION, NOTHING, Progress, Samples, Scorer
 from semu_diffusion.models.base import DiffusionModel
@@ -62,6 +62,7 @@ def evaluate(
         after=last,
         distances=scorer.distances(before, after),
         side_effects=pairs(kept),
+        held_out_effect=pairs(conditions(scorer.questions, "kept_held_out")),
         forget_effect=pairs(forgotten),
         unprompted_effect=pairs([NO_CONDITION]),
         collapsed=collapse(before, after, kept, (first, last)),

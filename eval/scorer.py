@@ -18,7 +18,7 @@ from semu_diffusion.eval.judges.clip import Clip, clip_score
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.metrics import load_metrics
 from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning
-from semu_diffusion.eval.metrics.unlearning import accuracies, judged_as, mean
+from semu_diffusion.eval.metrics.unlearning import accuracies, clustered_interval, judged_as, mean, wilson_interval
 from semu_diffusion.eval.results import ClipScore, Distance, Network, Protocol, Scores
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast, sampler_name
@@ -142,12 +142,14 @@ class Scorer:
             paraphrase_accuracy=means.get("paraphrase"),
             in_domain_accuracy=means.get("in_domain"),
             cross_domain_accuracy=means.get("cross_domain"),
+            kept_held_out_accuracy=means.get("kept_held_out"),
             retain_accuracy=mean(kept),
             unconditional_share=self._unconditional_share(samples),
             clip_score=self._clip_scores(samples),
             per_condition=per_condition,
             judged_as=self._judged_as(seen),
             samples={group: sum(len(samples[q.condition]) for q in each) for group, each in found.items() if each},
+            intervals=self._intervals(found),
         )
 
     def distances(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, Distance]:
@@ -203,6 +205,14 @@ class Scorer:
     def _erased(self) -> list[tuple[str, str]]:
         """(kind, answer) of what was erased and can be judged."""
         return list(dict.fromkeys((q.kind, str(q.answer)) for q in self.questions["forget"] if self._judged(q)))
+
+    def _intervals(self, found: Mapping[str, Mapping[Question, float]]) -> dict[str, tuple[float, float]]:
+        """Of each group's accuracy. Prompts are a few of the many there are; the classes of a model are all there are."""
+        each = self.sampling.images
+        if self.kind == "concept":
+            return {group: clustered_interval(list(shares.values()), each) for group, shares in found.items() if shares}
+        counts = {group: (sum(shares.values()) * each, len(shares) * each) for group, shares in found.items() if shares}
+        return {group: wilson_interval(*pair) for group, pair in counts.items()}
 
     def _judged_as(self, seen: Mapping[Question, torch.Tensor]) -> dict[str, dict[str, float]]:
         """Of each thing erased, what its judge sees in the samples of the conditions it was erased with."""

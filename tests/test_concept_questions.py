@@ -20,8 +20,9 @@ from semu_diffusion.eval.guards import collapse
 from semu_diffusion.eval.judges.class_mapping import ClassMapping
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import JudgeNetwork
+from semu_diffusion.eval.probes.probe import Shown
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
-from semu_diffusion.eval.probes.revival import Learning, Shown, learn_vector
+from semu_diffusion.eval.probes.revival import Learning, learn_vectors
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.eval.scorer import NO_CONDITION
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
@@ -148,21 +149,21 @@ def test_a_pseudo_word_learns_what_the_images_show() -> None:
     before = {name: value.clone() for name, value in pipeline.text_encoder.state_dict().items()}
     latents = torch.cat(list(model.sample_latents([0] * 8, range(8), 4)))
     shown = Shown("bright", seer(), latents, ("a photo of a {}",) * 8)
-    how = Learning(steps=60, lr=1.0, batch_size=16, seed=1)
+    how = Learning(steps=60, lr=1.0, batch_size=16, restarts=2)
     probe = PseudoWordProbe((shown,), how)
-    start, unit = probe.start(model, shown)
-    vector = start.clone().requires_grad_(True)
-    with probe.attached(model, shown, vector) as on:
-        learn_vector(model, latents, vector, on.condition, how, unit)
-    assert vector.shape == (pipeline.text_encoder.config.hidden_size,)
+    start, unit = probe.start(model, shown, torch.Generator().manual_seed(1))
+    words = start.clone().requires_grad_(True)
+    with probe.attached(model, shown, words) as on:
+        learn_vectors(model, latents, words, on.condition, how, torch.Generator().manual_seed(1), unit)
+    assert words.shape == (2, pipeline.text_encoder.config.hidden_size)
 
     def loss(word: torch.Tensor) -> float:
         """Of the word as it is, the same draws for all."""
-        fixed = word.detach().clone().requires_grad_(True)
+        fixed, still = word.detach()[None].clone().requires_grad_(True), Learning(steps=10, lr=0.0, batch_size=16)
         with probe.attached(model, shown, fixed) as on:
-            return sum(learn_vector(model, latents, fixed, on.condition, Learning(10, 0.0, 16, seed=2)))
+            return sum(learn_vectors(model, latents, fixed, on.condition, still, torch.Generator().manual_seed(2)))
 
-    assert loss(vector) < loss(start)
+    assert all(loss(words[restart]) < loss(start[restart]) for restart in range(2))
     after = pipeline.text_encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -170,7 +171,7 @@ def test_a_pseudo_word_learns_what_the_images_show() -> None:
 def test_revival_is_the_share_the_judge_sees_and_the_pseudo_word_stands_where_it_should() -> None:
     model = adapt_text_pipeline(tiny_pipeline(), ["a photo of a cat"])
     latents = torch.zeros(3, *model.latent_shape)
-    quick = Learning(steps=2, lr=0.3, batch_size=2, samples=6, sampling_steps=2)
+    quick = Learning(steps=2, batch_size=2, samples=6, screened=2, restarts=2, sampling_steps=2)
 
     def revived(name: str, sentence: str = "a {} here", model: Any = model) -> Any:
         return PseudoWordProbe((Shown(name, seer(), latents, (sentence,) * 3),), quick).run(model)

@@ -75,7 +75,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(assets, "folder", lambda name: embedded / name)
     monkeypatch.setattr(networks, "embedded", lambda name: embedded / name)
     for probe in (ClassVectorProbe, PseudoWordProbe):
-        monkeypatch.setattr(probe, "default", Learning(steps=2, lr=3e-2, batch_size=2, samples=2))
+        monkeypatch.setattr(probe, "default", Learning(steps=2, batch_size=2, restarts=2, screened=1))
     short = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
     for name, method in methods.METHODS.items():
         quick = dataclasses.replace(method, overrides={**short, **method.overrides}, expected={})

@@ -126,8 +126,17 @@ class EvaluationConfig(GuidedConfig):
         12, "retain prompts that are compared if no judge has its own", metavar="N", group="evaluation"
     )
     revival: bool | None = option(
-        None, "measure what one learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
+        None, "measure what a learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
     )
+    probes: tuple[str, ...] = option(
+        ("completion",), "probes without training: completion, recovery, recovery-unlabelled, noise, inversion, int8, fp8, "
+        "all, none; they need a judge", metavar="A,B,…", comma=True, group="evaluation",
+    )  # fmt: skip
+    probe_samples: int = option(24, "images that every probe is counted in", metavar="N", group="evaluation")
+    unconditional_samples: int | None = option(
+        None, "images without a condition, at w = 1 (default: as many as of a class, ten times those of a prompt)", metavar="N",
+        group="evaluation",
+    )  # fmt: skip
     clip_score: str | None = option(
         None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="evaluation"
     )
@@ -150,7 +159,14 @@ class EvaluationConfig(GuidedConfig):
 
     def __post_init__(self) -> None:
         GuidedConfig.__post_init__(self)
-        for name in ("images_per_condition", "sampling_steps", "eval_batch_size", "judged_prompts"):
+        for name in (
+            "images_per_condition",
+            "sampling_steps",
+            "eval_batch_size",
+            "judged_prompts",
+            "probe_samples",
+            "unconditional_samples",
+        ):
             if getattr(self, name) is not None:
                 at_least(self, name, 1)
         require(

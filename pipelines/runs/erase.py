@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Task
 from semu_diffusion.erasure import Diverged, Step
@@ -69,7 +67,7 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
         }
         try:
             with folder.recorded(record):
-                evaluation = _erase_and_evaluate(subject, task, scorer, images, folder, progress, record, prepared)
+                evaluation = _erase_and_evaluate(subject, task, scorer, folder, progress, record, prepared)
         except (Diverged, FloatingPointError) as error:
             progress.close()
             print(f"{program}: {error}. {folder.kept()}", file=sys.stderr)
@@ -82,7 +80,7 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
 
 
 def _erase_and_evaluate(
-    subject: Subject, task: Task[Any], scorer: Scorer, images: torch.Tensor | None, folder: RunFolder, progress: Progress,
+    subject: Subject, task: Task[Any], scorer: Scorer, folder: RunFolder, progress: Progress,
     record: dict[str, Any], prepared: float,
 ) -> Evaluation:  # fmt: skip
     """The run's evaluation, written with everything else; a collapsed patch goes by another name."""
@@ -104,7 +102,7 @@ def _erase_and_evaluate(
     }
     write_json(folder / "run.json", record)
 
-    probes = make_probes(subject, scorer, images, progress.show)
+    probes = make_probes(subject, scorer, None, progress.show)  # not the given images: the erasure has seen them
     evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, progress.show)
     evaluation = dataclasses.replace(
         measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, {"prepare": prepared, **result.seconds}),

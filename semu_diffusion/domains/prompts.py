@@ -12,6 +12,7 @@ from semu_diffusion.errors import InputError
 
 __all__ = [
     "ANCHORS",
+    "HELD_OUT_KEPT",
     "HELD_OUT_TEMPLATES",
     "RETAIN_PROMPTS",
     "TEMPLATES",
@@ -46,6 +47,8 @@ THINGS = (
 LOOKS = ("an oil painting", "a watercolor", "a pencil drawing", "a cartoon", "a black and white photo", "a 3d render")
 RETAIN_PROMPTS = (*(f"a photo of {thing}" for thing in THINGS.split(", ")), *LOOKS)
 
+# What must stay too, in words and sentences that no retain term is trained on.
+HELD_OUT_KEPT = ("there is an owl in the middle", "the castle", "a close look at a violin", "a sandwich seen from above")
 
 _ARTICLE = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
 
