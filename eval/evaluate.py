@@ -42,10 +42,14 @@ def evaluate(
     patch, LoRA check and cost are for the caller to add. The model is as before on return.
     """
     start = time.perf_counter()
+    early = NOTHING
+    if scorer.sampling.interval_width is not None:
+        with edit.applied(model) as edited:
+            scorer, early = scorer.narrowed(edited, progress)
     before = scorer.sample(model, progress, "sampling before", known)
     first = scorer.score(before).with_probes(_probed(probes, model, progress) if revived is None else revived)
     with edit.applied(model) as edited:
-        after = scorer.sample(edited, progress, "sampling after")
+        after = scorer.sample(edited, progress, "sampling after", early)
         last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress))
     kept, forgotten = scorer.kept(before), conditions(scorer.questions, "forget")
     metrics = load_metrics("pairs", model.device)

@@ -51,6 +51,12 @@ def test_the_example_of_methods_prints_a_line_each(tmp_path: Path, capsys: pytes
     assert [line.split()[0] for line in lines[-2:]] == ["uce", "copy"]
 
 
+def test_the_control_of_revival_attacks_a_model_that_knew_and_one_that_did_not(capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("never_known")["main"](steps=2, attack_steps=2, samples=4)
+    assert set(found) == {"knew it", "by its label", "never knew it"}
+    assert "crosses, never knew it: " in capsys.readouterr().out
+
+
 def test_every_example_is_run_here() -> None:
     here = Path(__file__).read_text()
     assert all(f'example("{path.stem}")' in here for path in EXAMPLES.glob("*.py"))

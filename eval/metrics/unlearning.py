@@ -81,9 +81,9 @@ def wilson_interval(successes: float, count: float, z: float = 1.959964) -> tupl
 def clustered_interval(shares: Sequence[float], each: int) -> tuple[float, float]:
     r"""95 % interval of the mean of ``shares``, each of ``each`` samples of a prompt, as of prompts like these.
 
-    Samples of one prompt are alike. The variance of the mean over m prompts by the ratio estimator, sum (p_i - p)^2 / m (m - 1), over
-    that of m n independent samples, p (1 - p) / m n, is the design effect (Kish 1965), at least 1; Wilson's interval is
-    that of so many times fewer samples (Korn and Graubard 1998). InputError for no share.
+    Samples of one prompt are alike. The variance of the mean over m prompts by the ratio estimator, sum (p_i - p)^2 / m (m-1),
+    over that of m n independent samples, p (1 - p) / m n, is the design effect (Kish 1965), at least 1. The interval is that of
+    Wilson for so many times fewer samples (Korn and Graubard 1998). InputError for no share.
     """
     count = len(shares)
     if count == 0:

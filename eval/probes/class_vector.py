@@ -31,7 +31,7 @@ class ClassVectorProbe(RevivalProbe):
 
         The order of those is the generator's. The unit is the root mean square of the other classes' vectors.
         """
-        kept = [row for row in range(len(model.names)) if row != model.row(shown.name)]
+        kept = [row for row, name in enumerate(model.names) if name != shown.name]
         rows = model.condition_vectors(torch.tensor(kept)).float()
         first = rows.mean(0) if model.null is None else model.condition_vectors(torch.tensor([model.null])).float()[0]
         order = torch.randperm(len(kept), generator=generator)

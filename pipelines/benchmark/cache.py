@@ -62,9 +62,10 @@ class Cache:
         return {condition: images for condition, images in found.items() if images is not None}
 
     def keep_samples(self, scorer: Scorer, samples: Mapping[str, torch.Tensor]) -> None:
-        """Write the original's samples that are not there yet."""
+        """Write the original's samples, where more are known than before."""
+        old = self.samples(scorer)
         for condition, name in _names(scorer).items():
-            if condition in samples and not self._path(name).is_file():
+            if len(samples.get(condition, ())) > len(old.get(condition, ())):
                 self._keep(name, samples[condition])
 
     def probed(self, name: str) -> Probed | None:
@@ -102,7 +103,5 @@ class Cache:
 
 
 def _names(scorer: Scorer) -> dict[str, str]:
-    """The name of each condition's samples: what was asked, and how many."""
-    how = scorer.sampling
-    counts = dict.fromkeys(conditions(scorer.questions), how.images) | {NO_CONDITION: how.unconditional}
-    return {condition: f"{count} samples of {condition!r}" for condition, count in counts.items()}
+    """What each condition's samples are called. Image i has one seed whatever their number: of more the first are taken."""
+    return {condition: f"samples of {condition!r}" for condition in (*conditions(scorer.questions), NO_CONDITION)}

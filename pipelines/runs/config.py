@@ -92,6 +92,10 @@ class EvaluationConfig(GuidedConfig):
         None, "images of every class or prompt, before and after (default: 500 of a class, 8 of a prompt)", metavar="N",
         aliases=("--images-per-class", "--images-per-prompt"), group="evaluation",
     )  # fmt: skip
+    interval_width: float | None = option(
+        None, "sample until the 95 % interval of every judged group is so narrow, --images-per-condition at most",
+        metavar="W", group="evaluation",
+    )  # fmt: skip
     sampling_steps: int | None = option(
         None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N", group="evaluation"
     )
@@ -169,6 +173,7 @@ class EvaluationConfig(GuidedConfig):
         ):
             if getattr(self, name) is not None:
                 at_least(self, name, 1)
+        require(self.interval_width is None or 0 < self.interval_width < 1, "--interval-width must lie between 0 and 1")
         require(
             not (self.revival and self.classifier == "none"), "--revival needs a judge, so it contradicts --classifier none"
         )

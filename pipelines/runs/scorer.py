@@ -34,6 +34,8 @@ def make_scorer(subject: Subject) -> Scorer:
     model.check_steps(config.sampling_steps)
     judges = _judges(subject, config, model.device)
     fetch = config.inception_weights == "download"
+    if config.interval_width is not None and not judges:
+        raise InputError("--interval-width needs a judge, whose shares have intervals")
     extractor = load_fid_extractor(
         None if fetch else config.inception_weights,
         judges.get("object") or next(iter(judges.values()), None),
@@ -54,6 +56,7 @@ def make_scorer(subject: Subject) -> Scorer:
             seed=config.seed,
             precision=config.sampling_precision,
             batch_size=config.eval_batch_size,
+            interval_width=config.interval_width,
         ),
         judges=judges,
         extractor=extractor,
