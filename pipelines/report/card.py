@@ -8,7 +8,7 @@ from typing import Any
 
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.models.hub import is_hub_id
-from semu_diffusion.pipelines.report.words import SHARES, shares_words
+from semu_diffusion.pipelines.report.words import shares_of, shares_words
 
 __all__ = ["patch_card"]
 
@@ -52,7 +52,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]]:
     """(words, before, after) of what was measured, and the words of what was not."""
     rows, missing = [], []
-    for share in SHARES:
+    for share in shares_of(evaluation):
         words = share.words.format(erased=", ".join(evaluation.erased) or "it")
         old, new = share.of(evaluation.before), share.of(evaluation.after)
         if new is not None:
