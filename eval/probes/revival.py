@@ -43,7 +43,7 @@ class Learning(Sampled):
 
     steps: int = 60
     lr: float = 0.3
-    batch_size: int = 16
+    batch_size: int = 32
     restarts: int = 3
     screened: int = 16
 

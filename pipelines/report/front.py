@@ -42,8 +42,8 @@ def front(points: Sequence[Point], title: str) -> str:
         left, top = MARGIN + number % 2 * (SIDE + GAP), MARGIN + number // 2 * (SIDE + GAP)
         lines += [f'<g transform="translate({left},{top})">', *_panel(points, x, y), "</g>"]
     for number, point in enumerate(points, 1):
-        y = 2 * (SIDE + GAP) + MARGIN + LINE * number
-        lines.append(_text(MARGIN, y, f"{number}  {point.title}", colour=_colour(point)))
+        below = 2 * (SIDE + GAP) + MARGIN + LINE * number
+        lines.append(_text(MARGIN, below, f"{number}  {point.title}", colour=_colour(point)))
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
