@@ -199,10 +199,14 @@ class Protection:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock ``seconds`` by stage (None: the stage was not part of this run)."""
+    """By stage: wall-clock ``seconds`` (None: it was not part of this run) and image ``passes`` of the denoiser.
+
+    One image forward is one pass, its backward two more: the measure of an erasure that no machine blurs.
+    """
 
     seconds: dict[str, float | None] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
+    passes: dict[str, int] = field(default_factory=dict)
 
     @property
     def erasure(self) -> float | None:

@@ -28,7 +28,7 @@ from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 CHEAP = {name for name, probe in PROBES.items() if not probe.learns}
 Capture = pytest.CaptureFixture[str]
-QUICK = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 2, "precision": "fp32"}
+QUICK = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "precision": "fp32"}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from saved_models import saved_judge, saved_model
 from text_models import tiny_pipeline
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-QUICK: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 2, "precision": "fp32"}
+QUICK: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "precision": "fp32"}
 
 
 def example(name: str) -> dict[str, Any]:

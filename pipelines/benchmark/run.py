@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.results import write_page
 from semu_diffusion.pipelines.runs.domains import Subject
+from semu_diffusion.pipelines.runs.erase import metered_task, spent
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe_settings
@@ -119,9 +119,7 @@ def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: 
     subject = subjects.load(subjects.settings(name, method, seed))
     scorer, model, config = make_scorer(subject), subject.model, subjects.config
     cache = Cache.of(Path(config.cache or Path(config.work) / "original"), weights, scorer, model)
-    start = time.perf_counter()
-    task = subject.task(progress.show, None)
-    prepared = time.perf_counter() - start
+    task, preparing = metered_task(subject, progress.show, None)
     result = method.run(task, subject.config, progress.show)
     probes = make_probes(subject, scorer, None, progress.show, cache.recall)
     judges = [judge.sha256 for judge in scorer.judges.values()]
@@ -131,6 +129,8 @@ def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: 
     )
     cache.keep_samples(scorer, before)
     cache.keep_probed(asked, evaluation.before.probes)
+    cost = spent(preparing, result)
+    evaluation = dataclasses.replace(evaluation, cost=dataclasses.replace(evaluation.cost, passes=cost.passes))
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     where = environment(model.device)
     return {
@@ -143,7 +143,7 @@ def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: 
         "evaluation": evaluation.to_json(),
         "trained_fraction": result.edit.trained_parameters / total,
         "bytes": result.edit.nbytes,
-        "seconds": {"prepare": prepared, **result.seconds},
+        "seconds": cost.seconds,
         "settings": dict(method.overrides),
         **{key: where[key] for key in ("git_commit", "packages", "threads", "device", "platform") if key in where},
     }

@@ -90,7 +90,8 @@ def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> I
             f"{protection.response_on_kept:.2%} (rms; by layer in run.json)"
         )
     if patch is not None:
-        erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s, "
+        passes = f" ({sum(cost.passes.values()):,} image passes)" if cost.passes else ""
+        erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s{passes}, "
         yield (
             f"patch: {patch.trained_parameters:,} numbers trained ({100 * patch.fraction:.3f} % of the model) in "
             f"{patch.layers} layers, {patch.bytes / 1000:.0f} kB; "

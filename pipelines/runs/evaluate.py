@@ -16,6 +16,7 @@ from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.eval.results import Cost
 from semu_diffusion.files import write_json
 from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
@@ -59,7 +60,7 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
     with Progress() as progress, folder.recorded(record):
         probes = make_probes(subject, scorer, images, progress.show)
         evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
-        evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
+        evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, Cost(dict.fromkeys(STAGES)))
         write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
         if config.save_images:
             folder.save_samples(before, after)

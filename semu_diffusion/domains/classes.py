@@ -89,7 +89,6 @@ def task(
         metadata,
         {},
         config.forget_samples,
-        config.anchor_samples,
     )
 
 

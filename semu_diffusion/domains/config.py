@@ -23,11 +23,6 @@ class ClassErasureConfig(ErasureConfig):
     anchor: str | None = option(
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
-    # wider than for concepts: at rank 8 the class is replaced by its anchor's background and nothing on it
-    explained_variance: float = option(
-        0.99, "gamma: share of the gradient's energy the subspace keeps", metavar="GAMMA", group="subspace"
-    )
-    max_rank: int | None = option(32, "maximum rank of a layer", metavar="R", group="subspace")
 
     def __post_init__(self) -> None:
         ErasureConfig.__post_init__(self)
@@ -51,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_rank": None,
         "matricisation": "per_channel",
         "gradient": "denoising",
-        "anchor_samples": 0,
+        "method": "trained",
         "overshoot": 0.0,
         "projection": "official",
         "protect": "none",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import gather, loss_of, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Diverged, Step
@@ -28,14 +29,14 @@ def fine_tuned(task: Task[Any], config: ErasureConfig, progress: Progress | None
         if progress is not None:
             progress("fine-tuning", step.index, config.steps)
 
-    start = time.perf_counter()
-    samples = gather(task, config, progress)
-    frozen = replace(task.model, pipeline=copy.deepcopy(task.model.pipeline))
-    collected = time.perf_counter()
-    loss = loss_of(task, config, samples, frozen.predict, "training")
-    edit = run_to_end(fine_tune(task.model.denoiser, loss, config.steps, config.lr), watch)
-    seconds = {"collect": collected - start, "train": time.perf_counter() - collected}
-    return EditResult(edit, samples.anchors, None, seconds)
+    with Meter(task.model.denoiser) as meter:
+        with meter.phase("collect"):
+            samples = gather(task, config, progress)
+            frozen = replace(task.model, pipeline=copy.deepcopy(task.model.pipeline))
+        with meter.phase("train"):
+            loss = loss_of(task, config, samples, frozen.predict, "training")
+            edit = run_to_end(fine_tune(task.model.denoiser, loss, config.steps, config.lr), watch)
+    return EditResult(edit, samples.anchors, None, meter.seconds, meter.passes)
 
 
 def fine_tune(
