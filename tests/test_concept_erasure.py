@@ -51,7 +51,7 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
     assert patch.metadata["concept"] == ["cat"]
     assert patch.metadata["anchor"] == ["dog"]
-    assert not any(".attn2.to_k" in name or ".attn2.to_v" in name for name in patch.layers)
+    assert any(name.endswith(".attn2.to_k") for name in patch.layers)  # the name, in closed form
     model = adapt_text_pipeline(pipeline, ["a photo of a cat", "a photo of a dog"])
     x = torch.randn(16, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     t = torch.arange(20, 100, 5)

@@ -74,7 +74,7 @@ class SubspaceConfig:
         "exact", "removal of the gradient's part along the weight", group="subspace"
     )
     protected_energy: float = option(
-        0.98, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
+        0.9, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
     )
     gradient_clip: float | None = option(
         None, "bound on the norm of each batch's forget gradient", metavar="NORM", group="training"
@@ -125,7 +125,7 @@ class TrainingConfig:
         group="training",
     )
     unlabelled_shift: float = option(
-        2.0, "how far those predictions go from the class towards its anchor", metavar="KAPPA", group="training"
+        3.0, "how far those predictions go from the class towards its anchor", metavar="KAPPA", group="training"
     )
     adversarial: float | None = option(
         None,
@@ -139,7 +139,7 @@ class TrainingConfig:
         metavar="self|none|DATASET",
         group="erase",
     )
-    retain_weight: float = option(8.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
+    retain_weight: float = option(4.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
     steps: int = option(60, "training steps", metavar="N", group="training")
     batch_size: int = option(12, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")

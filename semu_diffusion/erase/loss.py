@@ -21,7 +21,8 @@ class ErasureLoss:
     """The loss of one training step by its number, in named parts: ``forget``, and ``retain`` if there is a retain set.
 
     ``original`` is what the unedited model predicts; ``anchors`` maps erased rows to those that replace them; ``precision``
-    is a factory of autocast contexts. Both parts go through the network as one batch. Every draw is the generator's.
+    is a factory of autocast contexts; a share of the forget images is shown under the vectors of ``adversary``. Both parts
+    go through the network as one batch. Every draw is the generator's.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ErasureLoss:
         kept: Sequence[int],
         precision: Callable,
         generator: torch.Generator,
+        adversary: Adversary | None = None,
     ) -> None:
         self.model, self.config, self.target = model, config, target
         self.original = model.predict if config.moving_target else original
@@ -46,13 +48,13 @@ class ErasureLoss:
         for erased, anchor in anchors.items():
             table[erased] = anchor
         self.anchor_of = table.to(model.device)
-        self.adversarial = round(config.batch_size * adversarial_share(model, config.adversarial))
-        self.adversary = Adversary(model, [*anchors, *kept], generator) if self.adversarial else None
+        self.adversary = adversary
+        self.adversarial = round(config.batch_size * adversarial_share(model, config.adversarial)) if adversary else 0
 
     def __call__(self, step: int) -> Mapping[str, torch.Tensor]:
         with self.precision():
             if self.adversary is not None:
-                self._attack(self.adversary)
+                self.adversary.attack(self.original)
             batches = {"forget": self._forget_batch()}
             if self.retain is not None:
                 batches["retain"] = self._retain_batch(self.retain)
@@ -74,13 +76,6 @@ class ErasureLoss:
         x_t, t = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("x_t", "t"))
         return self.model.predict(x_t, t, torch.cat(conditions))
 
-    def _attack(self, adversary: Adversary) -> None:
-        drawn = self.forget.draw(adversary.attacked, self.generator)
-        batch = dataclasses.replace(drawn.batch, weight=self._weight(drawn.batch))
-        with torch.no_grad():
-            erased = drawn.recall(self.original)(batch.x_t, batch.t, batch.condition)
-        adversary.attack(batch, erased)
-
     def _forget_batch(self) -> NoisyBatch:
         """Forget images, what they are to be answered with, and the conditions under which.
 
@@ -91,7 +86,7 @@ class ErasureLoss:
         batch = dataclasses.replace(drawn.batch, weight=self._weight(drawn.batch))
         if self.target != "ascent":
             batch = self._relabelled(batch, drawn)
-        if self.adversary is None:
+        if self.adversary is None or not self.adversarial:
             return batch
         vectors = self.model.condition_vectors(batch.condition)
         return dataclasses.replace(

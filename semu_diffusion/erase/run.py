@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from semu_diffusion.erase.adversary import Adversary, adversarial_share
 from semu_diffusion.erase.anchors import chosen_anchors, named_anchors
 from semu_diffusion.erase.closed_form import NameEdit, name_edit, name_layers
 from semu_diffusion.erase.collect import (
@@ -92,7 +93,9 @@ def _train(
     }
     renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
     with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
-        gradients = _forget_gradient(task, config, samples, layers, _original(model, renamed), progress)
+        adversary = adversary_of(task, config, samples, _original(model, renamed))
+        loss = loss_of(task, config, samples, _original(model, renamed), "gradient", adversary)
+        gradients = _forget_gradient(task, config, samples, layers, loss, progress)
         moments: dict[str, InputMoments] = {}
         if config.protect == "null-space":
             assert samples.retain is not None
@@ -106,7 +109,7 @@ def _train(
     with meter.phase("train"):
         patch = yield from train_patch(
             patched,
-            loss_of(task, config, samples, _original(model, patched), "training"),
+            loss_of(task, config, samples, _original(model, patched), "training", adversary),
             config.steps,
             config.lr,
             betas=(0.9, config.adam_beta2),
@@ -184,7 +187,26 @@ def _own_paths(
     return paths(model, rows, seeds, SELF_MADE_STEPS, config.guidance_scale, config.precision, show)
 
 
-def loss_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, original: Predict, phase: str) -> ErasureLoss:
+def adversary_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, original: Predict) -> Adversary | None:
+    """The vectors that the task is trained against, found on the model as it is; None where none are asked for."""
+    model = task.model
+    if not adversarial_share(model, config.adversarial) or task.target == "ascent":
+        return None
+    generator = phase_generator(config.seed, "adversary")
+    adversary = Adversary(model, config, [*samples.anchors, *task.kept], samples.forget, generator)
+    with autocast(config.precision, model.device)():
+        adversary.prepare(original)
+    return adversary
+
+
+def loss_of(
+    task: Task[DiffusionModel],
+    config: ErasureConfig,
+    samples: Samples,
+    original: Predict,
+    phase: str,
+    adversary: Adversary | None = None,
+) -> ErasureLoss:
     """The loss by which the task is trained, its draws those of the ``phase``."""
     return ErasureLoss(
         task.model,
@@ -197,6 +219,7 @@ def loss_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Samples,
         task.kept,
         autocast(config.precision, task.model.device),
         phase_generator(config.seed, phase),
+        adversary,
     )
 
 
@@ -215,7 +238,7 @@ def _forget_gradient(
     config: ErasureConfig,
     samples: Samples,
     layers: Mapping[str, Any],
-    original: Predict,
+    loss: ErasureLoss,
     progress: Progress | None,
 ) -> dict[str, torch.Tensor]:
     """The gradient whose subspace is kept: of the training's own loss, or of denoising the condition's own images."""
@@ -227,5 +250,4 @@ def _forget_gradient(
         if config.gradient == "denoising":
             generator = phase_generator(config.seed, "gradient")
             return denoising_gradient(model, layers, samples.own, config.guidance_scale, clip, generator, progress)
-        loss = loss_of(task, config, samples, original, "gradient")
         return objective_gradient(model, layers, loss, clip, progress)

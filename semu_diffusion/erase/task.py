@@ -28,13 +28,6 @@ class Images:
         chosen = torch.randint(0, len(self.images), (count,), generator=generator)
         return self.images[chosen], self.labels[chosen]
 
-    def subset(self, count: int, generator: torch.Generator) -> Images:
-        """``count`` different ones at random; all, in their order, if there are no more."""
-        if len(self.images) <= count:
-            return self
-        chosen = torch.randperm(len(self.images), generator=generator)[:count].to(self.labels.device)
-        return Images(self.images[chosen], self.labels[chosen])
-
 
 @dataclass(frozen=True)
 class Task(Generic[Model]):

@@ -13,7 +13,7 @@ from torch import nn
 
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.meter import Meter
-from semu_diffusion.erase.run import gather, loss_of, run_to_end
+from semu_diffusion.erase.run import adversary_of, gather, loss_of, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Diverged, Step
 from semu_diffusion.gradients import only_trainable
@@ -34,7 +34,8 @@ def fine_tuned(task: Task[Any], config: ErasureConfig, progress: Progress | None
             samples = gather(task, config, progress)
             frozen = replace(task.model, pipeline=copy.deepcopy(task.model.pipeline))
         with meter.phase("train"):
-            loss = loss_of(task, config, samples, frozen.predict, "training")
+            adversary = adversary_of(task, config, samples, frozen.predict)
+            loss = loss_of(task, config, samples, frozen.predict, "training", adversary)
             edit = run_to_end(fine_tune(task.model.denoiser, loss, config.steps, config.lr), watch)
     return EditResult(edit, samples.anchors, None, meter.seconds, meter.passes)
 
