@@ -141,7 +141,7 @@ def test_the_restarts_are_learned_apart_and_each_is_the_vector_that_denoises_the
     with injected_classes(model, vectors) as first:
         losses = learn_vectors(model, white_images(), vectors, lambda rows, _: first + torch.tensor(rows), how, generator)
     vectors = vectors.detach()
-    assert vectors[:, 0].tolist() == pytest.approx([0.9, 0.9], abs=0.05)
+    assert vectors[:, 0].tolist() == pytest.approx([0.9, 0.9], abs=0.1)
     assert vectors[:, 1:].abs().max() == 0
     assert len(losses) == 60
 

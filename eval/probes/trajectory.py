@@ -73,13 +73,14 @@ def _step(
     predicted = model.predict_guided(x, times, labels, w).float()
     kind = scheduler.config.prediction_type
     if kind == "v_prediction":
-        clean = now**0.5 * x - (1 - now) ** 0.5 * predicted
+        clean, eps = now**0.5 * x - (1 - now) ** 0.5 * predicted, now**0.5 * predicted + (1 - now) ** 0.5 * x
+    elif kind == "sample":
+        clean = predicted
+        eps = torch.zeros_like(x) if now == 1 else (x - now**0.5 * clean) / (1 - now) ** 0.5
     else:
-        clean = predicted if kind == "sample" else (x - (1 - now) ** 0.5 * predicted) / now**0.5
-    pixels = model.latent_shape == model.image_shape
-    if pixels and s < t and scheduler.config.get("clip_sample", False):
-        clean = clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
-    eps = predicted if kind == "epsilon" and now == 1 else (x - now**0.5 * clean) / max(1 - now, 1e-12) ** 0.5
+        clean, eps = (x - (1 - now) ** 0.5 * predicted) / now**0.5, predicted
+    if s < t and model.latent_shape == model.image_shape and scheduler.config.get("clip_sample", False):
+        clean = clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)  # of pixels
     if noise is None or s == CLEAN:
         return then**0.5 * clean + (1 - then) ** 0.5 * eps
     variance = (1 - then) / (1 - now) * (1 - now / then)
