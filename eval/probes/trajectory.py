@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, guided_passes, seen
+from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, frozen, guided_passes, seen
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
@@ -48,9 +48,7 @@ def travel(
     """
     given = rows if rows is not None or model.null is None else [model.null] * len(x)
     size, done = piece_size(model.latent_shape, model.device), []
-    training = model.denoiser.training
-    model.denoiser.eval()
-    try:
+    with frozen(model.denoiser):
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             labels = None if given is None else torch.tensor(list(given[part]), device=model.device)
@@ -59,8 +57,6 @@ def travel(
             for index, (t, s) in enumerate(itertools.pairwise(path)):
                 now = _step(model, now, labels, t, s, guidance_scale, None if drawn is None else scale * drawn[index])
             done.append(now.cpu())
-    finally:
-        model.denoiser.train(training)
     return torch.cat(done)
 
 
