@@ -29,6 +29,7 @@ from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 from semu_diffusion.peers.token_remap import remap_prompts
 from semu_diffusion.pipelines.cli.commands.erase_concept import main
 from semu_diffusion.pipelines.report.words import interval_words, shares_words
+from semu_diffusion.pipelines.runs import probe_images
 from semu_diffusion.pipelines.runs import scorer as run_scorer
 from semu_diffusion.pipelines.runs.config import EraseConceptConfig
 from semu_diffusion.pipelines.runs.domains import ConceptSubject, concepts_of
@@ -235,6 +236,7 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         "sees cat (erased)": "forget",
         "right on others of its kind": "in_domain",
         "right on the other kind": "cross_domain",
+        "right on what is kept, by other words and sentences": "kept_held_out",
     }
     for words, group in groups.items():
         pictures = metrics.protocol.images_per_condition * len(metrics.protocol.conditions[group])
@@ -242,7 +244,7 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         assert share is not None
         assert metrics.after.samples[group] == pictures
         said = next(line for line in out.splitlines() if line.startswith(words))
-        assert said.endswith(interval_words(share, pictures))
+        assert said.endswith(interval_words(share, pictures, metrics.after.intervals[group]))
     after = metrics.after
     assert after.judged_as["cat"].get("cat", 0) == pytest.approx(after.forget_accuracy)
     assert f"asked for cat, the judge now sees: {shares_words(after.judged_as['cat'])}" in out
@@ -264,19 +266,20 @@ def test_a_judge_of_words_knows_what_the_concept_is_answered_with(monkeypatch: p
 
 def test_no_word_is_learned_of_a_model_of_two_text_encoders() -> None:
     asked = subject(config("cat", classifier="auto"), VOCABULARY, "sdxl")
-    assert make_probes(asked, make_scorer(asked)) == ()
+    assert [probe.name for probe in make_probes(asked, make_scorer(asked))] == ["completion"]
 
 
 def test_a_probe_learns_from_images_of_the_concept_and_each_concept_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_scorer, "SHOWN_IMAGES", 4)
+    monkeypatch.setattr(probe_images, "LEARNED_FROM", 4)
     asked = subject(config("cat", "dog", revival=True), VOCABULARY)
     scorer = make_scorer(asked)
-    (probe,) = make_probes(asked, scorer)
+    probe, completion = make_probes(asked, scorer)
     assert isinstance(probe, PseudoWordProbe)
     assert [shown.name for shown in probe.shown] == ["cat", "dog"]
     assert all(len(shown.clean) == len(shown.sentences) == 4 for shown in probe.shown)
     assert "a photo of a {}" in probe.shown[0].sentences
-    (given,) = make_probes(asked, scorer, torch.zeros(3, *asked.model.image_shape))
+    assert [len(shown.started) for shown in completion.shown] == [24, 24]
+    given, _ = make_probes(asked, scorer, torch.zeros(3, *asked.model.image_shape))
     assert isinstance(given, PseudoWordProbe)
     assert len(given.shown[0].clean) == 3
     none = subject(config("cat", classifier="none"), VOCABULARY)

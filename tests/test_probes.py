@@ -141,7 +141,7 @@ def test_the_restarts_are_learned_apart_and_each_is_the_vector_that_denoises_the
     with injected_classes(model, vectors) as first:
         losses = learn_vectors(model, white_images(), vectors, lambda rows, _: first + torch.tensor(rows), how, generator)
     vectors = vectors.detach()
-    assert vectors[:, 0].tolist() == pytest.approx([0.9, 0.9], abs=0.05)
+    assert vectors[:, 0].tolist() == pytest.approx([0.9, 0.9], abs=0.1)
     assert vectors[:, 1:].abs().max() == 0
     assert len(losses) == 60
 
@@ -158,10 +158,10 @@ def test_the_restart_in_which_most_is_seen_is_the_one_that_counts(monkeypatch: p
 def test_the_record_holds_the_protocol_and_its_cost() -> None:
     found = revival(painter(), white_images(7), brightness_judge(), steps=3, seed=5, **SHORT)
     assert found is not None
-    assert (found.steps, found.lr, found.batch_size, found.samples) == (3, 0.3, 32, 10)
+    assert (found.steps, found.lr, found.batch_size, found.samples) == (3, 0.3, 16, 10)
     assert (found.sampling_steps, found.guidance_scale, found.seed, found.training_images) == (4, 3.0, 5, 7)
     assert len(found.restarts) == 2
-    assert found.image_passes == 3 * 2 * 32 * 3 + (2 * 3 + 10) * 4 * 2  # forward 1, backward 2; guided samples 2 a step
+    assert found.image_passes == 3 * 2 * 16 * 3 + (2 * 3 + 10) * 4 * 2  # forward 1, backward 2; guided samples 2 a step
 
 
 def test_revival_depends_on_its_seed_alone() -> None:

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from test_probes import BRIGHT, NAMES, NULL, assert_same, brightness_judge, painter, snapshot, tiny_unet, white_images, wrap
+from test_probes import (
+    BRIGHT,
+    NAMES,
+    NULL,
+    assert_same,
+    brightness_judge,
+    painter,
+    snapshot,
+    tiny_unet,
+    uneven,
+    white_images,
+    wrap,
+)
 from torch import nn
 
 from semu_diffusion.eval.probes import PROBES
@@ -106,7 +118,7 @@ def test_with_fresh_noise_the_path_is_that_of_ddim_with_eta_one() -> None:
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_probe_leaves_the_model_bit_for_bit_as_it_was(name: str) -> None:
-    model = wrap(tiny_unet())
+    model = uneven(wrap(tiny_unet()))
     before = snapshot(model)
     PROBES[name]((shown(model),), HOW).run(model)
     assert_same(model, before)

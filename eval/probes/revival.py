@@ -41,9 +41,9 @@ class Learning(Sampled):
     """How a probe learns: ``batch_size`` images a step for each of ``restarts`` vectors, ``lr`` at the first step in units of
     the embedding's root mean square; and what it then samples, ``screened`` images of each vector to choose by."""
 
-    steps: int = 60
+    steps: int = 120
     lr: float = 0.3
-    batch_size: int = 32
+    batch_size: int = 16
     restarts: int = 3
     screened: int = 16
 

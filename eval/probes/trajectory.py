@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, guided_passes, seen
+from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, frozen, guided_passes, seen
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
@@ -48,9 +48,7 @@ def travel(
     """
     given = rows if rows is not None or model.null is None else [model.null] * len(x)
     size, done = piece_size(model.latent_shape, model.device), []
-    training = model.denoiser.training
-    model.denoiser.eval()
-    try:
+    with frozen(model.denoiser):
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             labels = None if given is None else torch.tensor(list(given[part]), device=model.device)
@@ -59,8 +57,6 @@ def travel(
             for index, (t, s) in enumerate(itertools.pairwise(path)):
                 now = _step(model, now, labels, t, s, guidance_scale, None if drawn is None else scale * drawn[index])
             done.append(now.cpu())
-    finally:
-        model.denoiser.train(training)
     return torch.cat(done)
 
 
@@ -73,13 +69,14 @@ def _step(
     predicted = model.predict_guided(x, times, labels, w).float()
     kind = scheduler.config.prediction_type
     if kind == "v_prediction":
-        clean = now**0.5 * x - (1 - now) ** 0.5 * predicted
+        clean, eps = now**0.5 * x - (1 - now) ** 0.5 * predicted, now**0.5 * predicted + (1 - now) ** 0.5 * x
+    elif kind == "sample":
+        clean = predicted
+        eps = torch.zeros_like(x) if now == 1 else (x - now**0.5 * clean) / (1 - now) ** 0.5
     else:
-        clean = predicted if kind == "sample" else (x - (1 - now) ** 0.5 * predicted) / now**0.5
-    pixels = model.latent_shape == model.image_shape
-    if pixels and s < t and scheduler.config.get("clip_sample", False):
-        clean = clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
-    eps = predicted if kind == "epsilon" and now == 1 else (x - now**0.5 * clean) / max(1 - now, 1e-12) ** 0.5
+        clean, eps = (x - (1 - now) ** 0.5 * predicted) / now**0.5, predicted
+    if s < t and model.latent_shape == model.image_shape and scheduler.config.get("clip_sample", False):
+        clean = clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)  # of pixels
     if noise is None or s == CLEAN:
         return then**0.5 * clean + (1 - then) ** 0.5 * eps
     variance = (1 - then) / (1 - now) * (1 - now / then)

@@ -129,7 +129,7 @@ def _of_words(
         "in_domain": [Question(with_article("a photo of a {}", name), "object", name) for name in alternatives],
         "cross_domain": [Question(prompt) for prompt in kept],
         "kept_held_out": [Question(prompt) for prompt in HELD_OUT_KEPT if not any(contains(prompt, bare(c)) for c in concepts)]
-        + [Question(with_article(HELD_OUT_TEMPLATES[0], name), "object", name) for name in alternatives],
+        + [Question(with_article(HELD_OUT_TEMPLATES[1], name), "object", name) for name in alternatives],
     }
 
 
