@@ -23,7 +23,7 @@ help: ## list the targets
 demo: $(VENV)/installed ## erase the class "cat" from the embedded model and show what became of it
 	@$(BIN)/erase-class $(DEMO_FLAGS)
 
-demo-concept: $(VENV)/installed-lora ## erase the word "cat" from the embedded Stable Diffusion, as a LoRA
+demo-concept: $(VENV)/installed ## erase the word "cat" from the embedded Stable Diffusion, as a LoRA
 	@$(BIN)/erase-concept $(CONCEPT_FLAGS)
 
 test: $(VENV)/installed-dev ## run the tests
@@ -63,15 +63,11 @@ clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find pipelines eval assets semu_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Three stamps, so that the demos do not wait for the tools of development; all fall behind when pyproject.toml changes.
+# Two stamps, so that the demos do not wait for the tools of development; all fall behind when pyproject.toml changes.
 $(VENV)/installed: pyproject.toml $(BIN)/python
 	@echo "installing into $(VENV) (the first time a few minutes and several GB, nearly all of it PyTorch) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	@touch $@ && echo "installed."
-
-$(VENV)/installed-lora: $(VENV)/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lora]'
-	@touch $@
+	@touch $@ && echo "installed."
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing the tools of development ..."

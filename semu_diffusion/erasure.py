@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from semu_diffusion.gradients import only_trainable
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patched import PatchedLayers
 
-__all__ = ["Diverged", "Step", "train_patch"]
+__all__ = ["Diverged", "Step", "minimise", "train_patch"]
 
 
 class Diverged(RuntimeError):
@@ -68,24 +69,46 @@ def train_patch(
     Raises Diverged on a loss or gradient that is not finite.
     """
     core = patched.parameters()
-    optimizer = torch.optim.Adam(core, lr=learning_rate, betas=betas)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup, decay))
-    start = time.perf_counter()
     for parameter in core:
         parameter.requires_grad_(True)
-    for index in range(1, steps + 1):
+
+    @contextmanager
+    def training() -> Iterator[None]:
         with only_trainable(patched.model, ()), patched.attached():
+            yield
+
+    yield from minimise(core, loss, steps, learning_rate, training, betas=betas, warmup=warmup, decay=decay, clip=clip)
+    return patched.patch(metadata)
+
+
+def minimise(
+    parameters: Sequence[torch.Tensor],
+    loss: Callable[[int], Mapping[str, torch.Tensor]],
+    steps: int,
+    learning_rate: float,
+    training: Callable[[], AbstractContextManager[Any]],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    warmup: float = 0.0,
+    decay: bool = False,
+    clip: float | None = 1.0,
+) -> Iterator[Step]:
+    """Adam on the sum of the parts of ``loss(step)``, as `train_patch`; the model is in ``training()`` during a step alone."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=betas)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup, decay))
+    start = time.perf_counter()
+    for index in range(1, steps + 1):
+        with training():
             parts = loss(index)
             total = torch.stack([part.float() for part in parts.values()]).sum()
             if not torch.isfinite(total):
                 raise Diverged(f"the loss is {total.item()} at step {index}: lower --lr or the rank")
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(core, clip if clip is not None else float("inf")))
-        if not norm < float("inf"):
-            raise Diverged(f"the gradient is not finite at step {index}: lower --lr or the rank")
-        optimizer.step()
-        schedule.step()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf")))
+            if not norm < float("inf"):
+                raise Diverged(f"the gradient is not finite at step {index}: lower --lr or the rank")
+            optimizer.step()
+            schedule.step()
         values = {name: float(part.detach()) for name, part in parts.items()}
         yield Step(index, float(total.detach()), values, norm, time.perf_counter() - start)
-    return patched.patch(metadata)

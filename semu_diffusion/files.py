@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "public_name",
     "save_tensors",
     "strip_local_paths",
     "write_json",
@@ -104,6 +105,25 @@ def _as_new_files(path: Path) -> None:
     for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(mode)
+
+
+def public_name(text: str, places: Iterable[Path] = (Path(),)) -> str:
+    """The text without the folders of a path in it, which tell of a machine; also behind colons, as in ``clip:MODEL:FILE``.
+
+    A relative path is known by its file or folder in one of the ``places``; ``owner/name`` without one is an id of the Hub.
+    """
+    if "://" in text:
+        return text
+    return ":".join(Path(os.path.abspath(part)).name if _is_path(part, places) else part for part in text.split(":"))
+
+
+def _is_path(part: str, places: Iterable[Path]) -> bool:
+    if part in (".", ".."):
+        return True
+    if "/" not in part or part == "/":
+        return False
+    deep = part.count("/") > 1 and not any(letter.isspace() for letter in part)  # neither an id of the Hub nor a prompt
+    return deep or part.startswith(("/", "~", "./", "../")) or any(os.path.exists(place / part) for place in places)
 
 
 def strip_local_paths(folder: Path) -> None:

@@ -17,11 +17,12 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import save_tensors, write_text
 from semu_diffusion.patch import ErasurePatch, LayerPatch
+from semu_diffusion.patches.original_names import original_unet_name
 
 __all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_peft_folder"]
 
 DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for in a folder
-KOHYA_LORA = "kohya_lora.safetensors"
+KOHYA_LORA = "comfyui_a1111_lora.safetensors"  # says who takes it: they load next to nothing of the other, without a word
 Family = Literal["sd1", "sd2", "sdxl"]
 FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 sorts LoRA files
     "sd1": {"ss_base_model_version": "sd_v1"},
@@ -52,14 +53,14 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
 
     ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
     header (without it diffusers before 0.40 takes the first layer's alpha for all).
-    ``kohya_lora.safetensors``: for ComfyUI and A1111 (UNets only), with alpha 1 everywhere and ``up`` times the rank, since
-    diffusers reads a per-layer alpha of this format wrongly on attention layers. (Of SDXL's ``add_embedding`` it reads
-    nothing in this format; the default layers of an erasure are not among them. A1111's table of names takes XL's
-    ``up_blocks.0.upsamplers.0.conv`` for a block that XL does not have and leaves that one layer out.)
+    ``comfyui_a1111_lora.safetensors``: for ComfyUI, A1111, Forge and sd-scripts (UNets only), with alpha 1 everywhere and
+    ``up`` times the rank, since diffusers reads a per-layer alpha of this format wrongly on attention layers. Of SDXL it has
+    the original UNet's names, by which sd-scripts and A1111 know it, of SD 1 and 2 diffusers' names.
 
     ``prefix`` is the pipeline's name of the network (unet, transformer); ``family`` (default: the patch's own, else sd1) is
     written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions.
     """
+    family = family or patch.metadata.get("family", "sd1")
     diffusers: dict[str, torch.Tensor] = {}
     kohya: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
@@ -67,7 +68,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
         up, down = _shaped_factors(layer, patch.strength)
         rank = len(down)
         diffusers[f"{prefix}.{name}.lora_A.weight"], diffusers[f"{prefix}.{name}.lora_B.weight"] = down, up
-        key = f"lora_unet_{name.replace('.', '_')}"
+        spoken = original_unet_name(name, int(patch.metadata.get("layers_per_block", 2))) if family == "sdxl" else name
+        key = f"lora_unet_{spoken.replace('.', '_')}"
         kohya |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * rank, f"{key}.alpha": torch.tensor(1.0)}
         ranks[f"^{re.escape(name)}"] = rank
     about = json.dumps({"semu_patch": dict(patch.metadata), "strength": patch.strength})
@@ -77,8 +79,7 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
     folder = Path(folder)
     save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
     if prefix == "unet":
-        about_family = FAMILIES[family or patch.metadata.get("family", "sd1")]
-        save_tensors(kohya, folder / KOHYA_LORA, {"format": "pt", **about_family, "semu": about})
+        save_tensors(kohya, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
     return folder
 
 
@@ -90,7 +91,7 @@ def _shaped_factors(layer: LayerPatch, strength: float) -> tuple[torch.Tensor, t
     return up.contiguous(), down.contiguous()
 
 
-def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = "") -> Path:
+def save_peft_folder(patch: ErasurePatch, folder: str | Path) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them.
 
     For networks without a LoRA loader of their own (UNet2DModel). Each layer keeps its rank through rank_pattern, with
@@ -105,7 +106,7 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path, base_model: str = 
         ranks[f"^{re.escape(name)}"] = len(down)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": str(patch.metadata.get("base_model", "")),
         "r": 1,
         "lora_alpha": 1,
         "rank_pattern": ranks,

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.patches.application import applied_to, forget_application, set_patches
+from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch, overlap
 from semu_diffusion.patches.patch_file import MAX_STRENGTH, PatchContent, read_patch, write_patch
 from semu_diffusion.patches.weights import weight_of

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.matrices import from_matrices
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch, overlap
 from semu_diffusion.patches.weights import modules_sharing
 from semu_diffusion.patches.wrappers import eagerly

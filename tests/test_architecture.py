@@ -22,6 +22,8 @@ MATHS = [
     "lora",
     "objectives",
     "erasure",
+    "patches/fingerprint",
+    "patches/interference",
 ]
 FACE = "__init__"  # gathers the public names; every other file directly in semu_diffusion/ is the method
 PROSE = {".py", ".md", ".toml", ".cff", ".yaml", ".yml", ".json", ".cfg", ".ini", ".txt", ".html", ".sh", ""}
@@ -156,8 +158,8 @@ def test_files_functions_and_folders_stay_small() -> None:
     assert not [path for path in ours if len((ROOT / path).read_text().splitlines()) > 300]
     functions = [n for p in ours for n in ast.walk(ast.parse((ROOT / p).read_text())) if isinstance(n, ast.FunctionDef)]
     assert not [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 60]
-    rooms = {str(PurePosixPath(path).parent) for path in ours} - {"semu_diffusion"}  # the method's own files are one room
-    assert not [room for room in rooms if len([p for p in ours if str(PurePosixPath(p).parent) == room]) > 15]
+    rooms = [str(PurePosixPath(path).parent) for path in ours if not path.endswith("__init__.py")]
+    assert not [room for room in set(rooms) if rooms.count(room) > 14]
 
 
 def test_every_file_the_rules_speak_of_is_there() -> None:
@@ -264,4 +266,4 @@ def test_a_planted_foreign_path_is_found() -> None:
     assert foreign_paths("assets/a/config.json", '"_name_or_path": "/' + 'work/model"')
     assert foreign_paths("docs/a.md", f"see {up}{up}notes/plan.md")
     assert foreign_paths("Makefile", f"cp {up}models/a .")
-    assert not foreign_paths("docs/a.md", f"see {up}README.md, https://a.org/home/b, ~/work/c, /tmp/run")
+    assert not foreign_paths("docs/a.md", f"see {up}README.md, https://a.org/home/b, ~/data/c, /tmp/run")

@@ -18,10 +18,10 @@ from torch import nn
 
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.face import erase_concept
-from semu_diffusion.interference import interference
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.interference import interference
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase
 from semu_diffusion.pipelines.cli.main import main
 from semu_diffusion.pipelines.patches.push import public_record
@@ -189,11 +189,42 @@ def test_merge_and_export_take_patches_of_classes_and_of_concepts(
     assert all(torch.equal(value, wanted[name]) for name, value in merged.denoiser.state_dict().items())
 
 
-def test_the_base_model_is_found_in_the_patch(finished: Path, tmp_path: Path) -> None:
+def test_a_run_folders_patch_finds_its_model_and_one_without_its_run_asks_for_it(
+    finished: Path, model: Path, tmp_path: Path, capsys: Capture
+) -> None:
     assert main(["export", str(finished), "--lora", str(tmp_path / "lora")]) == 0
     again, first = (load_file(folder / DIFFUSERS_LORA) for folder in (tmp_path / "lora", finished / "lora"))
     assert again.keys() == first.keys()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((finished / "patch.safetensors").read_bytes())
+    capsys.readouterr()
+    for command in (["export", str(alone), "--lora", str(tmp_path / "no")], ["grid", str(alone), "--output", "no.png"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"{alone} was made for a model called {model.name}, which is not there: say where it lies with --model" in said
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"model": str(tmp_path / "another")}}))  # of another run
+    assert main(["export", str(alone), "--lora", str(tmp_path / "no")]) == 2
+    assert main(["export", str(alone), "--lora", str(tmp_path / "yes"), "--model", str(model)]) == 0
+
+
+def test_no_file_that_may_be_shared_holds_a_path_of_this_machine(finished: Path, model: Path, tmp_path: Path) -> None:
+    from saved_models import QUICK as CLASS_QUICK
+    from saved_models import saved_judge
+
+    from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
+
+    ddpm, judge = saved_model(tmp_path / "ddpm"), saved_judge(tmp_path / "judge")
+    flags = ["red", "--model", ddpm, *CLASS_QUICK, "--classifier", judge, "--output", str(tmp_path / "red")]
+    assert erase_class(flags) == 0
+    assert main(["export", str(finished), "--lora", str(tmp_path / "lora"), "--merged", str(tmp_path / "merged")]) == 0
+    for run, base in ((finished, model), (tmp_path / "red", Path(ddpm))):
+        assert ErasurePatch.load(run / "patch.safetensors").metadata["base_model"] == base.name
+        shared = [path for path in run.rglob("*") if path.is_file() and path.name not in ("run.json", "metrics.json")]
+        assert {"patch.safetensors", "README.md"} <= {path.name for path in shared}
+        assert not [path for path in shared if str(base.parent).encode() in path.read_bytes()]
+    out = [path for folder in ("lora", "merged") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert not [path for path in out if str(model).encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
@@ -244,9 +275,68 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
     assert "Asked for cat it now makes what the judge calls dog 88 %, cat 12 %." in judged
 
 
+def run_the_cards_python(folder: Path, card: str, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a reader has who copies the card's lines, in the card's folder."""
+    from test_readme import fences
+
+    known: dict[str, Any] = {"pipe": pipeline}
+    monkeypatch.chdir(folder)
+    for block in fences(card, "python"):
+        exec(block, known)
+    return known
+
+
+def test_the_cards_lines_load_lora_and_patch_from_the_folder_and_from_the_hub(
+    finished: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    assert main(["push", str(finished), "me/no-cat"]) == 0
+    place = tmp_path / "hub" / "models--me--no-cat"  # the Hub's cache, as it is after a download
+    for name, content in FakeHub.sent.items():
+        (place / "snapshots" / "0a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "snapshots" / "0a" / name).write_bytes(content)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0a")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    patched = load(model).unet
+    ErasurePatch.load(finished / "patch.safetensors").apply(patched)
+    wanted = patched.state_dict()
+    for folder, card in ((finished, (finished / "README.md").read_text()), (tmp_path, FakeHub.sent["README.md"].decode())):
+        lora, plain = card.split("With semu-diffusion:")
+        pipeline = load(model)
+        run_the_cards_python(folder, lora, pipeline, monkeypatch)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        fused = pipeline.unet.state_dict()
+        assert all(torch.allclose(value, fused[name], atol=1e-5) for name, value in wanted.items())
+        pipeline = load(model)
+        run_the_cards_python(folder, plain, pipeline, monkeypatch)
+        assert all(torch.equal(value, wanted[name]) for name, value in pipeline.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("told", ["mit", None, "broken"])
+def test_the_card_has_the_base_models_license_and_relation(
+    told: str | None, finished: Path, model: Path, tmp_path: Path
+) -> None:
+    record, metrics = (json.loads((finished / name).read_text()) for name in ("run.json", "metrics.json"))
+    if told is not None:
+        (tmp_path / "README.md").write_text("---\nlicense: [\n---\n" if told == "broken" else f"---\nlicense: {told}\n---\n")
+    card = patch_card({**record, "base_model": {"source": str(tmp_path), "revision": None}}, metrics).split("---")[1]
+    expected = "license: mit" if told == "mit" else "license: other\nlicense_name: that-of-the-base-model"
+    assert expected in card
+    assert "base_model" not in card
+    embedded = patch_card({**record, "base_model": {"source": "embedded", "revision": None}}, metrics)
+    assert "license: apache-2.0" in embedded
+    hub = patch_card({**record, "base_model": {"source": "owner/name", "revision": "f00d"}}, metrics).split("---")[1]
+    assert "license_link: https://huggingface.co/owner/name" in hub
+    assert "base_model: owner/name\n" in hub
+    assert "base_model_relation: adapter\n" in hub
+
+
 def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saved_models import QUICK as CLASS_QUICK
 
+    from semu_diffusion.models.checkpoints import load_class_conditional
     from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 
     source = saved_model(tmp_path / "ddpm")
@@ -259,6 +349,15 @@ def test_a_run_of_erase_class_is_carded_and_pushed_too(tmp_path: Path, monkeypat
     assert main(["push", str(tmp_path / "run"), "me/no-red"]) == 0
     assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} <= FakeHub.sent.keys()  # what PEFT opens
     assert not any(str(tmp_path).encode() in content for content in FakeHub.sent.values())
+    own, sent = (tmp_path / "run" / "README.md").read_text(), FakeHub.sent["README.md"].decode()
+    assert 'run = "me/no-red"' in sent
+    assert 'hf_hub_download("me/no-red", "patch.safetensors")' in sent
+    model = load_class_conditional(source)
+    plain = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
+    adapted = run_the_cards_python(tmp_path / "run", own.split("With semu-diffusion:")[0], model.pipeline, monkeypatch)["unet"]
+    patch, found = ErasurePatch.load(tmp_path / "run" / "patch.safetensors"), adapted.merge_and_unload().state_dict()
+    for name in patch.layers:
+        assert torch.allclose(found[f"{name}.weight"], plain[f"{name}.weight"] + patch.delta(name), atol=1e-5)
 
 
 class FakeHub:
@@ -288,7 +387,6 @@ def test_push_sends_patch_lora_card_and_numbers_and_nothing_of_the_machine(
         own, sent = tensors_of((finished / name).read_bytes()), tensors_of(FakeHub.sent[name])
         assert own.keys() == sent.keys()
         assert all(torch.equal(tensor, sent[key]) for key, tensor in own.items())
-        assert str(finished.parent.parent).encode() in (finished / name).read_bytes()  # where its model lies
     assert not any(str(finished.parent.parent).encode() in content for content in FakeHub.sent.values())
     told = json.loads(FakeHub.sent["run.json"])
     assert str(finished.parent) not in FakeHub.sent["run.json"].decode()
@@ -320,8 +418,15 @@ def test_a_relative_path_of_one_slash_is_no_id_of_the_hub(finished: Path) -> Non
 
 
 def test_local_paths_of_a_record_keep_their_last_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = {"command": ["x"], "config": {"output": "~/secret/run", "model": "owner/name", "anchor": None}}
-    assert public_record(record) == {"config": {"output": "run", "model": "owner/name", "anchor": None}}
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert public_record(record)["config"]["model"] == "name"
+    judge, prompt = "timm:local-dir:/data/jane/judge", "half a cat/dog, a/b/c"
+    told = {"output": "~/secret/run", "model": "owner/name", "classifier": judge, "forget_prompts": [prompt], "anchor": None}
+    run = tmp_path / "project" / "runs" / "cat"
+    public = {"output": "run", "model": "owner/name", "classifier": "timm:local-dir:judge", "forget_prompts": [prompt]}
+    assert public_record({"command": ["x"], "config": told}, run) == {"config": {**public, "anchor": None}}
+    (tmp_path / "project" / "owner" / "name").mkdir(parents=True)
+    assert public_record({"config": told}, run)["config"]["model"] == "name"  # where the run was started
+    elsewhere = tmp_path / "elsewhere" / "cat"
+    assert public_record({"config": told}, elsewhere)["config"]["model"] == "owner/name"
+    monkeypatch.chdir(tmp_path / "project")
+    assert public_record({"config": told}, elsewhere)["config"]["model"] == "name"  # here
+    assert public_record({"config": {"retain": "data/sets/faces"}}, elsewhere) == {"config": {"retain": "faces"}}

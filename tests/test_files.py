@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semu_diffusion.eval.images import save_images
-from semu_diffusion.files import _as_new_files, atomic_file, atomic_folder, save_tensors, strip_local_paths
+from semu_diffusion.files import _as_new_files, atomic_file, atomic_folder, public_name, save_tensors, strip_local_paths
 from semu_diffusion.pipelines.report.grid import save_png
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of this kind are POSIX")
@@ -122,3 +122,26 @@ def test_a_saved_model_does_not_say_where_it_came_from(tmp_path: Path) -> None:
     strip_local_paths(tmp_path)
     for name in ("unet/config.json", "model_index.json"):
         assert json.loads((tmp_path / name).read_text()) == {"width": 8}
+
+
+def test_a_public_name_has_no_folder_of_this_machine_and_leaves_other_words_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    told = {
+        "/home" + "/jane/sd": "sd", "~/models/sd": "sd", "./sd": "sd", "../other/sd": "sd", "a/b/sd": "sd", ".": tmp_path.name,
+        "models/mine": "mine", "clip:ViT-B-32:/data/w.safetensors": "clip:ViT-B-32:w.safetensors",
+    }  # fmt: skip
+    assert {given: public_name(given) for given in told} == told
+    words = (
+        "owner/name",
+        "embedded",
+        "",
+        "/",
+        "a photo of a cat/dog/bird",
+        "https://a.org/b/c",
+        "timm:hf-hub:owner/name",
+        "0:1",
+    )
+    assert tuple(map(public_name, words)) == words

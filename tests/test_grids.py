@@ -68,26 +68,6 @@ def test_pictures_are_large_enough_to_see_and_small_enough_to_print(side: int, s
     assert has(sheet, (26,) * 3).any(0).sum() == shown
 
 
-def test_all_erased_classes_are_shown_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[list[str], str]] = []
-    draw = grids._draw
-
-    def recording(names: list[str], blocks: list, forgotten: list[str], caption: str) -> Image.Image:
-        drawn.append((list(names), caption))
-        return draw(names, blocks, forgotten, caption)
-
-    monkeypatch.setattr(grids, "_draw", recording)
-    rows = {f"class {i}": flat(0.1, count=1) for i in range(100)}
-    make_grid(rows, rows, ["class 57", "class 3"], "seed 0", max_rows=5)
-    names, caption = drawn[-1]
-    assert names == ["class 0", "class 1", "class 2", "class 3", "class 57"]
-    assert caption == "seed 0 · 95 more kept classes not shown"
-    make_grid(rows, rows, [f"class {i}" for i in range(8)], max_rows=5)
-    assert drawn[-1][0] == [f"class {i}" for i in range(9)]
-    make_grid({"a": flat(0.1), "b": flat(0.1)}, {"a": flat(0.1), "b": flat(0.1)}, ["a"], "seed 0")
-    assert drawn[-1] == (["a", "b"], "seed 0")
-
-
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[str], int, str]]:
     """(rows, rows marked as erased, images of the first, caption) of every grid that is drawn."""

@@ -60,7 +60,8 @@ def test_peft_loads_the_folder_and_answers_as_the_patched_model(only: str, tmp_p
     with torch.no_grad():
         original = unet(x, t, class_labels=labels).sample
     patch = random_patch(unet, rank=3, size=0.5, only=only).scale(0.8)
-    folder = save_peft_folder(patch, tmp_path / "lora", "some/model")
+    named = ErasurePatch(patch.layers, patch.fingerprint, {"base_model": "some/model"}, patch.strength)
+    folder = save_peft_folder(named, tmp_path / "lora")
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     with torch.no_grad():
         adapted = PeftModel.from_pretrained(tiny_unet(), folder)(x, t, class_labels=labels).sample

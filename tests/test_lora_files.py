@@ -14,10 +14,11 @@ from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.erase.face import erase_concept
 from semu_diffusion.errors import InputError
-from semu_diffusion.fingerprint import Fingerprint
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
 from semu_diffusion.models.stable_diffusion import TextConditional, adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.fingerprint import Fingerprint
+from semu_diffusion.patches.original_names import original_unet_name
 from semu_diffusion.pipelines.runs.lora_check import check_lora
 
 
@@ -106,6 +107,37 @@ def test_diffusers_loads_the_lora_as_the_patch_and_unloads_it(family: str, tmp_p
         assert all(torch.equal(value, after[name]) for name, value in weights.items())
 
 
+# names of the published XL (two blocks in each resolution) as sd-scripts and the LoRA files trained with it have them
+XL_NAMES = {
+    "conv_in": "input_blocks_0_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "down_blocks.0.resnets.0.conv1": "input_blocks_1_0_in_layers_2",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks_3_0_op",
+    "down_blocks.1.resnets.0.conv_shortcut": "input_blocks_4_0_skip_connection",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": "input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+    "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.2": "input_blocks_8_1_transformer_blocks_9_ff_net_2",
+    "mid_block.resnets.1.time_emb_proj": "middle_block_2_emb_layers_1",
+    "mid_block.attentions.0.proj_in": "middle_block_1_proj_in",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks_2_2_conv",
+    "up_blocks.1.attentions.2.transformer_blocks.1.attn2.to_out.0": "output_blocks_5_1_transformer_blocks_1_attn2_to_out_0",
+    "up_blocks.2.resnets.2.conv2": "output_blocks_8_0_out_layers_3",
+    "conv_out": "out_2",
+}
+
+
+def test_the_twin_of_an_xl_has_the_names_that_sd_scripts_loads() -> None:
+    assert {name: original_unet_name(name, 2).replace(".", "_") for name in XL_NAMES} == XL_NAMES
+    for unknown in (
+        "class_embedding",
+        "down_blocks.0.motion_modules.0.proj_in",
+        "down_blocks.0.resnets.0.conv3",
+        "encoder_hid_proj",
+    ):
+        with pytest.raises(InputError, match=f"has no {unknown}"):
+            original_unet_name(unknown, 2)
+
+
 def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     patch = erased(pipeline).scale(0.5)
@@ -123,7 +155,7 @@ def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> No
     alphas = {float(value) for name, value in weights.items() if name.endswith(".alpha")}
     assert alphas == {1.0}
     for name in patch.layers:
-        key = "lora_unet_" + name.replace(".", "_")
+        key = "lora_unet_" + original_unet_name(name, 2).replace(".", "_")
         down, up = weights[f"{key}.lora_down.weight"], weights[f"{key}.lora_up.weight"]
         delta = (up.flatten(1) @ down.flatten(1)) / len(down)
         assert torch.allclose(delta.reshape(patch.delta(name).shape), patch.delta(name), atol=1e-6)

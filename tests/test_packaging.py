@@ -90,7 +90,7 @@ def test_the_wheel_holds_every_module_and_its_types(names: set[str]) -> None:
     assert {name for name in names if name.endswith(".py")} == expected
     assert "semu_diffusion/py.typed" in names
     templates = {str(path.relative_to(ROOT)) for path in (ROOT / "pipelines").rglob("*.md")}
-    assert len(templates) == 2
+    assert len(templates) == 3
     assert {f"semu_diffusion/{name}" for name in templates} <= names
 
 
@@ -245,6 +245,13 @@ def test_make_says_in_one_line_that_the_venv_module_is_missing(tmp_path: Path) -
     assert done.returncode != 0
     assert "python3-venv" in said
     assert all(line.startswith("make") for line in rest)
+
+
+@pytest.mark.parametrize("target", ["demo", "demo-concept"])
+def test_the_demos_install_what_checks_their_lora(target: str, tmp_path: Path) -> None:
+    steps = make("--dry-run", target, path=tmp_path).stdout
+    assert "--editable '.[lora]'" in steps
+    assert any(package.startswith("peft") for package in PROJECT["project"]["optional-dependencies"]["lora"])
 
 
 def test_make_takes_the_first_python_that_is_new_enough(tmp_path: Path) -> None:

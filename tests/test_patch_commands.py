@@ -264,7 +264,8 @@ def test_evaluate_gives_the_numbers_of_a_run_of_concepts_again(tmp_path: Path, c
     assert dataclasses.replace(again, **same) == first
     alone = tmp_path / "alone.safetensors"  # without the run's settings beside it
     alone.write_bytes((concept_run / "patch.safetensors").read_bytes())
-    assert semu(["evaluate", str(alone), *few, "--output", str(tmp_path / "third")]) == 0
+    model = str(concept_run.parent / "model")
+    assert semu(["evaluate", str(alone), "--model", model, *few, "--output", str(tmp_path / "third")]) == 0
     assert metrics_of(tmp_path / "third").after == first.after
 
 

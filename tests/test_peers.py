@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,19 +31,18 @@ def test_with_the_copied_row_the_erased_class_is_answered_as_the_anchor(model: C
         wanted = {"erased": model.predict(x, t, anchor), "kept": model.predict(x, t, kept), "was": model.predict(x, t, erased)}
         edit = copy_class_embedding(unet, {0: 1})
         assert weight_bytes(unet) == before
-        edit.apply(unet)
-        assert torch.equal(model.predict(x, t, erased), wanted["erased"])
-        assert torch.equal(model.predict(x, t, kept), wanted["kept"])
+        with edit.applied(model):
+            assert torch.equal(model.predict(x, t, erased), wanted["erased"])
+            assert torch.equal(model.predict(x, t, kept), wanted["kept"])
         assert not torch.equal(wanted["erased"], wanted["was"])
-    edit.remove(unet)
     assert weight_bytes(unet) == before
     assert edit.trained_parameters == unet.class_embedding.weight.shape[1]
 
 
 def test_swapped_rows_are_taken_from_the_original(model: ClassConditional) -> None:
     weight = model.denoiser.class_embedding.weight.detach().clone()
-    copy_class_embedding(model.denoiser, {0: 1, 1: 0}).apply(model.denoiser)
-    assert torch.equal(model.denoiser.class_embedding.weight[:2], weight[[1, 0]])
+    with copy_class_embedding(model.denoiser, {0: 1, 1: 0}).applied(model):
+        assert torch.equal(model.denoiser.class_embedding.weight[:2], weight[[1, 0]])
 
 
 def test_a_model_without_classes_has_no_row_to_copy() -> None:
@@ -72,9 +73,8 @@ def test_fine_tuning_leaves_the_old_weights_and_its_edit_comes_off_bit_exactly(d
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert records[-1].loss < 0.5 * records[0].loss
     assert edit.trained_parameters == sum(p.numel() for p in net.parameters())
-    edit.apply(net)
-    assert float((net(x) - 3).square().mean()) <= 1.1 * records[-1].loss
-    edit.remove(net)
+    with edit.applied(SimpleNamespace(denoiser=net)):
+        assert float((net(x) - 3).square().mean()) <= 1.1 * records[-1].loss
     assert weight_bytes(net) == before
 
 
@@ -98,17 +98,14 @@ def test_fine_tuning_that_ends_early_leaves_the_old_weights(end: str, model: Cla
     assert weight_bytes(model.denoiser) == before
 
 
-def test_an_edit_is_applied_once_and_removed_once() -> None:
+def test_an_edit_comes_off_to_the_last_byte_also_by_an_exception() -> None:
     net = nn.Linear(2, 2)
     before = weight_bytes(net)
     edit = WeightEdit({"weight": torch.ones(2, 2)}, 4)
-    with pytest.raises(RuntimeError, match="not applied"):
-        edit.remove(net)
-    for _ in range(2):
-        edit.apply(net)
-        assert torch.equal(net.weight, torch.ones(2, 2))
-        with pytest.raises(RuntimeError, match="already applied"):
-            edit.apply(net)
-        edit.remove(net)
+    for error in (None, ZeroDivisionError):
+        with pytest.raises(error) if error else nullcontext(), edit.applied(SimpleNamespace(denoiser=net)):
+            assert torch.equal(net.weight, torch.ones(2, 2))
+            if error is not None:
+                raise error
         assert weight_bytes(net) == before
     assert edit.nbytes == 16

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from semu_diffusion.errors import InputError
-from semu_diffusion.files import atomic_folder, strip_local_paths
-from semu_diffusion.interference import interference
+from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.files import atomic_folder, save_tensors, strip_local_paths, write_json
 from semu_diffusion.lora import save_lora, save_peft_folder
+from semu_diffusion.models.class_names import ClassNames, class_names
 from semu_diffusion.models.stable_diffusion import family_of
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.interference import interference
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, is_of_concepts, load_patch
+from semu_diffusion.pipelines.patches.single_file import original_tensors
 
-__all__ = ["apply", "export", "interferences", "new_folder"]
+__all__ = ["apply", "export", "interferences", "new_place"]
 
 HARMLESS, STRONG = 0.1, 0.5  # shares of one patch's update within the other's subspaces
 
 
 def apply(paths: Sequence[str], strength: float, config: BaseModel, output: str | None) -> Iterator[str]:
     """Put the patches on one model and write it to ``output``, if that is given. Yields lines on how they interfere."""
-    target = new_folder("--output", output)
+    target = new_place("--output", output)
     patches = [load_patch(path, strength) for path in paths]
-    base = base_model(patches, config)
+    base = base_model(paths, patches, config)
     for patch in patches:
         patch.apply(base.network)  # each was made for the model without the others, and is checked against it
     yield from interferences(paths, patches)
@@ -47,37 +54,75 @@ def interferences(names: Sequence[str], patches: Sequence[ErasurePatch]) -> Iter
         )
 
 
-def export(path: str, strength: float, config: BaseModel, merged: Path | None, lora: Path | None) -> Iterator[str]:
-    """Write one patch as the full pipeline ``merged``, as the LoRA files of ``lora``, or both. Yields a line for each."""
+def export(
+    path: str,
+    strength: float,
+    config: BaseModel,
+    merged: Path | None = None,
+    lora: Path | None = None,
+    single_file: Path | None = None,
+) -> Iterator[str]:
+    """Write one patch as the full pipeline ``merged`` or ``single_file``, or as LoRA files. Yields a line for each."""
     patch = load_patch(path, strength)
-    base = base_model([patch], config)
-    patch.check(base.network)
+    if single_file is not None and not is_of_concepts(patch):
+        raise InputError("--single-file is a layout of Stable Diffusion; --merged writes any model as a diffusers folder")
+    base = base_model([path], [patch], config)
+    if merged is None and single_file is None:
+        patch.check(base.network)
+    else:
+        patch.merge(base.network)
+    tensors = {} if single_file is None else original_tensors(base.pipeline, family_of(base.pipeline))
     if lora is not None:
         with atomic_folder(lora) as beside:
             if is_of_concepts(patch):
                 save_lora(patch, beside, family=family_of(base.pipeline))
             else:
-                save_peft_folder(patch, beside, base.source)
-        yield f"{lora}: LoRA files for " + ("diffusers, ComfyUI and A1111" if is_of_concepts(patch) else "PEFT")
+                save_peft_folder(patch, beside)
+        yield f"{lora}: LoRA files for " + ("diffusers, and for ComfyUI and A1111" if is_of_concepts(patch) else "PEFT")
+    if single_file is not None:
+        save_tensors(tensors, single_file, {"format": "pt"})
+        yield f"{single_file}: the model with the patch in its weights, in the original layout"
     if merged is not None:
-        patch.merge(base.network)
         _save(base, merged)
         yield f"{merged}: the full pipeline with the patch in its weights, in diffusers layout"
 
 
-def new_folder(flag: str, given: str | None) -> Path | None:
-    """The folder that a flag names. Raises InputError if it is there already."""
+def new_place(flag: str, given: str | None) -> Path | None:
+    """The folder or file that a flag names. Raises InputError if it is there already."""
     if given is None:
         return None
     path = Path(given)
     if path.exists():
-        raise InputError(f"{flag} {path} exists already: choose another folder")
+        raise InputError(f"{flag} {path} exists already: choose another name")
     return path
 
 
 def _save(base: LoadedBase, target: Path) -> None:
     with atomic_folder(target) as beside:
         base.pipeline.save_pretrained(beside)
+        if base.folder is not None:
+            _keep_index_and_scheduler(base.pipeline, base.folder, beside)
         strip_local_paths(beside)
         if base.vocabulary is not None:
             base.vocabulary.save(beside)
+
+
+def _keep_index_and_scheduler(pipeline: Any, original: Path, saved: Path) -> None:
+    """The pipeline class and the scheduler that came in, so that plain diffusers loads the merged model as the original.
+
+    Names of classes that the original's index does not have are added to it.
+    """
+    if not (original / "model_index.json").is_file():
+        return
+    index = json.loads((original / "model_index.json").read_text(encoding="utf-8-sig"))
+    embeddings = pipeline.unet.config.num_class_embeds
+    named, known = ClassNames(tuple(pipeline.labels), pipeline.config.null_class), None
+    with warnings.catch_warnings(), suppress(InputError):  # names that do not fit: others were given for them
+        warnings.simplefilter("ignore", Notice)
+        known = class_names(str(original), embeddings, (), index, None)
+    if embeddings is not None and known != named:
+        index |= {"id2label": dict(pipeline.config.id2label), "null_class": pipeline.config.null_class}
+    write_json(saved / "model_index.json", index)
+    at_root = not (original / "scheduler").is_dir()  # as google/ddpm-cifar10-32
+    schedule = (original if at_root else original / "scheduler") / "scheduler_config.json"
+    shutil.copyfile(schedule, saved / "scheduler" / "scheduler_config.json")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from semu_diffusion import assets
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.checkpoints import load_text_pipeline
+from semu_diffusion.files import public_name
+from semu_diffusion.models.checkpoints import FILES, load_text_pipeline
 from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
 from semu_diffusion.pipelines.runs.models import load_model
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 
-__all__ = ["LoadedBase", "base_model", "class_model", "describe", "is_of_concepts", "load_patch", "patch_file"]
+__all__ = ["LoadedBase", "base_model", "base_of", "describe", "is_of_concepts", "load_patch", "patch_file"]
 
 
 def patch_file(given: str) -> Path:
@@ -56,37 +59,55 @@ def describe(given: str, layers: bool = False) -> Iterator[str]:
         yield f"  {name:<{width}}  {shape:>12}  rank {int(layer.ranks.max()):>3}  |dW| {size:.4f}"
 
 
-def class_model(patch: ErasurePatch, config: ClassModelConfig) -> ClassConditional:
-    """The model of classes that ``config`` names, where ``embedded`` is the one that the patch was made for."""
-    if config.model == EMBEDDED:
-        config = replace(config, model=str(patch.metadata.get("base_model") or EMBEDDED))
-    if not config.class_names:
-        null = patch.metadata.get("null_class") if config.null_class is None else config.null_class
-        config = replace(config, class_names=tuple(patch.metadata.get("class_names", ())), null_class=null)
-    return load_model(config)
+def base_of(path: Path, patch: ErasurePatch) -> str:
+    """The model that a patch was made for: where its run folder says it lies, else as the patch calls it.
+
+    A patch knows a local model by its name alone. Raises InputError if that name is no file, folder or Hub id.
+    """
+    named = str(patch.metadata.get("base_model") or EMBEDDED)
+    try:
+        saved = str(json.loads(path.with_name("run.json").read_text(encoding="utf-8"))["config"]["model"])
+    except (OSError, ValueError, LookupError, TypeError):
+        saved = named
+    found = saved if public_name(saved) == named else named
+    if found != EMBEDDED and not is_hub_id(found) and not Path(found).expanduser().exists():
+        raise InputError(f"{path} was made for a model called {named}, which is not there: say where it lies with --model")
+    return found
+
+
+def _class_model(patch: ErasurePatch, source: str, config: BaseModel) -> ClassConditional:
+    """The model of classes, with the patch's own names of them if no others are given."""
+    names, null = config.class_names, config.null_class
+    if not names:
+        names = tuple(patch.metadata.get("class_names", ()))
+        null = patch.metadata.get("null_class") if null is None else null
+    return load_model(ClassModelConfig(source, "cpu", names, null))
 
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A pipeline, its network that patches go on, where it came from, and its vocabulary if it has one."""
+    """A pipeline, its network that patches go on, and its vocabulary if it has one.
+
+    ``folder`` is where the files of a model of classes lie: in memory it is a pipeline of ours, whatever it was there.
+    """
 
     pipeline: Any
     network: Any
-    source: str
     vocabulary: Vocabulary | None
+    folder: Path | None = None
 
 
-def base_model(patches: Sequence[ErasurePatch], config: BaseModel) -> LoadedBase:
-    """The model that the patches were made for, on the CPU. Raises InputError if they were not made for one."""
+def base_model(paths: Sequence[str], patches: Sequence[ErasurePatch], config: BaseModel) -> LoadedBase:
+    """The model that the patches of these paths were made for, on the CPU; InputError if they were not made for one."""
     quiet_libraries()
     of_concepts = [is_of_concepts(patch) for patch in patches]
     if any(of_concepts) != all(of_concepts):
         raise InputError("these are patches of erase-class and of erase-concept: they go on different models")
-    if not of_concepts[0]:
-        wanted = ClassModelConfig(config.model or EMBEDDED, "cpu", config.class_names, config.null_class)
-        model = class_model(patches[0], wanted)
-        return LoadedBase(model.pipeline, model.denoiser, str(model.source), None)
-    named = config.model or str(patches[0].metadata.get("base_model") or EMBEDDED)
-    source = str(assets.folder("tiny-sd")) if named == EMBEDDED else named
-    pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)
-    return LoadedBase(pipeline, pipeline.unet, named, read_vocabulary(source))
+    named = config.model or base_of(patch_file(paths[0]), patches[0])
+    source = str(assets.folder("tiny-sd" if of_concepts[0] else "ddpm-cifar10")) if named == EMBEDDED else named
+    if of_concepts[0]:
+        pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)
+        return LoadedBase(pipeline, pipeline.unet, read_vocabulary(source))
+    model = _class_model(patches[0], named, config)
+    folder, _ = folder_or_snapshot(source, "", FILES)
+    return LoadedBase(model.pipeline, model.denoiser, None, folder)

@@ -6,25 +6,17 @@ Only tested against a stand-in of the Hub's client: nothing here has been upload
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file
-
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import save_tensors, write_json, write_text
-from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.pipelines.report.card import patch_card
+from semu_diffusion.files import public_name, write_json, write_text
+from semu_diffusion.pipelines.report.card import for_repository, patch_card
 
 __all__ = ["public_record", "push"]
 
-PICTURE_AND_CARD = ("before_after.png", "README.md")
-PEFT_CONFIG = "adapter_config.json"  # beside the LoRA of a class model, which PEFT loads
 PRIVATE_KEYS = ("command", "platform")  # of run.json: they tell of the machine, not of the patch
 
 
@@ -37,7 +29,7 @@ def push(run: Path, repo: str, private: bool = False) -> str:
         raise InputError(f"{run} is not a finished run ({record.get('status', 'no status')}): only those are pushed")
     with TemporaryDirectory() as made:
         folder = Path(made)
-        _fill(folder, run, record, metrics)
+        _fill(folder, run, record, metrics, repo)
         try:
             api = HfApi()
             address = str(api.create_repo(repo, private=private, exist_ok=True))
@@ -48,48 +40,32 @@ def push(run: Path, repo: str, private: bool = False) -> str:
     return address
 
 
-def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Copy what is uploaded, nothing of it with a path of this machine in it."""
-    patch = ErasurePatch.load(run / "patch.safetensors")  # saved anew: its checksum covers the header
-    replace(patch, metadata=_without_paths(dict(patch.metadata))).save(
-        folder / "patch.safetensors"
-    )  # its checksum holds the header
-    for path in sorted((run / "lora").glob("*.safetensors")):
-        _copy_without_paths(path, folder / path.relative_to(run))
-    if (run / "lora" / PEFT_CONFIG).is_file():
-        write_json(folder / "lora" / PEFT_CONFIG, _without_paths(_read(run / "lora" / PEFT_CONFIG)))
-    write_json(folder / "metrics.json", _without_paths(metrics))
-    write_json(folder / "run.json", public_record(record))
-    for name in PICTURE_AND_CARD:
-        if (run / name).is_file():
-            shutil.copy(run / name, folder / name)
-    if not (run / "README.md").is_file():
-        write_text(folder / "README.md", patch_card(public_record(record), _without_paths(metrics)))
+def _fill(folder: Path, run: Path, record: dict[str, Any], metrics: dict[str, Any], repo: str) -> None:
+    """Copy what is uploaded: patch, LoRA files and card name no folder of this machine, and the records do no longer."""
+    for path in (run / "patch.safetensors", *sorted((run / "lora").glob("*")), run / "before_after.png"):
+        if path.is_file():
+            (folder / path.relative_to(run)).parent.mkdir(exist_ok=True)
+            shutil.copy(path, folder / path.relative_to(run))
+    record, metrics = public_record(record, run), _without_paths(metrics, run)
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "run.json", record)
+    card = run / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else patch_card(record, metrics)
+    write_text(folder / card.name, for_repository(text, repo))
 
 
-def _copy_without_paths(source: Path, target: Path) -> None:
-    """Copy a safetensors file whose header names no folder of this machine."""
-    with safe_open(source, "pt") as content:
-        header = dict(content.metadata() or {})
-    public = {key: json.dumps(_without_paths(json.loads(text))) if text[:1] == "{" else text for key, text in header.items()}
-    save_tensors(load_file(source), target, public)
+def public_record(record: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The content of run.json without what tells of the machine: no command line, and of local paths the last part alone."""
+    return {key: _without_paths(value, run) for key, value in record.items() if key not in PRIVATE_KEYS}
 
 
-def public_record(record: dict[str, Any]) -> dict[str, Any]:
-    """run.json without what tells of the machine: no command line, and of local paths the last part alone."""
-    return {key: _without_paths(value) for key, value in record.items() if key not in PRIVATE_KEYS}
-
-
-def _without_paths(value: Any) -> Any:
+def _without_paths(value: Any, run: Path) -> Any:
+    """JSON with the last part alone of every path in it; relative ones are looked for here and above the run's folder."""
     if isinstance(value, dict):
-        return {key: _without_paths(one) for key, one in value.items()}
+        return {key: _without_paths(one, run) for key, one in value.items()}
     if isinstance(value, list):
-        return [_without_paths(one) for one in value]
-    if isinstance(value, str) and len(value) > 1:
-        relative = "/" in value and os.path.exists(value)
-        if relative or value.startswith(("/", "~", "./", "../")):
-            return Path(value).name
-    return value
+        return [_without_paths(one, run) for one in value]
+    return public_name(value, (Path(), *run.resolve().parents)) if isinstance(value, str) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

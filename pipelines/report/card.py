@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion import assets
+from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.results import Evaluation, Scores
+from semu_diffusion.files import public_name
 from semu_diffusion.models.hub import is_hub_id
 from semu_diffusion.pipelines.report.words import shares_of, shares_words
 
-__all__ = ["patch_card"]
+__all__ = ["for_repository", "patch_card"]
 
 TEMPLATE = Path(__file__).with_name("patch_card.md")
+LOADING = Path(__file__).with_name("patch_loading.md")
+LOADERS = ("diffusers", "peft", "none")
 
 
 def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -24,12 +30,14 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     erased = ", ".join(config["concept"] if words else config["forget"])
     base = str(record["base_model"]["source"])
     hub = is_hub_id(base) and record["base_model"].get("revision") is not None  # or a local folder of one slash
-    base = base if hub else Path(base).name  # a path tells of a machine, not of a model
+    base = base if hub else Path(base).absolute().name  # a path tells of a machine, not of a model
     anchors = record.get("anchors") or {}
     rows, missing = _rows(evaluation)
     data = ModelCardData(
         library_name="diffusers",
         base_model=base if hub else None,
+        base_model_relation="adapter" if hub else None,
+        **_license(str(record["base_model"]["source"]), evaluation.kind, hub),
         tags=["concept-erasure", "machine-unlearning", "semu", *(["lora", "text-to-image"] if words else [])],
         pipeline_tag="text-to-image" if words else None,
     )
@@ -40,13 +48,41 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         base=base,
         anchors="; ".join(f"{name} is replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items()),
         patch=evaluation.patch,
-        loads="none" if config.get("matricisation") != "full" else "diffusers" if words else "peft",
+        loading=_loading("none" if config.get("matricisation") != "full" else "diffusers" if words else "peft"),
         rows=rows,
         said=_said(evaluation),
         protocol=_protocol(evaluation),
         missing="; ".join(missing),
     )
     return f"{card}".rstrip() + "\n"
+
+
+def for_repository(card: str, repository: str) -> str:
+    """The card with the lines by which the patch is loaded from its repository on the Hub."""
+    for loader in LOADERS:
+        card = card.replace(_loading(loader), _loading(loader, repository))
+    return card
+
+
+def _loading(loader: str, repository: str | None = None) -> str:
+    from jinja2 import Template
+
+    return Template(LOADING.read_text(encoding="utf-8")).render(loads=loader, repository=repository)
+
+
+def _license(source: str, kind: str, hub: bool) -> dict[str, Any]:
+    """The base model's license, which a patch of it shares, as the model's own card says it if that is at hand."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    folder = assets.folder("tiny-sd" if kind == "concept" else "ddpm-cifar10") if source == EMBEDDED else Path(source)
+    card = try_to_load_from_cache(source, "README.md") if hub else folder.expanduser() / "README.md"
+    with suppress(Exception):  # a foreign file: whatever is wrong with it, it tells no license
+        told = metadata_load(str(card)) or {}
+        found = {key: str(told[key]) for key in ("license", "license_name", "license_link") if told.get(key)}
+        if "license" in found:
+            return found
+    link = {"license_link": f"https://huggingface.co/{source}"} if hub else {}
+    return {"license": "other", "license_name": "that-of-the-base-model", **link}
 
 
 def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -71,7 +107,8 @@ def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]
     for name, found in evaluation.distances.items():
         to = "the original's own samples of the same seeds" if found.paired else found.reference
         few = f" from {found.images:,} samples" if found.images else ""
-        rows.append((f"{name.upper()} to {to}{few} ({found.extractor.name})", f"{found.before:.4g}", f"{found.after:.4g}"))
+        by = public_name(found.extractor.name)
+        rows.append((f"{name.upper()} to {to}{few} ({by})", f"{found.before:.4g}", f"{found.after:.4g}"))
     if not evaluation.distances:
         missing.append("the quality of pictures (FID, KID)")
     if not evaluation.after.clip_score:
@@ -103,7 +140,7 @@ def _clip_words(before: Scores, after: Scores) -> list[str]:
 
 def _protocol(evaluation: Evaluation) -> str:
     protocol = evaluation.protocol
-    judges = [f"{kind} judged by {judge.name}" for kind, judge in protocol.judges.items()]
+    judges = [f"{kind} judged by {public_name(judge.name)}" for kind, judge in protocol.judges.items()]
     return "; ".join([
         f"{protocol.images_per_condition} images of every condition, {protocol.unconditional_samples} without one",
         f"{protocol.sampler} {protocol.steps} steps, guidance scale {protocol.guidance_scale:g}, seed {protocol.seed}",

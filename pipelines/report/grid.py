@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_file
+from semu_diffusion.pipelines.data.images import spread
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ def before_after(
     rows = [{condition: samples[condition][:images] for condition in shown} for samples in (before, after)]
     left_out = len(own) + len(other) + len(forget) - len(shown)
     caption = _caption(evaluation) + (f" · {left_out} more kept conditions not shown" if forget and left_out else "")
-    return make_grid(rows[0], rows[1], forget, caption, max_rows=len(shown))
+    return make_grid(rows[0], rows[1], forget, caption)
 
 
 def _caption(evaluation: Evaluation) -> str:
@@ -100,17 +101,14 @@ def _caption(evaluation: Evaluation) -> str:
 
 
 def _spread(conditions: Sequence[str], count: int) -> list[str]:
-    """``count`` of the conditions, evenly spaced, or all."""
-    count = min(count, len(conditions))
-    return [conditions[index * len(conditions) // count] for index in range(count)]
+    return [conditions[index] for index in spread(len(conditions), count)]
 
 
-def make_grid(before: Rows, after: Rows, forgotten: Collection[str], caption: str = "", max_rows: int = 12) -> Image.Image:
+def make_grid(before: Rows, after: Rows, forgotten: Collection[str], caption: str = "") -> Image.Image:
     """Rows are classes; on the left the original model, on the right the erased one, from the same seeds.
 
     ``before`` and ``after``: {class: (n, C, H, W) in [0, 1] or uint8}, the same classes and n. Rows of
-    the classes ``forgotten`` are framed and tagged "erased". Of many classes all forgotten ones are shown
-    and the first of the others, up to ``max_rows``; the caption then says how many are not.
+    the classes ``forgotten`` are framed and tagged "erased".
 
     Raises InputError for classes or counts that differ, or a forgotten class without images.
     """
@@ -119,11 +117,7 @@ def make_grid(before: Rows, after: Rows, forgotten: Collection[str], caption: st
     missing = sorted(set(forgotten) - set(before))
     if missing:
         raise InputError(f"a grid of {', '.join(missing)} needs images of that class")
-    names = _chosen(list(before), forgotten, max_rows)
-    left_out = len(before) - len(names)
-    if left_out:
-        caption = " · ".join(filter(None, (caption, f"{left_out} more kept classes not shown")))
-    return _draw(names, [("before", before), ("after", after)], forgotten, caption)
+    return _draw(list(before), [("before", before), ("after", after)], forgotten, caption)
 
 
 def contact_sheet(rows: Rows, caption: str = "", max_rows: int = 100) -> Image.Image:
@@ -142,13 +136,6 @@ def save_png(image: Image.Image, path: str | Path) -> Path:
     with atomic_file(path) as beside:
         image.save(beside, format="PNG", optimize=True)
     return path
-
-
-def _chosen(names: Sequence[str], forgotten: Collection[str], max_rows: int) -> list[str]:
-    """All forgotten classes and the first kept ones, in the model's order."""
-    room = max(max_rows - len(set(forgotten)), 1)
-    kept = [name for name in names if name not in forgotten][:room]
-    return [name for name in names if name in forgotten or name in kept]
 
 
 def _draw(names: Sequence[str], blocks: Sequence[tuple[str, Rows]], forgotten: Collection[str], caption: str) -> Image.Image:

@@ -117,7 +117,7 @@ class ClassSubject:
         return sentence_of(condition)
 
     def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
-        save_peft_folder(patch, folder, self.model.source)
+        save_peft_folder(patch, folder)
 
 
 @dataclass(frozen=True)

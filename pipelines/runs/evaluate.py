@@ -21,7 +21,7 @@ from semu_diffusion.files import write_json
 from semu_diffusion.options import require
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.patches.patches import is_of_concepts, load_patch, patch_file
+from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.report.grid import before_after, save_png
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
@@ -89,7 +89,7 @@ def _subject(path: Path, patch: ErasurePatch, config: EvaluatePatchConfig) -> Su
     """What the patch was made for: its model as it says itself, or as the settings do; InputError if that is another one."""
     made = patch.metadata
     if config.model == EMBEDDED:
-        config = dataclasses.replace(config, model=str(made.get("base_model") or EMBEDDED))
+        config = dataclasses.replace(config, model=base_of(path, patch))
     subject = _concepts(path, made, config) if is_of_concepts(patch) else _classes(made, config)
     patch.check(subject.model.denoiser)
     return subject

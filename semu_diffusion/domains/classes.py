@@ -12,6 +12,7 @@ from semu_diffusion.domains.config import ClassErasureConfig
 from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import public_name
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.class_names import NO_NULL
 from semu_diffusion.models.ddpm import ClassConditional
@@ -74,7 +75,7 @@ def task(
     """The task of a plan. ``forget_images`` (N, C, H, W) in [-1, 1] show the class, ``retain_set`` kept ones."""
     metadata = {
         "forget": list(plan.erased),
-        "base_model": model.source,
+        "base_model": public_name(model.source),
         "class_names": list(model.names),
         "null_class": NO_NULL if model.null_index is None else model.null_index,
     }

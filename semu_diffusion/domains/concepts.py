@@ -21,6 +21,7 @@ from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.samples import training_images
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import public_name
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.stable_diffusion import TextConditional, adapt_text_pipeline, check_family
 
@@ -103,9 +104,10 @@ def task(
     metadata = {
         "concept": list(plan.erased),
         "anchor": list(shown.values()),
-        "base_model": plan.source,
+        "base_model": public_name(plan.source),
         "family": model.family,
         "prompts": list(pairs),
+        **_unusual_blocks(model),
     }
     return Task(
         model,
@@ -120,6 +122,12 @@ def task(
         math.ceil(config.forget_samples * share),
         partial(_reworded, plan.concepts, anchors),
     )
+
+
+def _unusual_blocks(model: TextConditional) -> dict[str, int]:
+    """The number by which the LoRA's names are found, of an XL that is not built as the published one."""
+    layers = model.denoiser.config.layers_per_block
+    return {"layers_per_block": layers} if model.family == "sdxl" and isinstance(layers, int) and layers != 2 else {}
 
 
 def _reworded(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str], prompt: str) -> str | None:

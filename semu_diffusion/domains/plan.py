@@ -89,7 +89,7 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
             made = [with_article(template, word) for word in (concept, *given) for template in TEMPLATES]
             words = tuple(dict.fromkeys((bare(concept), *map(bare, given), *known)))
             prompts = [p for p in config.forget_prompts if any(contains(p, w) for w in words)] or made
-            plans.append(ConceptPlan(concept, words, _once(prompts), (), subject, vocabulary))
+            plans.append(ConceptPlan(concept, words, tuple(dict.fromkeys(prompts)), (), subject, vocabulary))
             continue
         scenes = {prompt: (style, word) for prompt, style, word in vocabulary.forget_prompts(subject)}
         for word in given:
@@ -132,7 +132,3 @@ def _different(concepts: Sequence[str]) -> list[str]:
     for concept in concepts:
         found.setdefault(Noun.of(bare(concept)).singulars[0], concept.strip())
     return list(found.values())
-
-
-def _once(prompts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(prompts))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from semu_diffusion.domains.words import Noun, article, replace_nouns, singular
+from semu_diffusion.domains.words import ARTICLE, Noun, article, bare, replace_nouns, singular
 from semu_diffusion.errors import InputError
 
 __all__ = [
@@ -49,14 +47,6 @@ RETAIN_PROMPTS = (*(f"a photo of {thing}" for thing in THINGS.split(", ")), *LOO
 
 # What must stay too, in words and sentences that no retain term is trained on.
 HELD_OUT_KEPT = ("the owl", "the castle", "the violin", "the sandwich")
-
-_ARTICLE = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
-
-
-def bare(noun: str) -> str:
-    """A noun without its article and in lower case, for looking it up."""
-    return _ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
-
 
 def contains(prompt: str, word: str) -> bool:
     """True if the prompt has the word as a word of its own: singular or plural, in any case, between underscores, or anywhere
@@ -103,7 +93,7 @@ def listed(given: Sequence[str]) -> tuple[str, ...]:
 
 def with_article(template: str, word: str) -> str:
     """The template with the word and the article that fits: none where the word has its own, or is a plural."""
-    if _ARTICLE.match(word):
+    if ARTICLE.match(word):
         template = template.replace(" a {}", " {}").replace("the {}", "{}")
     elif singular(word) != word.strip():
         template = template.replace(" a {}", " {}")

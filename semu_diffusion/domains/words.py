@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Noun", "article", "find_name", "fold", "indefinite", "match_names", "plural", "replace_nouns", "singular"]
+__all__ = ["Noun", "article", "bare", "find_name", "fold", "indefinite", "match_names", "plural", "replace_nouns", "singular"]
 
 # Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
 UNSPACED = (
@@ -25,7 +25,7 @@ _UNSPACED = re.compile(f"[{UNSPACED}]")
 _LETTER = rf"[^\W_{UNSPACED}]"
 _BETWEEN = re.compile(r"[\s_\-/]+")
 _LATIN = re.compile(r"[a-z]+")
-_ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
+ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
 
 
 def fold(text: str) -> str:
@@ -67,13 +67,14 @@ def match_names(given: Sequence[str], names: Sequence[str]) -> list[int | None]:
         if index is None:
             index = next((place for place, name in enumerate(names) if find_name(name, (one,)) is not None), None)
         if index is None:
-            index = next((place for place, name in enumerate(names) if fold(one) in Noun.of(_bare(name)).forms), None)
+            index = next((place for place, name in enumerate(names) if fold(one) in Noun.of(bare(name)).forms), None)
         found.append(index)
     return found
 
 
-def _bare(noun: str) -> str:
-    return _ARTICLE.sub("", noun.strip(), count=1)
+def bare(noun: str) -> str:
+    """A noun without its article and in lower case, for looking it up."""
+    return ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
 
 
 @lru_cache(maxsize=2)
@@ -185,7 +186,7 @@ def replace_nouns(text: str, nouns: Sequence[str], other: str) -> str:
     folded, places = _folded(text)
     known = tuple(Noun.of(noun) for noun in nouns)
     many = {form for noun in known for form in noun.plurals} - set(map(fold, nouns))  # Texas, and what was said as it is
-    owned = _ARTICLE.match(other)
+    owned = ARTICLE.match(other)
     found, done = [], 0
     for match in _pattern(known, True).finditer(folded):
         start, end = places[match.start()], places[match.end() - 1] + 1

@@ -21,9 +21,10 @@ from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.stable_diffusion import check_family
 from semu_diffusion.models.weight_files import names_of, variant_of
 
-__all__ = ["adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
+__all__ = ["FILES", "adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
 
-FILES = ("*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json")  # nothing that carries code
+# nothing that carries code; the card says under which license
+FILES = ("*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json", "README.md")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # what a pipeline may lack, and its index leave out
 TEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # SD 1 and 2: (320, text width)
 SD2_TEXT_WIDTH = 1024

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import save_tensors
-from semu_diffusion.fingerprint import Fingerprint
+from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch
 
 __all__ = ["FORMAT", "MAX_STRENGTH", "PatchContent", "read_patch", "write_patch"]

@@ -15,7 +15,7 @@ from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import adversary_of, gather, loss_of, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
-from semu_diffusion.erasure import Diverged, Step
+from semu_diffusion.erasure import Step, minimise
 from semu_diffusion.gradients import only_trainable
 from semu_diffusion.peers.weight_edit import WeightEdit
 
@@ -54,22 +54,9 @@ def fine_tune(
     """
     parameters = dict(model.named_parameters())
     originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    start = time.perf_counter()
+    every = list(parameters.values())
     try:
-        optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        for index in range(1, steps + 1):
-            with only_trainable(model, parameters.values()):
-                parts = loss(index)
-                total = torch.stack([part.float() for part in parts.values()]).sum()
-                total.backward()
-                norm = float(nn.utils.clip_grad_norm_(parameters.values(), clip if clip is not None else float("inf")))
-                if not (torch.isfinite(total) and norm < float("inf")):
-                    raise Diverged(f"the loss or its gradient is not finite at step {index}: lower the learning rate")
-                optimizer.step()
-                schedule.step()
-            values = {name: float(part.detach()) for name, part in parts.items()}
-            yield Step(index, float(total.detach()), values, norm, time.perf_counter() - start)
+        yield from minimise(every, loss, steps, learning_rate, lambda: only_trainable(model, every), decay=True, clip=clip)
         trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     finally:
         with torch.no_grad():

@@ -20,9 +20,9 @@ class MergeConfig(BaseModel, PatchFile):
 def run(config: MergeConfig) -> int:
     if not config.output:
         raise InputError("say where the merged model goes with --output")
-    from semu_diffusion.pipelines.patches.export import export, new_folder
+    from semu_diffusion.pipelines.patches.export import export, new_place
 
-    for line in export(config.patch, config.strength, config, new_folder("--output", config.output), None):
+    for line in export(config.patch, config.strength, config, new_place("--output", config.output)):
         print(line)
     return 0
 

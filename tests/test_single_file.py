@@ -1,0 +1,71 @@
+"""`semu export --single-file`: diffusers reads the file back as the model with the patch in it, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from patches import random_patch
+from safetensors.torch import load_file
+from text_models import tiny_pipeline
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli.main import main as semu
+from semu_diffusion.pipelines.patches import export
+from semu_diffusion.pipelines.patches.single_file import original_tensors
+
+Capture = pytest.CaptureFixture[str]
+
+
+def parts(pipeline: Any) -> dict[str, torch.Tensor]:
+    """Every number of the pipeline's networks."""
+    networks = {name: module for name, module in pipeline.components.items() if isinstance(module, torch.nn.Module)}
+    return {f"{name}.{key}": value for name, module in networks.items() for key, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize(("shape", "family"), [("sd15", "sd1"), ("sd21", "sd2"), ("sdxl", "sdxl")])
+def test_diffusers_reads_the_single_file_as_the_merged_model(
+    shape: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "family_of", lambda _: family)  # which tells SD 2 by a width that no tiny model has
+    pipeline = tiny_pipeline(shape)
+    pipeline.save_pretrained(tmp_path / "model")
+    patch = random_patch(pipeline.unet, rank=1)
+    saved = ErasurePatch(patch.layers, patch.fingerprint, {"concept": ["cat"]}).save(tmp_path / "patch.safetensors")
+    file = tmp_path / "one.safetensors"
+    assert semu(["export", str(saved), "--model", str(tmp_path / "model"), "--single-file", str(file)]) == 0
+    patch.apply(pipeline.unet)
+    wanted = parts(pipeline)
+    again = type(pipeline).from_single_file(str(file), config=str(tmp_path / "model"), local_files_only=True)
+    found = parts(again)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+    stems = {".".join(name.split(".")[:2]) for name in load_file(file)}
+    texts = {"sd1": {"cond_stage_model.transformer"}, "sd2": {"cond_stage_model.model"}}
+    assert {stem for stem in stems if stem.startswith("cond")} == texts.get(family, {"conditioner.embedders"})
+
+
+def test_what_has_no_single_file_form_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: Capture) -> None:
+    pipeline = tiny_pipeline()
+    patch = random_patch(pipeline.unet, rank=1)
+    saved = str(ErasurePatch(patch.layers, patch.fingerprint, {"forget": ["cat"]}).save(tmp_path / "patch.safetensors"))
+    for name, said in (
+        ("one.ckpt", "must end in .safetensors"),
+        ("patch.safetensors", "exists already"),
+        ("one.safetensors", "is a layout of"),
+    ):
+        assert semu(["export", saved, "--single-file", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+    pipeline.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    with pytest.raises(InputError, match="AutoencoderTiny"):
+        original_tensors(pipeline, "sd1")
+    assert [path.name for path in tmp_path.iterdir()] == ["patch.safetensors"]
