@@ -644,7 +644,11 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
         semu.erase_class(pipeline, "red", explained_variance=2.0)
     with pytest.raises(semu.InputError, match="must be a tensor"):
         semu.erase_class(pipeline, "red", forget_images="./nowhere")
-    for setting, choices in (("protect", "null-space, none"), ("preset", "default, official"), ("precision", "auto, fp32")):
+    for setting, choices in (
+        ("protect", "null-space, none"),
+        ("preset", "default, deep, official"),
+        ("precision", "auto, fp32"),
+    ):
         with pytest.raises(semu.InputError, match=f"{setting} cannot be 'nulspace': choose from {choices}"):
             semu.erase_class(pipeline, "red", **{setting: "nulspace"})
 

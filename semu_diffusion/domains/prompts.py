@@ -48,6 +48,7 @@ RETAIN_PROMPTS = (*(f"a photo of {thing}" for thing in THINGS.split(", ")), *LOO
 # What must stay too, in words and sentences that no retain term is trained on.
 HELD_OUT_KEPT = ("the owl", "the castle", "the violin", "the sandwich")
 
+
 def contains(prompt: str, word: str) -> bool:
     """True if the prompt has the word as a word of its own: singular or plural, in any case, between underscores, or anywhere
     in a script without blanks."""

@@ -100,7 +100,6 @@ class TrainingConfig:
         "semu: the name in closed form, then R trained for depth; closed-form: the name alone, in seconds; trained: R alone",
         group="erase",
     )
-    name: Literal["first", "last"] = option("first", "when the closed form comes", group="training")
     target: Literal["auto", "fixed", "random", "unconditional", "ascent"] = option(
         "auto",
         "what replaces the class: one other class, one drawn per image, no class; or denoise it worse. "

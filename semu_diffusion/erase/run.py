@@ -91,8 +91,7 @@ def _train(
     layers = {
         name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named.subspaces
     }
-    now = named.cores if config.name == "first" else {name: torch.zeros_like(core) for name, core in named.cores.items()}
-    renamed = PatchedLayers(model.denoiser, {}, named.subspaces, now)
+    renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
     with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
         adversary = adversary_of(task, config, samples, _original(model, renamed))
         loss = loss_of(task, config, samples, _original(model, renamed), "gradient", adversary)
@@ -104,7 +103,7 @@ def _train(
     with meter.phase("subspace"):
         generator = phase_generator(config.seed, "subspace")
         subspaces = find_subspaces(config, layers, gradients, moments, generator, progress)
-    patched = PatchedLayers(model.denoiser, subspaces, named.subspaces, now)
+    patched = PatchedLayers(model.denoiser, subspaces, named.subspaces, named.cores)
     if not patched.parameters():
         raise InputError("no layer has a direction to train: lower --protected-energy, or choose other --layers")
     with meter.phase("train"):
@@ -118,8 +117,6 @@ def _train(
             decay=config.lr_decay,
             metadata=task.metadata,
         )
-    patched.core.update(named.cores)
-    patch = patched.patch(task.metadata)
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
     return patch, protection_of(patch, layers, gradients, moments, subspaces)

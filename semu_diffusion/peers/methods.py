@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.domains.config import PRESETS
+from semu_diffusion.domains.config import DEEP, PRESETS
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
@@ -59,6 +59,7 @@ METHODS: dict[str, Method] = {
             "closed-form", "the name alone, in closed form (UCE)", semu, {"method": "closed-form"},
             expected={"unlearning_accuracy": 0.85},
         ),
+        Method("deep", "SEMU, the deep preset", semu, DEEP),
         Method("trained", "SEMU, R alone", semu, {"method": "trained"}),
         Method("random", "SEMU, random directions of the same size", semu, {"gradient": "random"}),
         Method("no-adversary", "SEMU, no learned vectors", semu, {"adversarial": 0.0}),
