@@ -13,7 +13,7 @@ from semu_diffusion.domains.questions import conditions
 from semu_diffusion.eval.guards import collapse
 from semu_diffusion.eval.metrics import load_metrics
 from semu_diffusion.eval.metrics.paired import side_effects
-from semu_diffusion.eval.probes.revival import Probe
+from semu_diffusion.eval.probes.probe import Probe
 from semu_diffusion.eval.results import Cost, Evaluation, Revival, Scores, SideEffects
 from semu_diffusion.eval.scorer import NO_CONDITION, NOTHING, Progress, Samples, Scorer
 from semu_diffusion.models.base import DiffusionModel
@@ -42,10 +42,14 @@ def evaluate(
     patch, LoRA check and cost are for the caller to add. The model is as before on return.
     """
     start = time.perf_counter()
+    early = NOTHING
+    if scorer.sampling.interval_width is not None:
+        with edit.applied(model) as edited:
+            scorer, early = scorer.narrowed(edited, progress)
     before = scorer.sample(model, progress, "sampling before", known)
     first = scorer.score(before).with_probes(_probed(probes, model, progress) if revived is None else revived)
     with edit.applied(model) as edited:
-        after = scorer.sample(edited, progress, "sampling after")
+        after = scorer.sample(edited, progress, "sampling after", early)
         last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress))
     kept, forgotten = scorer.kept(before), conditions(scorer.questions, "forget")
     metrics = load_metrics("pairs", model.device)
@@ -62,6 +66,7 @@ def evaluate(
         after=last,
         distances=scorer.distances(before, after),
         side_effects=pairs(kept),
+        held_out_effect=pairs(conditions(scorer.questions, "kept_held_out")),
         forget_effect=pairs(forgotten),
         unprompted_effect=pairs([NO_CONDITION]),
         collapsed=collapse(before, after, kept, (first, last)),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.results_probes import Revival
 from semu_diffusion.eval.results_v1 import upgraded
 
 __all__ = [
@@ -75,36 +76,15 @@ class ClipScore:
 
 
 @dataclass(frozen=True)
-class Revival:
-    """``share`` of ``samples`` images in which a learned vector brings an erased class or concept back, and how it was learned.
-
-    ``loss_start`` and ``loss_end`` are means over the first and last steps of learning; ``training_images`` says from how many
-    images was learned, ``learned_from`` where they come from.
-    """
-
-    share: float
-    samples: int
-    steps: int
-    lr: float
-    batch_size: int
-    sampling_steps: int
-    guidance_scale: float
-    seed: int
-    training_images: int
-    learned_from: str
-    loss_start: float
-    loss_end: float
-
-
-@dataclass(frozen=True)
 class Scores:
     """What the judges see, before or after; None where nothing was asked or no judge could say.
 
     Accuracies are means over conditions of the share of samples that are judged right; ``unlearning_accuracy`` is
     1 - ``forget_accuracy``, ``retain_accuracy`` the mean over all kept conditions. ``unconditional_share``: of the samples
     without a condition, those judged as what is erased. ``judged_as``: of each erased class or concept, the share of its
-    samples by what the judge calls them. ``samples``: judged images of each group. ``probes``: by probe and by what is erased;
-    ``revival`` is the mean over the erased of the strongest probe's shares.
+    samples by what the judge calls them. ``samples``: judged images of each group; ``intervals``: 95 % of each group's
+    accuracy, clustered by prompt. ``probes``: by probe and by what is erased; ``revival`` is the mean over the erased of the
+    shares of the strongest probe that learns.
     """
 
     forget_accuracy: float | None = None
@@ -112,6 +92,7 @@ class Scores:
     paraphrase_accuracy: float | None = None
     in_domain_accuracy: float | None = None
     cross_domain_accuracy: float | None = None
+    kept_held_out_accuracy: float | None = None
     retain_accuracy: float | None = None
     unconditional_share: float | None = None
     revival: float | None = None
@@ -119,23 +100,28 @@ class Scores:
     per_condition: Numbers = field(default_factory=dict)
     judged_as: dict[str, Numbers] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     probes: dict[str, dict[str, Revival]] = field(default_factory=dict)
 
     def accuracy(self, group: str) -> float | None:
-        """That of a group of questions: forget, paraphrase, in_domain or cross_domain."""
+        """That of a group of questions: forget, paraphrase, in_domain, cross_domain or kept_held_out."""
         found: float | None = getattr(self, f"{group}_accuracy")
         return found
 
     @property
     def revival_samples(self) -> int:
-        """Samples that one probe made of everything that was erased."""
-        return max((sum(one.samples for one in each.values()) for each in self.probes.values()), default=0)
+        """Samples that one learned probe made of everything that was erased."""
+        return max((sum(one.samples for one in each.values()) for each in self._learned), default=0)
+
+    @property
+    def _learned(self) -> list[dict[str, Revival]]:
+        return [each for each in self.probes.values() if all(one.learned for one in each.values())]
 
     def with_probes(self, probes: Mapping[str, Mapping[str, Revival]]) -> Scores:
-        """The same with what the probes brought back; a probe that found nothing to learn is left out."""
-        found = {name: dict(by_erased) for name, by_erased in probes.items() if by_erased}
-        means = [sum(one.share for one in each.values()) / len(each) for each in found.values()]
-        return dataclasses.replace(self, probes=found, revival=max(means, default=None))
+        """The same with what the probes brought back; a probe that was not tried on anything is left out."""
+        found = dataclasses.replace(self, probes={name: dict(by_erased) for name, by_erased in probes.items() if by_erased})
+        means = [sum(one.share for one in each.values()) / len(each) for each in found._learned]
+        return dataclasses.replace(found, revival=max(means, default=None))
 
 
 @dataclass(frozen=True)
@@ -213,10 +199,14 @@ class Protection:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock ``seconds`` by stage (None: the stage was not part of this run)."""
+    """By stage: wall-clock ``seconds`` (None: it was not part of this run) and image ``passes`` of the denoiser.
+
+    One image forward is one pass, its backward two more: the measure of an erasure that no machine blurs.
+    """
 
     seconds: dict[str, float | None] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
+    passes: dict[str, int] = field(default_factory=dict)
 
     @property
     def erasure(self) -> float | None:
@@ -229,8 +219,9 @@ class Cost:
 class Evaluation:
     """A patch, measured: the content of metrics.json.
 
-    ``forget_effect`` and ``unprompted_effect`` are the same pairs as ``side_effects``, of what was erased and of the samples
-    without a condition. ``distances`` by metric (``fid``, ``kid``). ``collapsed``: why the model is destroyed, None if not.
+    ``side_effects`` are of what is kept and asked by prompts that the erasure knew; ``held_out_effect``, ``forget_effect`` and
+    ``unprompted_effect`` the same pairs of kept prompts that it did not know, of what was erased, of samples without a
+    condition. ``distances`` by metric (``fid``, ``kid``). ``collapsed``: why the model is destroyed, None if not.
     """
 
     kind: Literal["class", "concept"]
@@ -239,6 +230,7 @@ class Evaluation:
     before: Scores
     after: Scores
     side_effects: SideEffects | None = None
+    held_out_effect: SideEffects | None = None
     forget_effect: SideEffects | None = None
     unprompted_effect: SideEffects | None = None
     distances: dict[str, Distance] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from semu_diffusion.eval.judges.clip import Clip, clip_score
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.metrics import load_metrics
 from semu_diffusion.eval.metrics.fid import FeatureExtractor, SmallSampleWarning
-from semu_diffusion.eval.metrics.unlearning import accuracies, judged_as, mean
+from semu_diffusion.eval.metrics.unlearning import accuracies, clustered_interval, judged_as, mean, wilson_interval
 from semu_diffusion.eval.results import ClipScore, Distance, Network, Protocol, Scores
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast, sampler_name
@@ -26,6 +26,7 @@ from semu_diffusion.models.precision import autocast, sampler_name
 __all__ = ["NO_CONDITION", "Progress", "Reference", "Samples", "Sampling", "Scorer"]
 
 NO_CONDITION = ""
+FIRST_IMAGES = 8  # of a condition, before the intervals are looked at
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 OWN_SAMPLES = "the original model's own samples, same seeds: a drift, not comparable with distances from unseen images"
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -34,7 +35,10 @@ Samples = dict[str, torch.Tensor]  # uint8 images (n, C, H, W) by condition
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many samples of every condition, and how. ``unconditional`` of them without a condition, at guidance scale 1."""
+    """How many samples of every condition, and how. ``unconditional`` of them without a condition, at guidance scale 1.
+
+    With an ``interval_width``, ``images`` is the most that are made to reach it: see `Scorer.narrowed`.
+    """
 
     images: int
     unconditional: int
@@ -43,6 +47,7 @@ class Sampling:
     seed: int = 0
     precision: str = "fp32"
     batch_size: int = 16
+    interval_width: float | None = None
 
     def seeds(self, condition: str, count: int) -> range:
         """Those of a condition's samples: from its letters and the run's seed, so that nothing else decides its noise.
@@ -98,30 +103,46 @@ class Scorer:
         self, model: DiffusionModel, progress: Progress | None = None, stage: str = "sampling",
         known: Mapping[str, torch.Tensor] = NOTHING,
     ) -> Samples:  # fmt: skip
-        """Samples of each condition, and without one if the model can; those ``known`` are not made again.
+        """Samples of each condition, and without one if the model can; the first ones are not made again if they are ``known``.
 
         Image i of a condition has the same seed in every call and run.
         """
         s, asked = self.sampling, conditions(self.questions)
-        jobs = [([condition for condition in asked if condition not in known], s.images, s.guidance_scale)]
-        if NO_CONDITION not in known and (model.null is not None or not model.conditional):
-            jobs.append(([NO_CONDITION], s.unconditional, 1.0))
-        total, done = sum(len(names) * count for names, count, _ in jobs), 0
+        counts = dict.fromkeys(asked, s.images)
+        if model.null is not None or not model.conditional:
+            counts[NO_CONDITION] = s.unconditional
+        have = {name: known[name][:count] for name, count in counts.items() if name in known}
+        seeds = {name: list(s.seeds(name, count))[len(have.get(name, ())) :] for name, count in counts.items()}
+        total, done = sum(map(len, seeds.values())), 0
         made: Samples = {}
-        for names, count, guidance_scale in jobs:
-            seeds = [seed for name in names for seed in s.seeds(name, count)]
-            rows = [model.row(name) for name in names for _ in range(count)] if model.conditional else None
+        for part, guidance_scale in ((asked, s.guidance_scale), ([NO_CONDITION], 1.0)):
+            names = [name for name in part if seeds.get(name)]
+            every = [seed for name in names for seed in seeds[name]]
+            rows = [model.row(name) for name in names for _ in seeds[name]] if model.conditional else None
             batches = []
             with autocast(s.precision, model.device)():
-                for batch in model.sample(rows, seeds, s.steps, guidance_scale, s.batch_size) if seeds else ():
+                for batch in model.sample(rows, every, s.steps, guidance_scale, s.batch_size) if every else ():
                     batches.append(to_uint8(batch))
                     done += len(batch)
                     if progress is not None:
                         progress(stage, done, total)
             if batches:
-                made |= dict(zip(names, torch.cat(batches).split(count), strict=True))
-        wanted = (*asked, NO_CONDITION)
-        return {name: made[name] if name in made else known[name] for name in wanted if name in made or name in known}
+                made |= dict(zip(names, torch.cat(batches).split([len(seeds[name]) for name in names]), strict=True))
+        return {name: torch.cat([found[name] for found in (have, made) if name in found]) for name in counts}
+
+    def narrowed(self, model: DiffusionModel, progress: Progress | None = None) -> tuple[Scorer, Samples]:
+        """The scorer with as few images of each condition as make its intervals narrow enough, and the samples of ``model``.
+
+        They are doubled from `FIRST_IMAGES` until every group's interval is at most ``sampling.interval_width`` wide.
+        """
+        count, found = min(FIRST_IMAGES, self.sampling.images), dict(NOTHING)
+        while True:
+            scorer = replace(self, sampling=replace(self.sampling, images=count))
+            found = scorer.sample(model, progress, "sampling after", found)
+            widths = [high - low for low, high in scorer.score(found).intervals.values()]
+            if count == self.sampling.images or max(widths, default=0.0) <= (self.sampling.interval_width or 0.0):
+                return scorer, found
+            count = min(2 * count, self.sampling.images)
 
     # ------------------------------------------------------------------ numbers
 
@@ -142,12 +163,14 @@ class Scorer:
             paraphrase_accuracy=means.get("paraphrase"),
             in_domain_accuracy=means.get("in_domain"),
             cross_domain_accuracy=means.get("cross_domain"),
+            kept_held_out_accuracy=means.get("kept_held_out"),
             retain_accuracy=mean(kept),
             unconditional_share=self._unconditional_share(samples),
             clip_score=self._clip_scores(samples),
             per_condition=per_condition,
             judged_as=self._judged_as(seen),
             samples={group: sum(len(samples[q.condition]) for q in each) for group, each in found.items() if each},
+            intervals=self._intervals(found),
         )
 
     def distances(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, Distance]:
@@ -203,6 +226,14 @@ class Scorer:
     def _erased(self) -> list[tuple[str, str]]:
         """(kind, answer) of what was erased and can be judged."""
         return list(dict.fromkeys((q.kind, str(q.answer)) for q in self.questions["forget"] if self._judged(q)))
+
+    def _intervals(self, found: Mapping[str, Mapping[Question, float]]) -> dict[str, tuple[float, float]]:
+        """Of each group's accuracy. Prompts are a few of the many there are; the classes of a model are all there are."""
+        each = self.sampling.images
+        if self.kind == "concept":
+            return {group: clustered_interval(list(shares.values()), each) for group, shares in found.items() if shares}
+        counts = {group: (sum(shares.values()) * each, len(shares) * each) for group, shares in found.items() if shares}
+        return {group: wilson_interval(*pair) for group, pair in counts.items()}
 
     def _judged_as(self, seen: Mapping[Question, torch.Tensor]) -> dict[str, dict[str, float]]:
         """Of each thing erased, what its judge sees in the samples of the conditions it was erased with."""

@@ -15,7 +15,7 @@ def main(name: str = "cat", *methods: str, model: str = "ddpm-cifar10", images: 
     config = BenchmarkConfig(
         erase=(name,),
         model=model,
-        methods=methods or ("uce", "copy"),
+        methods=methods or ("closed-form", "copy"),
         images=images,
         work=work,
         output=f"{work}/results.md",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-__all__ = ["NoisyBatch", "denoising", "gradient_ascent", "other_class", "relabel"]
+__all__ = ["NoisyBatch", "denoising", "gradient_ascent", "other_class", "relabel", "relabelled", "squared_errors"]
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
@@ -45,22 +45,26 @@ def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Ten
     condition a to the anchor p. For the erased condition itself b = p: an anchor that looks a little like the erased class
     is not enough; so too for a learned vector that means it. Where c is no condition at all b = c: it loses that part alone.
     """
-    with torch.no_grad():
-        anchor = original(batch.x_t, batch.t, batch.anchor).float()
-        target = anchor.clone()
-        if batch.base is not None:
-            own = batch.base != batch.anchor
-            if own.any():
-                target[own] = original(batch.x_t[own], batch.t[own], batch.base[own]).float()
-        if batch.away is not None:
-            direction = anchor - original(batch.x_t, batch.t, batch.away).float()
-            target = target + _per_image(batch.overshoot, direction) * direction
-    errors = (predict(batch.x_t, batch.t, batch.condition).float() - target).square().flatten(1).mean(1)
-    return (errors if batch.weight is None else errors * batch.weight).mean()
+    return squared_errors(predict(batch.x_t, batch.t, batch.condition), relabelled(original, batch), batch.weight)
 
 
-def _per_image(value: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
-    return value if isinstance(value, float | int) else value.to(like).view(-1, *[1] * (like.ndim - 1))
+@torch.no_grad()
+def relabelled(original: Predict, batch: NoisyBatch) -> torch.Tensor:
+    """The target of `relabel`, float32: eps(x_t, t, b) + eta (eps(x_t, t, p) - eps(x_t, t, a))."""
+    anchor = original(batch.x_t, batch.t, batch.anchor).float()
+    target = anchor if batch.base is None else original(batch.x_t, batch.t, batch.base).float()
+    if batch.away is None:
+        return target
+    direction = anchor - original(batch.x_t, batch.t, batch.away).float()
+    eta = batch.overshoot
+    scale = eta if isinstance(eta, float | int) else eta.to(direction).view(-1, *[1] * (direction.ndim - 1))
+    return target + scale * direction
+
+
+def squared_errors(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over images of w (mean over pixels of (predicted - target)^2), in float32."""
+    errors = (predicted.float() - target.float()).square().flatten(1).mean(1)
+    return (errors if weight is None else errors * weight).mean()
 
 
 def gradient_ascent(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:

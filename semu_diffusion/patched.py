@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,10 +35,17 @@ class PatchedLayers:
                       speed of a wide layer (measured on CPU and GPU alike).
     """
 
-    def __init__(self, model: nn.Module, subspaces: Mapping[str, Subspace]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        subspaces: Mapping[str, Subspace],
+        fixed: Mapping[str, Subspace] = MappingProxyType({}),
+        cores: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
+        """In ``subspaces`` R is trained, from zero; those of ``fixed``, of other layers, carry the R of ``cores`` (C, r, r)."""
         self.model = model
         modules = dict(model.named_modules())
-        self.subspaces = {name: space for name, space in subspaces.items() if space.ranks.any()}
+        self.subspaces = {name: space for name, space in {**fixed, **subspaces}.items() if space.ranks.any()}
         self.layers: dict[str, Any] = {name: modules[name] for name in self.subspaces}
         self._sharing = modules_sharing(model, self.layers)
         self.left: dict[str, torch.Tensor] = {}
@@ -50,13 +58,16 @@ class PatchedLayers:
             self.right[name], right_scale = _rounded(space.right.to(device).float())
             self._scales[name] = (left_scale, right_scale)
             width = space.left.shape[-1]
-            self.core[name] = torch.zeros(len(space.left), width, width, device=device)
+            given = cores.get(name)
+            core = torch.zeros(len(space.left), width, width) if given is None else given.float()
+            self.core[name] = core.to(device)
+        self._trained = [name for name in self.subspaces if name not in fixed]
         self.enabled = True
         self._attached = False
 
     def parameters(self) -> list[torch.Tensor]:
-        """The trained R of every layer."""
-        return list(self.core.values())
+        """The R of every layer that is trained."""
+        return [self.core[name] for name in self._trained]
 
     def scaled_core(self, name: str) -> torch.Tensor:
         """R (C, r, r) as it stands between the int8 factors: with their scales multiplied in."""

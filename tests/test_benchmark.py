@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from saved_models import saved_judge, saved_model
 from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.erasure import Diverged
+from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
 from semu_diffusion.eval.probes.revival import Learning
 from semu_diffusion.eval.results import Evaluation
+from semu_diffusion.eval.scorer import NOTHING, Scorer
 from semu_diffusion.peers.methods import METHODS
 from semu_diffusion.pipelines.benchmark import run as benchmark
 from semu_diffusion.pipelines.cli.main import main as semu
@@ -23,19 +27,21 @@ from semu_diffusion.pipelines.report import results
 from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
+CHEAP = {name for name, probe in PROBES.items() if not probe.learns}
 Capture = pytest.CaptureFixture[str]
-QUICK = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 2, "precision": "fp32"}
+QUICK = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "precision": "fp32"}
 
 
 @pytest.fixture
 def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a benchmark whose rows take a moment: a variant of the default of two steps, from a file."""
     for probe in (ClassVectorProbe, PseudoWordProbe):
-        monkeypatch.setattr(probe, "default", Learning(steps=2, lr=3e-2, batch_size=2, samples=2))
+        monkeypatch.setattr(probe, "default", Learning(steps=2, batch_size=2, restarts=2, screened=1))
     methods = tmp_path / "methods.json"
     methods.write_text(json.dumps({"short": {"base": "default", "title": "SEMU, two steps", **QUICK}}))
     where = ["--output", str(tmp_path / "page.md"), "--work", str(tmp_path / "work")]
-    return ["--images", "2", "--sampling-steps", "2", "--methods", f"{methods},copy", *where]
+    lean = ["--images", "2", "--sampling-steps", "2", "--probe-samples", "2", "--unconditional-samples", "3"]
+    return [*lean, "--methods", f"{methods},copy", *where]
 
 
 @pytest.fixture
@@ -58,6 +64,8 @@ def test_a_benchmark_writes_every_row_and_the_page(tmp_path: Path, arguments: li
     for row, one in zip(found, measured, strict=True):
         assert one.after.unlearning_accuracy is not None
         assert one.after.revival is not None
+        assert one.before.probes.keys() == one.after.probes.keys() == {"class-vector", *CHEAP}
+        assert one.protocol.unconditional_samples == 3
         assert one.kid is not None
         assert {"git_commit", "packages", "threads", "device", "settings"} <= set(row)
     assert measured[0].before == measured[1].before  # the same samples of the original for every method
@@ -70,8 +78,13 @@ def test_a_benchmark_writes_every_row_and_the_page(tmp_path: Path, arguments: li
         name, share = max(one.after.judged_as["red"].items(), key=lambda pair: pair[1])
         assert f"| red ({name} {share:.0%}) |" in page  # what is made in its place
         assert f"{row['title']} (1)" in page
-    lines = [line for line in page.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 1
+    tables = [[line.count("|") for line in part.splitlines()] for part in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)]
+    assert len(tables) == 4
+    assert all(len(set(counts)) == 1 for counts in tables)
+    assert "![The front](page-classes.svg)" in page
+    picture = ElementTree.fromstring((tmp_path / "page-classes.svg").read_text())
+    drawn = ["".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"1  SEMU, two steps", "2  class-embedding copy (trivial)", "revival"} <= set(drawn)
     assert "page.md holds 2 rows" in capsys.readouterr().out
 
 
@@ -118,6 +131,59 @@ def test_a_second_call_goes_on_and_measures_nothing_twice(
     assert len(measured) == 2
 
 
+def test_several_seeds_are_rows_of_their_own_and_the_page_has_mean_and_spread(tmp_path: Path, arguments: list[str]) -> None:
+    assert semu([*arguments, "--methods", "copy", "--seeds", "0,1", "--no-revival", "--probes", "none"]) == 0
+    found = [row for row in rows(tmp_path)[1:] if row["method"] == "copy"]
+    assert [row["seed"] for row in found] == [0, 1]
+    drifts = [row["evaluation"]["side_effects"]["per_condition"] for row in found]
+    assert found[0]["evaluation"]["protocol"]["seed"] == 0
+    assert set(drifts[0]) == {"green", "blue"}
+    page = (tmp_path / "page.md").read_text()
+    assert ", seeds 0, 1. " in page
+    assert "| class-embedding copy (trivial) (1) | " in page
+    assert " ± " in page
+
+
+def test_the_mean_is_over_seeds_and_the_spread_is_that_of_the_seeds_means() -> None:
+    values = {(0, "a"): 0.2, (0, "b"): 0.4, (1, "a"): 0.6, (1, "b"): 0.4}
+    found = [{"seed": seed, "erased": name, "value": value} for (seed, name), value in values.items()]
+    column = results.Column("x", ".3f", lambda row: row["value"])
+    assert column.text(found) == "0.400 ± 0.141"
+    assert column.text(found[:2]) == "0.300"
+    assert column.text([*found, {"seed": 2, "value": None}]) == "–"
+
+
+def test_rows_of_several_processes_make_one_page_and_share_what_the_original_gives(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    made: list[tuple[str, int]] = []
+    real = Scorer.sample
+
+    def counted(self: Scorer, model: Any, progress: Any = None, stage: str = "sampling", known: Any = NOTHING) -> Any:
+        made.append((stage, len(known)))
+        return real(self, model, progress, stage, known)
+
+    monkeypatch.setattr(Scorer, "sample", counted)
+    shared = [*arguments, "--cache", str(tmp_path / "original")]
+    short = arguments[arguments.index("--methods") + 1].split(",")[0]
+    for name, method in (("a", "copy"), ("b", short)):
+        flags = [flag if flag != str(tmp_path / "work") else str(tmp_path / name) for flag in shared]
+        assert semu([flag if flag != arguments[arguments.index("--methods") + 1] else method for flag in flags]) == 0
+    assert [known for stage, known in made if stage == "sampling before"] == [0, 4]  # three classes and none
+    first, second = (json.loads((tmp_path / name / "classes.jsonl").read_text().splitlines()[1]) for name in "ab")
+    assert first["evaluation"]["before"] == second["evaluation"]["before"]
+    merged = ["benchmark", "--merge", f"{tmp_path / 'a'},{tmp_path / 'b'}", "--output", str(tmp_path / "all.md")]
+    assert semu(merged) == 0
+    page = (tmp_path / "all.md").read_text()
+    assert "SEMU, two steps (1)" in page
+    assert "class-embedding copy (trivial) (1)" in page
+    protocol = (tmp_path / "b" / "classes.jsonl").read_text().replace('"steps": 2', '"steps": 3', 1)
+    (tmp_path / "b" / "classes.jsonl").write_text(protocol)
+    assert semu(merged) == 2
+    assert "were measured by different protocols (steps)" in capsys.readouterr().err
+    assert (tmp_path / "all.md").read_text() == page
+
+
 def test_a_row_that_was_written_in_part_is_measured_again_and_the_others_are_kept(
     tmp_path: Path, arguments: list[str], capsys: Capture
 ) -> None:
@@ -149,7 +215,7 @@ def test_two_benchmarks_in_one_folder_are_refused(tmp_path: Path, arguments: lis
 def test_rows_of_another_protocol_are_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    (work / "classes.jsonl").write_text(json.dumps({"protocol": {"seed": 9}}) + "\n")
+    (work / "classes.jsonl").write_text(json.dumps({"protocol": {"steps": 9}}) + "\n")
     for content, said in (
         ((work / "classes.jsonl").read_text(), "measured by another protocol"),
         ("{", "is not a benchmark's"),
@@ -213,7 +279,7 @@ def test_a_method_below_the_number_it_is_known_to_reach_is_named() -> None:
 def test_what_was_not_measured_is_a_dash() -> None:
     row = {
         "method": "copy", "title": "copy", "erased": "red", "kind": "class", "trained_fraction": 0.001, "bytes": 2000,
-        "seconds": {"train": 1.0},
+        "seconds": {"train": 1.0}, "seed": 0,
         "evaluation": {"before": {}, "after": {"unlearning_accuracy": 0.5}, "side_effects": {"paired": {"mse": 0.01}}},
     }  # fmt: skip
     line = results._line("red", [row], results.COLUMNS)

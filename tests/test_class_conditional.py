@@ -360,7 +360,7 @@ def test_an_embedding_without_a_name_is_the_null_class(tmp_path: Path) -> None:
 def test_peers_touch_the_embeddings_of_their_classes(tmp_path: Path) -> None:
     DDPMPipeline(tiny_unet(), DDPMScheduler(**SCHEDULER)).save_pretrained(tmp_path)
     model = load_class_conditional(tmp_path, NAMES, 0)
-    config = ClassErasureConfig(forget=("red",), anchor="blue", forget_samples=2, anchor_samples=2)
+    config = ClassErasureConfig(forget=("red",), anchor="blue", forget_samples=2)
     planned = plan(model, config)
     edit = copy_embedding(task(planned.model, planned, config), config).edit
     before = model.condition_vectors(torch.arange(4)).clone()

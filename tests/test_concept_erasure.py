@@ -28,7 +28,6 @@ from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 QUICK: dict[str, Any] = {
     "forget_samples": 4,
     "kept_samples": 4,
-    "anchor_samples": 2,
     "precision": "fp32",
     "guidance_scale": 2.0,
 }
@@ -52,7 +51,7 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
     assert patch.metadata["concept"] == ["cat"]
     assert patch.metadata["anchor"] == ["dog"]
-    assert not any(".attn2.to_k" in name or ".attn2.to_v" in name for name in patch.layers)
+    assert any(name.endswith(".attn2.to_k") for name in patch.layers)  # the name, in closed form
     model = adapt_text_pipeline(pipeline, ["a photo of a cat", "a photo of a dog"])
     x = torch.randn(16, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     t = torch.arange(20, 100, 5)
@@ -63,17 +62,6 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     assert (after - wanted).square().mean() < 0.8 * (before - wanted).square().mean()
     patch.remove(pipeline.unet)
     assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
-
-
-def test_the_denoising_gradient_is_that_of_the_concepts_own_images() -> None:
-    """Images of the anchor are trained on as the concept's, but the paper's gradient is of the concept's alone."""
-    settings: dict[str, Any] = {**QUICK, "protect": "none", "steps": 1, "gradient": "denoising"}
-    found = [
-        semu_diffusion.erase_concept(tiny_pipeline(), "cat", anchor="dog", **BIRD, **{**settings, "anchor_samples": count})
-        for count in (0, 4)
-    ]
-    assert found[0].layers.keys() == found[1].layers.keys()
-    assert all(torch.equal(layer.left, found[1].layers[name].left) for name, layer in found[0].layers.items())
 
 
 def test_protection_and_retain_term_keep_the_retained_prompts() -> None:
@@ -91,7 +79,7 @@ def test_protection_and_retain_term_keep_the_retained_prompts() -> None:
 
 
 def test_the_tasks_rows_are_the_prompts() -> None:
-    config = ConceptErasureConfig(concept=("cat",), synonyms=("kitten",), anchor="dog", forget_samples=64, anchor_samples=30)
+    config = ConceptErasureConfig(concept=("cat",), synonyms=("kitten",), anchor="dog", forget_samples=64)
     task = task_of(tiny_pipeline(), config)
     book = task.model.table.prompts
     forgotten = [book[row] for row in task.forget]
@@ -108,7 +96,7 @@ def test_the_tasks_rows_are_the_prompts() -> None:
     kept = [book[row] for row in task.kept]
     assert "a photo of a dog" in kept
     assert not any("cat" in prompt.split() for prompt in kept)
-    assert (task.forget_samples, task.anchor_samples) == (8, 4)
+    assert task.forget_samples == 8
 
 
 def test_an_anchor_is_chosen_and_said() -> None:
@@ -122,6 +110,7 @@ def test_an_anchor_is_chosen_and_said() -> None:
 def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
     """ESD's target: eps(x, null) - eta (eps(x, c) - eps(x, null))."""
     from semu_diffusion.erase.loss import ErasureLoss
+    from semu_diffusion.erase.pool import Noised
     from semu_diffusion.erase.task import Images
 
     config = ConceptErasureConfig(
@@ -132,6 +121,8 @@ def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
         batch_size=4,
         precision="fp32",
         weighting="noise",
+        adversarial=0.0,
+        unlabelled=0.0,
     )
     task = task_of(tiny_pipeline(), config)
     model = task.model
@@ -145,7 +136,7 @@ def test_negative_guidance_is_the_unconditional_target_with_overshoot() -> None:
 
     with torch.no_grad():
         loss = ErasureLoss(
-            model, config, "unconditional", original, images, None, {}, task.kept, nullcontext, torch.Generator()
+            model, config, "unconditional", original, Noised(model, images), None, {}, task.kept, nullcontext, torch.Generator()
         )(1)
     null, own = asked[model.null], asked[task.forget[0]]
     target = null - 2 * (own - null)

@@ -20,14 +20,16 @@ from semu_diffusion.eval.guards import collapse
 from semu_diffusion.eval.judges.class_mapping import ClassMapping
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import JudgeNetwork
+from semu_diffusion.eval.probes.probe import Shown
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
-from semu_diffusion.eval.probes.revival import Learning, Shown, learn_vector
+from semu_diffusion.eval.probes.revival import Learning, learn_vectors
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.eval.scorer import NO_CONDITION
 from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 from semu_diffusion.peers.token_remap import remap_prompts
 from semu_diffusion.pipelines.cli.commands.erase_concept import main
 from semu_diffusion.pipelines.report.words import interval_words, shares_words
+from semu_diffusion.pipelines.runs import probe_images
 from semu_diffusion.pipelines.runs import scorer as run_scorer
 from semu_diffusion.pipelines.runs.config import EraseConceptConfig
 from semu_diffusion.pipelines.runs.domains import ConceptSubject, concepts_of
@@ -148,21 +150,21 @@ def test_a_pseudo_word_learns_what_the_images_show() -> None:
     before = {name: value.clone() for name, value in pipeline.text_encoder.state_dict().items()}
     latents = torch.cat(list(model.sample_latents([0] * 8, range(8), 4)))
     shown = Shown("bright", seer(), latents, ("a photo of a {}",) * 8)
-    how = Learning(steps=60, lr=1.0, batch_size=16, seed=1)
+    how = Learning(steps=60, lr=1.0, batch_size=16, restarts=2)
     probe = PseudoWordProbe((shown,), how)
-    start, unit = probe.start(model, shown)
-    vector = start.clone().requires_grad_(True)
-    with probe.attached(model, shown, vector) as on:
-        learn_vector(model, latents, vector, on.condition, how, unit)
-    assert vector.shape == (pipeline.text_encoder.config.hidden_size,)
+    start, unit = probe.start(model, shown, torch.Generator().manual_seed(1))
+    words = start.clone().requires_grad_(True)
+    with probe.attached(model, shown, words) as on:
+        learn_vectors(model, latents, words, on.condition, how, torch.Generator().manual_seed(1), unit)
+    assert words.shape == (2, pipeline.text_encoder.config.hidden_size)
 
     def loss(word: torch.Tensor) -> float:
         """Of the word as it is, the same draws for all."""
-        fixed = word.detach().clone().requires_grad_(True)
+        fixed, still = word.detach()[None].clone().requires_grad_(True), Learning(steps=10, lr=0.0, batch_size=16)
         with probe.attached(model, shown, fixed) as on:
-            return sum(learn_vector(model, latents, fixed, on.condition, Learning(10, 0.0, 16, seed=2)))
+            return sum(learn_vectors(model, latents, fixed, on.condition, still, torch.Generator().manual_seed(2)))
 
-    assert loss(vector) < loss(start)
+    assert all(loss(words[restart]) < loss(start[restart]) for restart in range(2))
     after = pipeline.text_encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -170,7 +172,7 @@ def test_a_pseudo_word_learns_what_the_images_show() -> None:
 def test_revival_is_the_share_the_judge_sees_and_the_pseudo_word_stands_where_it_should() -> None:
     model = adapt_text_pipeline(tiny_pipeline(), ["a photo of a cat"])
     latents = torch.zeros(3, *model.latent_shape)
-    quick = Learning(steps=2, lr=0.3, batch_size=2, samples=6, sampling_steps=2)
+    quick = Learning(steps=2, batch_size=2, samples=6, screened=2, restarts=2, sampling_steps=2)
 
     def revived(name: str, sentence: str = "a {} here", model: Any = model) -> Any:
         return PseudoWordProbe((Shown(name, seer(), latents, (sentence,) * 3),), quick).run(model)
@@ -234,6 +236,7 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         "sees cat (erased)": "forget",
         "right on others of its kind": "in_domain",
         "right on the other kind": "cross_domain",
+        "right on what is kept, by other words and sentences": "kept_held_out",
     }
     for words, group in groups.items():
         pictures = metrics.protocol.images_per_condition * len(metrics.protocol.conditions[group])
@@ -241,7 +244,7 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         assert share is not None
         assert metrics.after.samples[group] == pictures
         said = next(line for line in out.splitlines() if line.startswith(words))
-        assert said.endswith(interval_words(share, pictures))
+        assert said.endswith(interval_words(share, pictures, metrics.after.intervals[group]))
     after = metrics.after
     assert after.judged_as["cat"].get("cat", 0) == pytest.approx(after.forget_accuracy)
     assert f"asked for cat, the judge now sees: {shares_words(after.judged_as['cat'])}" in out
@@ -263,19 +266,20 @@ def test_a_judge_of_words_knows_what_the_concept_is_answered_with(monkeypatch: p
 
 def test_no_word_is_learned_of_a_model_of_two_text_encoders() -> None:
     asked = subject(config("cat", classifier="auto"), VOCABULARY, "sdxl")
-    assert make_probes(asked, make_scorer(asked)) == ()
+    assert [probe.name for probe in make_probes(asked, make_scorer(asked))] == ["completion"]
 
 
 def test_a_probe_learns_from_images_of_the_concept_and_each_concept_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_scorer, "SHOWN_IMAGES", 4)
+    monkeypatch.setattr(probe_images, "LEARNED_FROM", 4)
     asked = subject(config("cat", "dog", revival=True), VOCABULARY)
     scorer = make_scorer(asked)
-    (probe,) = make_probes(asked, scorer)
+    probe, completion = make_probes(asked, scorer)
     assert isinstance(probe, PseudoWordProbe)
     assert [shown.name for shown in probe.shown] == ["cat", "dog"]
     assert all(len(shown.clean) == len(shown.sentences) == 4 for shown in probe.shown)
     assert "a photo of a {}" in probe.shown[0].sentences
-    (given,) = make_probes(asked, scorer, torch.zeros(3, *asked.model.image_shape))
+    assert [len(shown.started) for shown in completion.shown] == [24, 24]
+    given, _ = make_probes(asked, scorer, torch.zeros(3, *asked.model.image_shape))
     assert isinstance(given, PseudoWordProbe)
     assert len(given.shown[0].clean) == 3
     none = subject(config("cat", classifier="none"), VOCABULARY)

@@ -117,14 +117,15 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
 
 SCORES = {
     "forget_accuracy", "unlearning_accuracy", "paraphrase_accuracy", "in_domain_accuracy", "cross_domain_accuracy",
-    "retain_accuracy", "unconditional_share", "revival", "clip_score", "per_condition", "judged_as", "samples", "probes",
+    "kept_held_out_accuracy", "retain_accuracy", "unconditional_share", "revival", "clip_score", "per_condition", "judged_as",
+    "samples", "intervals", "probes",
 }  # fmt: skip
 PROTOCOL = {
     "seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges",
 }  # fmt: skip
 PROMISED = {
-    "schema_version", "kind", "erased", "protocol", "before", "after", "side_effects", "forget_effect", "unprompted_effect",
-    "distances", "patch", "lora", "protection", "cost", "collapsed",
+    "schema_version", "kind", "erased", "protocol", "before", "after", "side_effects", "held_out_effect", "forget_effect",
+    "unprompted_effect", "distances", "patch", "lora", "protection", "cost", "collapsed",
 }  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def test_metrics_have_exactly_the_promised_keys_and_only_json_is_printed(
         assert scores.retain_accuracy == scores.in_domain_accuracy
         assert sum(scores.judged_as["red"].values()) == pytest.approx(1)
         assert scores.samples == {"forget": 2, "in_domain": 4}
+        assert set(scores.probes) == {"class-vector", "completion"}
         assert scores.probes["class-vector"]["red"].steps == 2
         assert scores.paraphrase_accuracy is scores.cross_domain_accuracy is None
     assert found.protocol.judges["object"].sha256 == digests(Path(judge_folder))["model.safetensors"]
@@ -644,7 +646,11 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
         semu.erase_class(pipeline, "red", explained_variance=2.0)
     with pytest.raises(semu.InputError, match="must be a tensor"):
         semu.erase_class(pipeline, "red", forget_images="./nowhere")
-    for setting, choices in (("protect", "null-space, none"), ("preset", "default, official"), ("precision", "auto, fp32")):
+    for setting, choices in (
+        ("protect", "null-space, none"),
+        ("preset", "default, deep, official"),
+        ("precision", "auto, fp32"),
+    ):
         with pytest.raises(semu.InputError, match=f"{setting} cannot be 'nulspace': choose from {choices}"):
             semu.erase_class(pipeline, "red", **{setting: "nulspace"})
 

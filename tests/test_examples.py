@@ -11,7 +11,7 @@ from saved_models import saved_judge, saved_model
 from text_models import tiny_pipeline
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-QUICK: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 2, "precision": "fp32"}
+QUICK: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "precision": "fp32"}
 
 
 def example(name: str) -> dict[str, Any]:
@@ -45,10 +45,16 @@ def test_the_example_of_a_concept_loads_its_lora(tmp_path: Path) -> None:
 def test_the_example_of_methods_prints_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, judge = saved_model(tmp_path / "model"), saved_judge(tmp_path / "judge")
     example("compare_methods")["main"](
-        "red", "uce", "copy", model=model, images=2, sampling_steps=2, classifier=judge, revival=False
+        "red", "closed-form", "copy", model=model, images=2, sampling_steps=2, classifier=judge, revival=False
     )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-2:]] == ["uce", "copy"]
+    assert [line.split()[0] for line in lines[-2:]] == ["closed-form", "copy"]
+
+
+def test_the_control_of_revival_attacks_a_model_that_knew_and_one_that_did_not(capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("never_known")["main"](steps=2, attack_steps=2, samples=4)
+    assert set(found) == {"knew it", "by its label", "never knew it"}
+    assert "crosses, never knew it: " in capsys.readouterr().out
 
 
 def test_every_example_is_run_here() -> None:

@@ -28,7 +28,6 @@ SETTINGS: dict[str, Any] = {
     "guidance_scale": 3.0,
     "seed": 0,
     "forget_samples": 6,
-    "anchor_samples": 3,
     "kept_samples": 12,
     "precision": "fp32",
     "protect": "null-space",
@@ -42,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "projection": "exact",
     "protected_energy": 0.9,
     "gradient_clip": None,
+    "method": "semu",
     "target": "fixed",
     "overshoot": 1.0,
     "weighting": "image",
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "label_drop": 0.0,
     "unlabelled": 0.25,
     "unlabelled_shift": 1.5,
-    "adversarial": 0.0,
+    "adversarial": 0.25,
     "retain": "self",
     "retain_weight": 8.0,
     "steps": 8,
@@ -61,7 +61,7 @@ SETTINGS: dict[str, Any] = {
 }
 CLASS = {**SETTINGS, "forget": ("red",), "anchor": "green"}
 CONCEPT = {
-    **{name: value for name, value in SETTINGS.items() if name != "preset"},
+    **SETTINGS,
     "concept": ("cat",),
     "synonyms": ("kitten",),
     "anchor": "dog",

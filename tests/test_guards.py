@@ -37,7 +37,6 @@ QUICK: dict[str, Any] = {
     "steps": 2,
     "batch_size": 4,
     "forget_samples": 4,
-    "anchor_samples": 2,
     "kept_samples": 6,
     "precision": "fp32",
 }

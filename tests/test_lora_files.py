@@ -23,7 +23,7 @@ from semu_diffusion.pipelines.runs.lora_check import check_lora
 
 
 def erased(pipeline: Any) -> ErasurePatch:
-    quick = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "anchor_samples": 2, "precision": "fp32"}
+    quick = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "precision": "fp32"}
     return erase_concept(
         pipeline, "cat", anchor="dog", retain_prompts=("a photo of a bird",), layers=("all", "!add_embedding.*"), **quick
     )

@@ -23,7 +23,7 @@ from semu_diffusion.peers.methods import METHODS, read_methods
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 FEW: dict[str, Any] = {
-    "steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 2, "batch_size": 4, "precision": "fp32",
+    "steps": 2, "forget_samples": 4, "kept_samples": 6, "batch_size": 4, "precision": "fp32",
 }  # fmt: skip
 EVERY = [(name, domain) for name, method in METHODS.items() for domain in method.domains]
 
@@ -37,7 +37,8 @@ def class_task(**settings: Any) -> tuple[Task[Any], ClassErasureConfig]:
 def concept_task(
     vocabulary: Vocabulary | None = None, extra: tuple[str, ...] = (), **settings: Any
 ) -> tuple[Task[Any], ConceptErasureConfig]:
-    config = ConceptErasureConfig(concept=("cat",), anchor="dog", guidance_scale=3.0, **{**FEW, **settings})
+    anchor = "dog" if settings.get("target", "fixed") == "fixed" else None
+    config = ConceptErasureConfig(concept=("cat",), anchor=anchor, guidance_scale=3.0, **{**FEW, **settings})
     planned = concepts.plan(tiny_pipeline(), config, vocabulary)
     model = concepts.bind(tiny_pipeline(), planned, extra)
     return concepts.task(model, planned, config), config

@@ -75,8 +75,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(assets, "folder", lambda name: embedded / name)
     monkeypatch.setattr(networks, "embedded", lambda name: embedded / name)
     for probe in (ClassVectorProbe, PseudoWordProbe):
-        monkeypatch.setattr(probe, "default", Learning(steps=2, lr=3e-2, batch_size=2, samples=2))
-    short = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
+        monkeypatch.setattr(probe, "default", Learning(steps=2, batch_size=2, restarts=2, screened=1))
+    short = {"steps": 2, "forget_samples": 4, "kept_samples": 6}
     for name, method in methods.METHODS.items():
         quick = dataclasses.replace(method, overrides={**short, **method.overrides}, expected={})
         monkeypatch.setitem(methods.METHODS, name, quick)
@@ -121,7 +121,7 @@ def test_the_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.Monke
 
     saved_model(checkout / "my-ddpm", names=("cat", "dog", "bird"))
     real = semu_diffusion.erase_class
-    short: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "anchor_samples": 4}
+    short: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6}
     monkeypatch.setattr(semu_diffusion, "erase_class", lambda *given: real(*given, **short))
     example, concepts = fences(README.read_text(), "python")
     names: dict[str, Any] = {}

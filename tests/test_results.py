@@ -29,9 +29,9 @@ FULL = Evaluation(
     erased=("cat", "dog"),
     protocol=Protocol(0, "DDIM", 25, 3.0, 8, 80, {"forget": ("a cat",), "in_domain": ()}, {"object": Network("judge", "0f")}),
     before=Scores(forget_accuracy=0.9, samples={"forget": 8}, clip_score={"forget": ClipScore(25.0, 0.6, 0.25, 8, "clip")}),
-    after=Scores(per_condition={"a cat": 0.1}, judged_as={"cat": {"dog": 0.9, "cat": 0.1}}).with_probes(
-        {"pseudo-word": {"cat": REVIVAL}, "nothing": {}}
-    ),
+    after=Scores(
+        intervals={"forget": (0.0, 0.2)}, per_condition={"a cat": 0.1}, judged_as={"cat": {"dog": 0.9, "cat": 0.1}}
+    ).with_probes({"pseudo-word": {"cat": REVIVAL}, "nothing": {}}),
     side_effects=SideEffects({"mse": 0.1, "ssim": 0.9}, {"a dog": {"mse": 0.1, "ssim": 0.9}}),
     distances={"kid": Distance(0.0, 0.01, 96, 96, "own", True, Network("features", "0a", 256))},
     patch=PatchSize(10, 100, 1000, 4000, 0.1),
@@ -54,6 +54,14 @@ def test_revival_is_the_strongest_probes_mean_over_what_was_erased() -> None:
     assert set(found.probes) == {"a", "b"}
     assert found.revival_samples == 120
     assert Scores().with_probes({}).revival is None
+
+
+def test_what_a_probe_brings_back_without_learning_is_no_revival() -> None:
+    cheap = Revival(0.9, 24, sampling_steps=20, control=1.0)
+    found = Scores().with_probes({"completion": {"cat": cheap}, "class-vector": {"cat": REVIVAL}})
+    assert (found.revival, found.revival_samples) == (0.5, 60)
+    assert found.probes["completion"]["cat"].control == 1.0
+    assert Scores().with_probes({"completion": {"cat": cheap}}).revival is None
 
 
 def test_the_cost_of_an_erasure_that_was_not_part_of_the_run_is_unknown() -> None:

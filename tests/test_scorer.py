@@ -86,6 +86,35 @@ def test_a_kept_class_that_the_judge_does_not_know_is_in_no_number_and_an_erased
         scorer("blue", judges={"object": judge(("blue",))})
 
 
+def test_more_images_go_on_from_those_that_are_known() -> None:
+    model, asked = tiny_model(), scorer("red")
+    first = asked.sample(model)
+    more = dataclasses.replace(asked, sampling=dataclasses.replace(SAMPLING, images=5))
+    marked = {name: torch.zeros_like(images) for name, images in first.items()}
+    again, anew = more.sample(model, known=marked), more.sample(model)
+    assert torch.equal(again["green"], torch.cat([marked["green"], anew["green"][3:]]))
+    assert torch.equal(asked.sample(model, known=anew)["green"], first["green"])
+
+
+def test_sampling_goes_on_until_every_interval_is_narrow_enough_or_there_are_images_enough() -> None:
+    model = tiny_model()
+
+    def needed(width: float, most: int) -> tuple[int, float]:
+        sampling = dataclasses.replace(SAMPLING, images=most, interval_width=width)
+        asked, found = scorer("red", sampling=sampling).narrowed(model)
+        assert all(len(found[name]) == asked.sampling.images for name in NAMES)
+        return asked.sampling.images, max(high - low for low, high in asked.score(found).intervals.values())
+
+    assert needed(0.99, 64)[0] == 8
+    count, width = needed(0.35, 64)
+    assert 8 < count < 64
+    assert width <= 0.35
+    assert needed(0.01, 20)[0] == 20
+    asked = scorer("red", sampling=dataclasses.replace(SAMPLING, images=64, interval_width=0.99))
+    evaluation, before, after = evaluate(asked, model, random_patch(model.denoiser))
+    assert len(before["red"]) == len(after["red"]) == evaluation.protocol.images_per_condition == 8
+
+
 def test_what_is_kept_is_compared_with_itself_or_with_a_reference() -> None:
     asked = scorer("red")
     before = asked.sample(tiny_model())

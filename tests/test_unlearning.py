@@ -7,7 +7,15 @@ import torch
 
 from semu_diffusion.domains.questions import Question, Questions, class_questions
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.metrics.unlearning import NO_CLASS, accuracies, judged_as, mean, share, wilson_interval
+from semu_diffusion.eval.metrics.unlearning import (
+    NO_CLASS,
+    accuracies,
+    clustered_interval,
+    judged_as,
+    mean,
+    share,
+    wilson_interval,
+)
 from semu_diffusion.pipelines.report.words import interval_words, shares_words
 
 NAMES = ("cat", "dog", "fish")
@@ -90,3 +98,14 @@ def test_a_share_is_shown_with_its_interval() -> None:
     assert interval_words(0.016, 500) == "1.6 %  (0.8 to 3.1)"
     with pytest.raises(InputError):
         wilson_interval(3, 2)
+
+
+def test_an_interval_of_prompts_that_differ_is_wider_and_of_prompts_that_do_not_it_is_wilsons() -> None:
+    assert clustered_interval([0.5] * 4, 10) == wilson_interval(20, 40)
+    assert clustered_interval([0.0] * 4, 10) == wilson_interval(0, 40)
+    low, high = clustered_interval([1.0, 1.0, 0.0, 0.0], 10)
+    assert (low, high) == pytest.approx(
+        wilson_interval(1.5, 3)
+    )  # four prompts that are all or nothing say what three samples say
+    with pytest.raises(InputError, match="no shares"):
+        clustered_interval([], 10)

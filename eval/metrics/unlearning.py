@@ -18,7 +18,7 @@ import torch
 from semu_diffusion.domains.questions import Question, Questions
 from semu_diffusion.errors import InputError
 
-__all__ = ["NO_CLASS", "accuracies", "judged_as", "mean", "share", "wilson_interval"]
+__all__ = ["NO_CLASS", "accuracies", "clustered_interval", "judged_as", "mean", "share", "wilson_interval"]
 
 NO_CLASS = "no class of the model"  # what a prediction of -1 is called
 
@@ -64,7 +64,7 @@ def judged_as(predictions: torch.Tensor, class_names: Sequence[str]) -> dict[str
     return {NO_CLASS if i < 0 else class_names[i]: count / len(predictions) for i, count in counts.most_common()}
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float, z: float = 1.959964) -> tuple[float, float]:
     r"""Wilson's score interval of a binomial share p = k / n; z = 1.96 gives 95 % (Wilson 1927).
 
     ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``. Unlike p ± z·σ it stays in [0, 1] and has a
@@ -76,3 +76,20 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     centre = share + spread / 2
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+
+
+def clustered_interval(shares: Sequence[float], each: int) -> tuple[float, float]:
+    r"""95 % interval of the mean of ``shares``, each of ``each`` samples of a prompt, as of prompts like these.
+
+    Samples of one prompt are alike. The variance of the mean over m prompts by the ratio estimator, sum (p_i - p)^2 / m (m-1),
+    over that of m n independent samples, p (1 - p) / m n, is the design effect (Kish 1965), at least 1. The interval is that of
+    Wilson for so many times fewer samples (Korn and Graubard 1998). InputError for no share.
+    """
+    count = len(shares)
+    if count == 0:
+        raise InputError("an interval of no shares is not defined")
+    total, p = count * each, sum(shares) / count
+    independent, effect = p * (1 - p) / total, 1.0
+    if count > 1 and independent > 0:
+        effect = max(1.0, sum((share - p) ** 2 for share in shares) / (count * (count - 1)) / independent)
+    return wilson_interval(p * total / effect, total / effect)

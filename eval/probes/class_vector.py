@@ -1,4 +1,4 @@
-"""Revival of a class by a vector in place of a row of the class embedding, from the null class's vector."""
+"""Revival of a class by a vector in place of a row of the class embedding."""
 
 from __future__ import annotations
 
@@ -9,42 +9,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from semu_diffusion.eval.probes.revival import Attached, Learning, RevivalProbe, Shown, WithVector, frozen
+from semu_diffusion.eval.probes.probe import Shown, frozen
+from semu_diffusion.eval.probes.revival import Attached, Learning, RevivalProbe, WithVectors
 from semu_diffusion.models.ddpm import ClassConditional
 
-__all__ = ["ClassVectorProbe", "injected_class"]
+__all__ = ["ClassVectorProbe", "injected_classes"]
 
 
 class ClassVectorProbe(RevivalProbe):
-    """Learns the class vector under which the model denoises images of an erased class best."""
+    """Learns class vectors under which the model denoises images of an erased class best."""
 
     name = "class-vector"
-    default = Learning(steps=150, lr=3e-2, batch_size=32)
+    default = Learning()
 
     @staticmethod
     def applies(model: Any) -> bool:
         return isinstance(getattr(model.denoiser, "class_embedding", None), nn.Embedding)
 
-    def start(self, model: Any, shown: Shown) -> tuple[torch.Tensor, float]:
-        """The null class's vector, or the mean of the other classes' if there is no null class; the unit is 1."""
-        kept = [row for row in range(len(model.names)) if row != model.row(shown.name)]
-        rows = kept if model.null is None else [model.null]
-        return model.condition_vectors(torch.tensor(rows)).float().mean(dim=0), 1.0
+    def start(self, model: Any, shown: Shown, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+        """The null class's vector (the mean of the other classes' if there is no null class), then other classes' in turn.
+
+        The order of those is the generator's. The unit is the root mean square of the other classes' vectors.
+        """
+        kept = [row for row, name in enumerate(model.names) if name != shown.name]
+        rows = model.condition_vectors(torch.tensor(kept)).float()
+        first = rows.mean(0) if model.null is None else model.condition_vectors(torch.tensor([model.null])).float()[0]
+        order = torch.randperm(len(kept), generator=generator)
+        others = [rows[order[index % len(kept)]] for index in range(self.how.restarts - 1)]
+        return torch.stack([first, *others]), float(rows.square().mean().sqrt()) or 1.0
 
     @contextmanager
-    def attached(self, model: Any, shown: Shown, vector: torch.Tensor) -> Iterator[Attached]:
-        how, scale = self.learning, 1.0 if model.null is None else self.learning.guidance_scale
+    def attached(self, model: Any, shown: Shown, vectors: torch.Tensor) -> Iterator[Attached]:
+        how, scale = self.how, 1.0 if model.null is None else self.how.guidance_scale
 
-        def sample(seeds: Sequence[int]) -> Iterator[torch.Tensor]:
-            yield from model.sample([label] * len(seeds), seeds, how.sampling_steps, scale, how.sample_batch_size)
+        def sample(restarts: Sequence[int], seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+            yield from model.sample([first + restart for restart in restarts], seeds, how.sampling_steps, scale)
 
-        with injected_class(model, vector) as label:
-            yield Attached(lambda chosen: torch.full((len(chosen),), label, device=model.device), sample)
+        with injected_classes(model, vectors) as first:
+            yield Attached(lambda restarts, _: first + torch.tensor(restarts, device=model.device), sample)
 
 
 @contextmanager
-def injected_class(model: ClassConditional, vector: torch.Tensor) -> Iterator[int]:
-    """Inside, the model is frozen and the yielded label stands for the class vector ``vector`` (D,); others are as before.
+def injected_classes(model: ClassConditional, vectors: torch.Tensor) -> Iterator[int]:
+    """Inside, the model is frozen and labels from the yielded one on stand for the class vectors (R, D); others are as before.
 
     On leaving, also by an exception, the model is as it was: embedding, ``requires_grad``, ``.grad`` and the mode of every
     module.
@@ -53,7 +60,7 @@ def injected_class(model: ClassConditional, vector: torch.Tensor) -> Iterator[in
     embedding = denoiser.class_embedding
     with frozen(denoiser):
         try:
-            denoiser.class_embedding = WithVector(embedding, vector).eval()
+            denoiser.class_embedding = WithVectors(embedding, vectors).eval()
             yield embedding.num_embeddings
         finally:
             denoiser.class_embedding = embedding

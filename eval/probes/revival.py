@@ -1,104 +1,76 @@
-r"""How deep an erasure goes: what one learned vector brings back.
+r"""How deep an erasure goes: what a learned vector brings back, one protocol for classes and words.
 
-With the erased model frozen, a vector v in place of a condition is learned on images of what was erased, by Adam, without
-guidance:
+With the erased model frozen, vectors v_r in place of a condition, one for each restart r, are learned on images of what was
+erased that the erasure did not see, by Adam with cosine decay, without guidance:
 
-    min_v  E || eps - eps(x_t, t, v) ||^2        (v-prediction and x_0-prediction models: their own target)
+    min_{v_r}  E  w(t) || eps - eps(x_t, t, v_r) ||^2        (v-prediction and x_0-prediction models: their own target)
 
-Then samples are made with it, guided against no condition. *Revival* is the share of them in which the judge sees what was
-erased. A model that only forgot the word or the label revives fully. What the vector stands for is a probe of its own:
-`ClassVectorProbe`, `PseudoWordProbe`.
+with w(t) of `Process.image_weight`, so that the noisy timesteps, where content is decided, count too. All restarts are one
+batch: R B images a step. Then a few samples are made with each, guided against no condition, and with the restart in which
+the judge sees most of what was erased ``samples`` more from fresh seeds: *revival* is the share of those, so that the choice
+does not flatter it. A model that only forgot the word or the label revives fully. What the vector stands for is a probe of
+its own: `ClassVectorProbe`, `PseudoWordProbe`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.judges.judge import Judge
+from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, guided_passes, seen
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 
-__all__ = ["Attached", "Learning", "Probe", "RevivalProbe", "Shown", "WithVector", "frozen", "learn_vector"]
+__all__ = ["Attached", "Learning", "RevivalProbe", "WithVectors", "learn_vectors"]
 
-Progress = Callable[[str, int, int], None]
 ENDS = 10  # steps that loss_start and loss_end are means of: one step's loss says more about its timesteps
-
-
-class Probe(Protocol):
-    """Something that is tried against an erased model; ``run`` leaves the model exactly as it was."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, model: Any, progress: Progress | None = None) -> dict[str, Revival]:
-        """By the name of what was erased; {} for a model on which it cannot be tried."""
+BACKWARD = 2  # passes that a backward pass counts as
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a probe learns from: clean samples (N, C, h, w) of the erased ``name``, and the judge that knows it by that name.
+class Learning(Sampled):
+    """How a probe learns: ``batch_size`` images a step for each of ``restarts`` vectors, ``lr`` at the first step in units of
+    the embedding's root mean square; and what it then samples, ``screened`` images of each vector to choose by."""
 
-    ``sentences[i]`` is the prompt of sample i with ``{}`` for the concept, for a model of words. ``source`` says whence.
-    """
-
-    name: str
-    judge: Judge
-    clean: torch.Tensor
-    sentences: tuple[str, ...] = ()
-    source: str = "made by the original model"
+    steps: int = 120
+    lr: float = 0.3
+    batch_size: int = 16
+    restarts: int = 3
+    screened: int = 16
 
     def __post_init__(self) -> None:
-        if self.clean.ndim != 4 or len(self.clean) == 0:
-            raise InputError(f"revival needs images (N, C, H, W), N > 0, not {tuple(self.clean.shape)}")
-        if self.name in self.judge.unjudged:
-            raise InputError(f"the judge {self.judge.name} knows no class like {self.name!r}")
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How a probe learns, and how many samples with which settings it then makes."""
-
-    steps: int
-    lr: float
-    batch_size: int
-    samples: int = 60
-    sampling_steps: int = 50
-    guidance_scale: float = 3.0
-    seed: int = 0
-    precision: str = "fp32"
-    sample_batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.samples) < 1:
-            raise InputError("revival needs at least one step, one image in a batch and one sample")
+        if min(self.steps, self.batch_size, self.samples, self.restarts, self.screened) < 1:
+            raise InputError("revival needs at least one step, one restart, one image in a batch and one sample")
 
 
 @dataclass(frozen=True)
 class Attached:
-    """A vector on a model: ``condition`` gives what `DiffusionModel.predict` takes for the samples with these indices,
-    ``sample`` batches of images in [0, 1] from these seeds."""
+    """Vectors on a model: ``condition(restarts, images)`` gives what `DiffusionModel.predict` takes for those vectors and the
+    samples with those indices, ``sample(restarts, seeds)`` batches of images in [0, 1], one of each pair."""
 
-    condition: Callable[[list[int]], torch.Tensor]
-    sample: Callable[[Sequence[int]], Iterator[torch.Tensor]]
+    condition: Callable[[list[int], list[int]], torch.Tensor]
+    sample: Callable[[Sequence[int], Sequence[int]], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class RevivalProbe(ABC):
-    """Learns a vector for each of ``shown`` against a model and counts what comes back."""
+    """Learns vectors for each of ``shown`` against a model and counts what comes back."""
 
     shown: tuple[Shown, ...]
-    learning: Learning
+    how: Learning
     name: ClassVar[str]
     default: ClassVar[Learning]
+    learns: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"images"})
 
     @staticmethod
     @abstractmethod
@@ -106,36 +78,46 @@ class RevivalProbe(ABC):
         """True for a model that has such a vector."""
 
     @abstractmethod
-    def start(self, model: Any, shown: Shown) -> tuple[torch.Tensor, float]:
-        """The vector (D,) that learning starts from, and the unit of the learning rate."""
+    def start(self, model: Any, shown: Shown, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+        """The vectors (R, D) that learning starts from, and the unit of the learning rate."""
 
     @abstractmethod
-    def attached(self, model: Any, shown: Shown, vector: torch.Tensor) -> AbstractContextManager[Attached]:
-        """Inside, ``vector`` is on the model; afterwards, also after an exception, the model is as it was."""
+    def attached(self, model: Any, shown: Shown, vectors: torch.Tensor) -> AbstractContextManager[Attached]:
+        """Inside, ``vectors`` are on the model; afterwards, also after an exception, the model is as it was."""
 
     def run(self, model: Any, progress: Progress | None = None) -> dict[str, Revival]:
         if not self.applies(model):
             return {}
         # float16 has no room for the gradients of a learned vector
-        precision = "bf16" if model.dtype == torch.float16 else self.learning.precision
+        precision = "bf16" if model.dtype == torch.float16 else self.how.precision
         with autocast(precision, model.device)():
             return {one.name: self._revived(model, one, progress) for one in self.shown}
 
     def _revived(self, model: Any, shown: Shown, progress: Progress | None) -> Revival:
-        how = self.learning
-        if tuple(shown.clean.shape[1:]) != model.latent_shape:
-            raise InputError(f"revival needs images (N, {model.latent_shape}), not {tuple(shown.clean.shape)}")
-        vector, unit = self.start(model, shown)
-        vector = vector.detach().float().to(model.device, copy=True).requires_grad_(True)
-        with self.attached(model, shown, vector) as on:
-            losses = learn_vector(model, shown.clean, vector, on.condition, how, unit, progress)
-            seen = []
-            for batch in on.sample(range(how.seed, how.seed + how.samples)):
-                seen.append(shown.judge.sees(batch, shown.name))
-                if progress is not None:
-                    progress("reviving", sum(map(len, seen)), how.samples)
+        how, clean = self.how, shown.images(model)
+        generator = torch.Generator().manual_seed(how.seed)
+        vectors, unit = self.start(model, shown, generator)
+        vectors = vectors.detach().float().to(model.device, copy=True).requires_grad_(True)
+        restarts = len(vectors)
+        with self.attached(model, shown, vectors) as on:
+            losses = learn_vectors(model, clean, vectors, on.condition, how, generator, unit, progress)
+
+            def share(restart: list[int], seeds: list[int]) -> list[float]:
+                made = torch.cat(list(on.sample(restart, seeds)))
+                parts = made.split(len(seeds) // len(dict.fromkeys(restart)))
+                return [seen(shown.judge, part, [shown.name] * len(part)) for part in parts]
+
+            first = range(how.seed, how.seed + how.screened)
+            each = share([r for r in range(restarts) for _ in first], [seed for _ in range(restarts) for seed in first])
+            best = max(range(restarts), key=lambda r: (each[r], -r))
+            if progress is not None:
+                progress("reviving", 1, 2)
+            (found,) = share([best] * how.samples, [first.stop + index for index in range(how.samples)])
+            if progress is not None:
+                progress("reviving", 2, 2)
+        sampled = (restarts * how.screened + how.samples) * how.sampling_steps * guided_passes(model, how.guidance_scale)
         return Revival(
-            share=float(torch.cat(seen).double().mean()),
+            share=found,
             samples=how.samples,
             steps=how.steps,
             lr=how.lr,
@@ -143,68 +125,59 @@ class RevivalProbe(ABC):
             sampling_steps=how.sampling_steps,
             guidance_scale=1.0 if model.null is None else how.guidance_scale,
             seed=how.seed,
-            training_images=len(shown.clean),
+            training_images=len(clean),
             learned_from=shown.source,
             loss_start=sum(losses[:ENDS]) / len(losses[:ENDS]),
             loss_end=sum(losses[-ENDS:]) / len(losses[-ENDS:]),
+            restarts=tuple(each),
+            image_passes=how.steps * restarts * how.batch_size * (1 + BACKWARD) + sampled,
         )
 
 
-def learn_vector(
+def learn_vectors(
     model: DiffusionModel,
     clean: torch.Tensor,
-    vector: torch.Tensor,
-    condition: Callable[[list[int]], torch.Tensor],
+    vectors: torch.Tensor,
+    condition: Callable[[list[int], list[int]], torch.Tensor],
     how: Learning,
+    generator: torch.Generator,
     unit: float = 1.0,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Change ``vector`` in place so that the model denoises ``clean`` best under ``condition(indices)``; each step's loss.
+    """Change ``vectors`` (R, D) in place so that the model denoises ``clean`` best under ``condition(restarts, indices)``.
 
-    Batches, timesteps and noise are drawn with the seed. Gradients flow to the vector alone.
+    Gives each step's loss, the mean over restarts. Batches, timesteps and noise come from ``generator``; gradients flow to
+    the vectors alone.
     """
-    generator = torch.Generator().manual_seed(how.seed)
-    optimizer = torch.optim.Adam([vector], lr=how.lr * unit)
+    count, each = len(vectors), how.batch_size
+    optimizer = torch.optim.Adam([vectors], lr=how.lr * unit, betas=(0.9, 0.99))
+    owner = [restart for restart in range(count) for _ in range(each)]
     losses: list[float] = []
     for step in range(how.steps):
-        chosen = torch.randint(len(clean), (how.batch_size,), generator=generator)
-        t = model.process.timesteps(how.batch_size, generator).to(model.device)
-        noise = torch.randn(how.batch_size, *clean.shape[1:], generator=generator).to(model.device)
+        optimizer.param_groups[0]["lr"] = how.lr * unit * (1 + math.cos(math.pi * step / how.steps)) / 2
+        chosen = torch.randint(len(clean), (count * each,), generator=generator)
+        t = torch.cat([model.process.timesteps(each, generator) for _ in range(count)]).to(model.device)
+        noise = torch.randn(len(chosen), *clean.shape[1:], generator=generator).to(model.device)
         x = clean[chosen.to(clean.device)].to(model.device)
         with torch.enable_grad():
-            predicted = model.predict(model.process.add_noise(x, noise, t), t, condition(chosen.tolist())).float()
-            loss = (predicted - model.process.target(x, noise, t).float()).square().mean()
-            (vector.grad,) = torch.autograd.grad(loss, vector)
+            predicted = model.predict(model.process.add_noise(x, noise, t), t, condition(owner, chosen.tolist())).float()
+            error = (predicted - model.process.target(x, noise, t).float()).square().flatten(1).mean(1)
+            loss = (model.process.image_weight(t) * error).view(count, each).mean(1).sum()  # a restart's step is its own
+            (vectors.grad,) = torch.autograd.grad(loss, vectors)
         optimizer.step()
-        losses.append(float(loss.detach()))
+        losses.append(float(loss.detach()) / count)
         if progress is not None:
-            progress("learning a vector", step + 1, how.steps)
+            progress("learning vectors", step + 1, how.steps)
     return losses
 
 
-@contextmanager
-def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Inside, the networks are in eval mode and no weight asks for a gradient; afterwards all is as it was."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for network in networks for parameter in network.parameters()]
-    try:
-        for network in networks:
-            network.eval().requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
+class WithVectors(nn.Module):
+    """An embedding with more rows, vectors (R, D) of their own after those it has."""
 
-
-class WithVector(nn.Module):
-    """An embedding with one more row, which is a vector of its own."""
-
-    def __init__(self, embedding: nn.Embedding, vector: torch.Tensor) -> None:
+    def __init__(self, embedding: nn.Embedding, vectors: torch.Tensor) -> None:
         super().__init__()
         self.embedding = embedding
-        self.vector = vector  # no Parameter: it must not join the model's own
+        self.vectors = vectors  # no Parameter: they must not join the model's own
 
     @property
     def weight(self) -> torch.Tensor:
@@ -212,6 +185,6 @@ class WithVector(nn.Module):
         return self.embedding.weight
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        extra = labels == self.embedding.num_embeddings
-        rows = self.embedding(labels.masked_fill(extra, 0))
-        return torch.where(extra[..., None], self.vector.to(rows.dtype), rows)
+        index = labels - self.embedding.num_embeddings
+        rows = self.embedding(labels.masked_fill(index >= 0, 0))
+        return torch.where((index >= 0)[..., None], self.vectors.to(rows.dtype)[index.clamp(min=0)], rows)

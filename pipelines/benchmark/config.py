@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from semu_diffusion.options import at_least, option
+from semu_diffusion.options import at_least, option, require
 
 __all__ = ["BenchmarkConfig"]
 
@@ -41,11 +41,29 @@ class BenchmarkConfig:
         None, "classifier-free guidance w (default: 3 for classes, the model's own for concepts)", metavar="W"
     )
     classifier: str = option("auto", "judge, as in the erase commands", metavar="JUDGE")
-    revival: bool = option(True, "measure what one learned vector brings back")
-    seed: int = option(0, "seed of everything random", metavar="SEED")
+    revival: bool = option(True, "measure what a learned vector brings back")
+    probes: tuple[str, ...] = option(("all",), "probes without training, as in semu evaluate", metavar="A,B,…", comma=True)
+    probe_samples: int = option(40, "images that every probe is counted in", metavar="N")
+    unconditional_samples: int = option(200, "images without a condition, at w = 1", metavar="N")
+    seeds: tuple[str, ...] = option(
+        ("0",), "seeds of everything random; of several the page shows mean and spread", metavar="A,B,…", comma=True,
+        aliases=("--seed",),
+    )  # fmt: skip
+    cache: str | None = option(
+        None, "folder for what the original gives, which processes may share (default: original/ in the work folder)",
+        metavar="DIR",
+    )  # fmt: skip
+    merge: tuple[str, ...] = option(
+        (), "measure nothing: write the page of the rows in these work folders, measured by several processes", comma=True,
+        metavar="DIR,DIR,…",
+    )  # fmt: skip
     device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE")
 
     def __post_init__(self) -> None:
-        at_least(self, "sampling_steps", 1)
+        require(
+            all(seed.isdecimal() for seed in self.seeds) and len(self.seeds) > 0, "--seeds needs whole numbers, as in 0,1,2"
+        )
+        for name in ("sampling_steps", "probe_samples", "unconditional_samples"):
+            at_least(self, name, 1)
         if self.images is not None:
             at_least(self, "images", 1)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.results import Evaluation, Revival
 from semu_diffusion.files import write_text
 
-__all__ = ["Row", "Rows", "read_rows"]
+__all__ = ["Row", "Rows", "merged_rows", "read_rows"]
 
 Row = dict[str, Any]
 
@@ -42,15 +41,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.found) - 1
 
-    def has(self, method: str, erased: str) -> bool:
-        return any((row["method"], row["erased"]) == (method, erased) for row in self.found[1:])
-
-    def revived(self, erased: str) -> Mapping[str, Mapping[str, Revival]] | None:
-        """What the probes brought back from the original model, from an earlier row that erased the same."""
-        for row in self.found[1:]:
-            if row["erased"] == erased:
-                return Evaluation.from_json(row["evaluation"]).before.probes
-        return None
+    def has(self, method: str, erased: str, seed: int) -> bool:
+        return (method, erased, seed) in {(row["method"], row["erased"], row["seed"]) for row in self.found[1:]}
 
     def add(self, row: Row) -> None:
         self.found.append(json.loads(json.dumps(row)))
@@ -73,3 +65,17 @@ def read_rows(path: Path) -> list[Row]:
         return found
     except ValueError as error:
         raise InputError(f"{path} is not a benchmark's rows ({error}): choose another --work") from error
+
+
+def merged_rows(paths: Sequence[Path]) -> list[Row]:
+    """Protocol and rows of several files of one benchmark, each row once, the first one found.
+
+    Raises InputError for files that were not measured by one protocol.
+    """
+    files = [read_rows(path) for path in paths]
+    for path, (protocol, *_) in zip(paths, files, strict=True):
+        if protocol != files[0][0]:
+            named = [key for key, value in protocol["protocol"].items() if files[0][0]["protocol"].get(key) != value]
+            raise InputError(f"{path} and {paths[0]} were measured by different protocols ({', '.join(named)})")
+    rows = {(row["method"], row["erased"], row["seed"]): row for _, *found in reversed(files) for row in reversed(found)}
+    return [files[0][0], *reversed(rows.values())]

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.erasure import Diverged
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.judges.networks import state_digest
+from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.peers.methods import METHODS, Method, read_methods
+from semu_diffusion.pipelines.benchmark.cache import Cache, digest_of
 from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
 from semu_diffusion.pipelines.benchmark.rows import Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.results import new_page, write_page
 from semu_diffusion.pipelines.runs.domains import Subject
+from semu_diffusion.pipelines.runs.erase import metered_task, spent
 from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
@@ -31,11 +31,14 @@ from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe
 __all__ = ["run"]
 
 FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
-Known = dict[str, torch.Tensor]
 
 
 def run(config: BenchmarkConfig) -> int:
     """Measure what is missing and write the page; 0, or 1 if a method diverged or fell below its expected number."""
+    if config.merge:
+        write_page(new_page("--output", config.output), [Path(folder) for folder in config.merge])
+        print(f"{config.output} shows the rows of {', '.join(config.merge)}")
+        return 0
     quiet_libraries()
     page, work = new_page("--output", config.output), Path(config.work).expanduser()
     with held(work):
@@ -47,18 +50,19 @@ def _run(config: BenchmarkConfig, page: Path, work: Path) -> int:
     methods = _methods(config, subjects)
     erased = [subjects.checked(name) for name in config.erase or subjects.names]
     others = [subjects.checked(name) for name in config.others] or erased
-    jobs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
+    pairs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
+    jobs = [(method, name, int(seed)) for seed in config.seeds for method, name in pairs]
     first = subjects.load(subjects.settings(erased[0]))
     rows = Rows(work / FILES[subjects.domain], _protocol(first, subjects))
-    known: Known = {}
+    weights = digest_of(first.model)
     diverged: list[str] = []
     with Progress() as progress:
-        for number, (method, name) in enumerate(jobs, 1):
-            if rows.has(method.name, name):
+        for number, (method, name, seed) in enumerate(jobs, 1):
+            if rows.has(method.name, name, seed):
                 continue
-            progress.note(f"[{number}/{len(jobs)}] {method.name}: {name}")
+            progress.note(f"[{number}/{len(jobs)}] {method.name}: {name}, seed {seed}")
             try:
-                rows.add(_measure(method, name, subjects, known, rows, progress))
+                rows.add(_measure(method, name, seed, subjects, weights, progress))
             except KeyboardInterrupt as stop:
                 progress.close()
                 stop.args = (f"{rows.path} keeps {len(rows)} rows; the same command goes on from there.",)
@@ -66,8 +70,8 @@ def _run(config: BenchmarkConfig, page: Path, work: Path) -> int:
             except (Diverged, FloatingPointError) as error:
                 diverged.append(f"{method.name} of {name}: {error}")
                 progress.note(f"no row for {diverged[-1]}")
-            write_page(page, work)
-    write_page(page, work)
+            write_page(page, [work])
+    write_page(page, [work])
     print(f"{page} holds {len(rows)} rows")
     below = list(_below_expected(methods, rows)) if subjects.embedded else []  # the numbers are known of those models alone
     for line in [f"no row for {one}" for one in diverged] + below:
@@ -103,39 +107,50 @@ def _protocol(subject: Subject, subjects: Subjects) -> dict[str, Any]:
     kind = ClassErasureConfig if subjects.domain == "class" else ConceptErasureConfig
     defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name not in ("forget", "concept")}
     return {
-        **{name: value for name, value in protocol.items() if name != "conditions"},
+        **{name: value for name, value in protocol.items() if name not in ("conditions", "seed")},
         "model": subjects.config.model,
         "weights": state_digest(subject.model.denoiser.state_dict())[:16],
-        "probes": {name: dataclasses.asdict(how) for name, how in probe_settings(subject, scorer).items()},
+        "probes": _probes(subject, scorer),
         "defaults": defaults,
     }
 
 
-def _measure(method: Method, name: str, subjects: Subjects, known: Known, rows: Rows, progress: Progress) -> Row:
-    """One row. A condition has the same seeds in every row, so the original's samples are made once (``known``)."""
-    subject = subjects.load(subjects.settings(name, method))
-    scorer, model = make_scorer(subject), subject.model
-    start = time.perf_counter()
-    task = subject.task(progress.show, None)
-    prepared = time.perf_counter() - start
+def _probes(subject: Subject, scorer: Scorer) -> dict[str, dict[str, Any]]:
+    """The settings of the probes, but for the seed, which each row has for itself."""
+    settings = {name: dataclasses.asdict(how) for name, how in probe_settings(subject, scorer).items()}
+    return {name: {key: value for key, value in how.items() if key != "seed"} for name, how in settings.items()}
+
+
+def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: str, progress: Progress) -> Row:
+    """One row. A condition has the same seeds in every row of a seed, so what the original gives is made once and cached."""
+    subject = subjects.load(subjects.settings(name, method, seed))
+    scorer, model, config = make_scorer(subject), subject.model, subjects.config
+    cache = Cache.of(Path(config.cache or Path(config.work) / "original"), weights, scorer, model)
+    task, preparing = metered_task(subject, progress.show, None)
     result = method.run(task, subject.config, progress.show)
-    probes = make_probes(subject, scorer, None, progress.show)
+    probes = make_probes(subject, scorer, None, progress.show, cache.recall)
+    judges = [judge.sha256 for judge in scorer.judges.values()]
+    asked = f"probes of {name} {_probes(subject, scorer)} {judges}"
     evaluation, before, _ = evaluate(
-        scorer, model, result.edit, probes, progress.show, known, rows.revived(name) if probes else None
+        scorer, model, result.edit, probes, progress.show, cache.samples(scorer), cache.probed(asked) if probes else None
     )
-    known |= before
+    cache.keep_samples(scorer, before)
+    cache.keep_probed(asked, evaluation.before.probes)
+    cost = spent(preparing, result)
+    evaluation = dataclasses.replace(evaluation, cost=dataclasses.replace(evaluation.cost, passes=cost.passes))
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     where = environment(model.device)
     return {
         "method": method.name,
         "title": method.title,
         "erased": name,
+        "seed": seed,
         "kind": subjects.kind(name),
         "replaced_by": subject.anchors(task, result),
         "evaluation": evaluation.to_json(),
         "trained_fraction": result.edit.trained_parameters / total,
         "bytes": result.edit.nbytes,
-        "seconds": {"prepare": prepared, **result.seconds},
+        "seconds": cost.seconds,
         "settings": dict(method.overrides),
         **{key: where[key] for key in ("git_commit", "packages", "threads", "device", "platform") if key in where},
     }

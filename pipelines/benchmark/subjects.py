@@ -45,13 +45,16 @@ class Subjects:
     def kind(self, erased: str) -> str:
         return "+".join(sorted({self.kinds[name] for name in erased.split("+")}))
 
-    def settings(self, erased: str, method: Method | None = None) -> Any:
+    def settings(self, erased: str, method: Method | None = None, seed: int | None = None) -> Any:
         """The config of one row: the erase command's, with the method's overrides."""
         config, names = self.config, tuple(erased.split("+"))
         shared: dict[str, Any] = {
-            "model": self.source, "device": config.device, "seed": config.seed, "classifier": config.classifier,
+            "model": self.source, "device": config.device, "classifier": config.classifier,
+            "seed": int(config.seeds[0]) if seed is None else seed,
             "images_per_condition": config.images or IMAGES[self.domain], "sampling_steps": config.sampling_steps,
             "sampling_precision": config.sampling_precision, "revival": config.revival and config.classifier != "none",
+            "probes": config.probes, "probe_samples": config.probe_samples,
+            "unconditional_samples": config.unconditional_samples,
         }  # fmt: skip
         if config.guidance_scale is not None:
             shared["guidance_scale"] = config.guidance_scale

@@ -12,7 +12,7 @@ from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.files import public_name
 from semu_diffusion.models.hub import is_hub_id
-from semu_diffusion.pipelines.report.words import SHARES, never_made, shares_words
+from semu_diffusion.pipelines.report.words import never_made, shares_of, shares_words
 
 __all__ = ["for_repository", "patch_card"]
 
@@ -88,7 +88,7 @@ def _license(source: str, kind: str, hub: bool) -> dict[str, Any]:
 def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]]:
     """(words, before, after) of what was measured, and the words of what was not."""
     rows, missing = [], []
-    for share in SHARES:
+    for share in shares_of(evaluation):
         words = share.words.format(erased=", ".join(evaluation.erased) or "it")
         old, new = share.of(evaluation.before), share.of(evaluation.after)
         if new is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
-from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
+from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
+from semu_diffusion.pipelines.report.front import Point, front
 
 __all__ = ["new_page", "page", "write_page"]
 
@@ -18,57 +21,103 @@ SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Co
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, where in a row its number stands and how it is written."""
+    """A column of a table: its heading, its number in a row (None: not measured) and how it is written."""
 
     heading: str
     form: str
-    path: tuple[str, ...]
-    scale: float = 1.0
+    value: Callable[[Row], float | None]
 
-    def value(self, row: Row) -> float | None:
-        found: Any = row
-        for key in self.path:
-            found = found.get(key) if isinstance(found, dict) else None
-        return None if found is None else found * self.scale
-
-    def mean(self, rows: Sequence[Row]) -> str:
-        """The mean over ``rows``, formatted; a dash if one of them was not measured."""
-        values = [self.value(row) for row in rows]
-        if not values or any(value is None for value in values):
+    def text(self, rows: Sequence[Row]) -> str:
+        """The mean over ``rows``; of several seeds with the standard deviation of their means. A dash if a row has none."""
+        seeds: dict[int, list[float]] = {}
+        for row in rows:
+            value = self.value(row)
+            if value is None:
+                return "–"
+            seeds.setdefault(row.get("seed", 0), []).append(value)
+        means = [fmean(values) for values in seeds.values()]
+        if not means:
             return "–"
-        return format(sum(value for value in values if value is not None) / len(values), self.form)
+        spread = f" ± {format(stdev(means), self.form)}" if len(means) > 1 else ""
+        return format(fmean(means), self.form) + spread
+
+
+def _at(*path: str, scale: float = 1.0) -> Callable[[Row], float | None]:
+    """The number at a path of keys."""
+
+    def value(row: Row) -> float | None:
+        found: Any = row
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return None if found is None else found * scale
+
+    return value
 
 
 def _both(heading: str, key: str, form: str = ".3f") -> tuple[Column, Column]:
     """The two columns of a share that is measured before and after."""
-    before, after = (("evaluation", when, key) for when in ("before", "after"))
+    before, after = (_at("evaluation", when, key) for when in ("before", "after"))
     return Column(f"{heading} before", form, before), Column(heading, form, after)
 
 
+def _passes(row: Row) -> float | None:
+    """Image passes of the erasure, all phases but the evaluation's."""
+    found = row["evaluation"].get("cost", {}).get("passes") or {}
+    spent = [count for phase, count in found.items() if phase != "evaluate" and count is not None]
+    return float(sum(spent)) if spent else None
+
+
+def _probed(name: str, when: str, key: str = "share") -> Callable[[Row], float | None]:
+    """The mean over what was erased of a probe's number."""
+
+    def value(row: Row) -> float | None:
+        each = [one.get(key) for one in row["evaluation"][when].get("probes", {}).get(name, {}).values()]
+        return fmean(each) if each and None not in each else None
+
+    return value
+
+
+UA = Column("UA", ".3f", _at("evaluation", "after", "unlearning_accuracy"))
+DRIFT = Column("drift", ".4f", _at("evaluation", "side_effects", "paired", "mse"))
+REVIVAL = _both("revival", "revival", ".2f")
+UNASKED = _both("unasked", "unconditional_share")
+PASSES = Column("passes", ".0f", _passes)
+SECONDS = Column("erase s", ".1f", lambda row: sum(row["seconds"].values()))
 COLUMNS = (
-    Column("UA", ".3f", ("evaluation", "after", "unlearning_accuracy")),
-    Column("seen before", ".3f", ("evaluation", "before", "forget_accuracy")),
+    UA,
+    Column("seen before", ".3f", _at("evaluation", "before", "forget_accuracy")),
     *_both("held-out words", "paraphrase_accuracy"),
     *_both("kept, own kind", "in_domain_accuracy"),
     *_both("kept, other kind", "cross_domain_accuracy"),
-    Column("drift", ".4f", ("evaluation", "side_effects", "paired", "mse")),
-    Column("SSIM", ".3f", ("evaluation", "side_effects", "paired", "ssim")),
-    *_both("revival", "revival", ".2f"),
-    *_both("unasked", "unconditional_share"),
-    Column("KID ×10³", ".2f", ("evaluation", "distances", "kid", "after"), 1e3),
-    Column("trained", ".3%", ("trained_fraction",)),
-    Column("kB", ".0f", ("bytes",), 1e-3),
-    Column("erase s", ".1f", ("erase_seconds",)),
+    *_both("kept, held out", "kept_held_out_accuracy"),
+    DRIFT,
+    Column("drift, held out", ".4f", _at("evaluation", "held_out_effect", "paired", "mse")),
+    Column("SSIM", ".3f", _at("evaluation", "side_effects", "paired", "ssim")),
+    *REVIVAL,
+    *UNASKED,
+    Column("KID ×10³", ".2f", _at("evaluation", "distances", "kid", "after", scale=1e3)),
+    Column("trained", ".3%", _at("trained_fraction")),
+    Column("kB", ".0f", _at("bytes", scale=1e-3)),
+    PASSES,
+    SECONDS,
 )
 WRITTEN = "Written by `semu benchmark`"
 WORDS = (
     "UA: share of the erased thing's samples in which the judge no longer sees it; seen before: share in which it did. "
     "held-out words: share seen by words and sentences that the erasure did not know. kept: judged right on what stays, of "
-    "the same kind and of the other. drift and SSIM: paired with the original's samples of what stays, same seeds (images "
-    "in [-1, 1]). revival: share that one learned vector brings back. unasked: share of the erased thing among samples "
-    "without a condition (w = 1). KID: of what stays, against the original's own samples, a drift in features. trained: "
-    "numbers that could change, as a share of the denoiser's. erase s: wall clock. A dash is what was not measured. In "
+    "the same kind and of the other, by prompts that the erasure knew; held out: by words and sentences that it did not. drift "
+    "and SSIM: paired with the original's samples of what stays, same seeds (images in [-1, 1]). revival: share that the best "
+    "of several learned vectors brings back. unasked: share of the erased thing among samples without a condition (w = 1). "
+    "KID: of what stays, against the original's own samples, a drift in features. trained: numbers that could change, as a "
+    "share of the denoiser's. passes: images through the denoiser during the erasure (a backward pass counts two). erase s: "
+    "wall clock. ±: standard deviation over seeds of the mean over what was erased. A dash is what was not measured. In "
     "brackets after a name: what the judge calls most of its samples now."
+)
+PROBES = (
+    "Share that each probe without training brings back, from the original and from the edited model; kept: the share of kept "
+    "pictures that come back in the same way from the edited model. completion: the original makes the first quarter of the "
+    "path. recovery: half-noised pictures, denoised by name and without a condition. noise: more noise at each step. "
+    "inversion: pictures inverted and made again without a condition. int8, fp8: the merged weights rounded."
 )
 
 
@@ -82,35 +131,92 @@ def new_page(flag: str, given: str) -> Path:
     return path
 
 
-def write_page(path: Path, work: Path) -> None:
-    """Write `page` of the rows in ``work``; makes the folder if need be."""
+def write_page(path: Path, works: Sequence[Path]) -> None:
+    """Write `page` of the rows in the folders ``works``, and its pictures beside it; makes the folder if need be.
+
+    Raises InputError for folders without rows, or with rows of different protocols.
+    """
+    found = {file: [work / file for work in works if (work / file).is_file()] for file, _ in SECTIONS}
+    sections = {title: merged_rows(found[file]) for file, title in SECTIONS if found[file]}
+    if not sections:
+        raise InputError(f"no rows of a benchmark in {', '.join(map(str, works))}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page({title: read_rows(work / file) for file, title in SECTIONS if (work / file).is_file()}))
+    pictures = {}
+    for title, (_, *rows) in sections.items():
+        name = f"{path.stem}-{title.split()[0].lower()}.svg"
+        if rows:
+            write_text(path.with_name(name), front(points(rows), title))
+            pictures[title] = name
+    write_text(path, page(sections, pictures))
 
 
-def page(sections: dict[str, list[Row]]) -> str:
+def points(rows: Sequence[Row]) -> list[Point]:
+    """A point of the fronts for each method and kind: means over what was erased one at a time."""
+    found = []
+    for (method, kind), group in _by_method(rows).items():
+        seconds, passes = (_mean(column, group) for column in (SECONDS, PASSES))
+        title = f"{group[0]['title']}{'' if kind == 'class' else f', {kind}s'}"
+        values = {name: _mean(column, group) for name, column in FRONT.items()}
+        found.append(Point(title, method == "default", {**values, "seconds": seconds, "passes": passes}))
+    return found
+
+
+FRONT = {"drift": DRIFT, "revival": REVIVAL[1], "unasked": UNASKED[1], "UA": UA}
+
+
+def _mean(column: Column, rows: Sequence[Row]) -> float | None:
+    values = [value for row in rows if (value := column.value(row)) is not None]
+    return fmean(values) if len(values) == len(rows) else None
+
+
+def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows that erased one thing, by method and kind."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if "+" not in row["erased"]:
+            found.setdefault((row["method"], row["kind"]), []).append(row)
+    return found
+
+
+def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = MappingProxyType({})) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
     text = ["# Results", "", f"{WRITTEN}: all rows of a table share protocol, seeds and judge.", "", WORDS]
     for title, (protocol, *rows) in sections.items():
         if rows:
-            text += ["", f"# {title}", "", *_section(protocol["protocol"], rows)]
+            text += ["", f"# {title}", "", _protocol(protocol["protocol"], rows)]
+            text += ["", f"![The front]({pictures[title]})"] if title in pictures else []
+            text += _section(rows)
     return "\n".join(text) + "\n"
 
 
-def _section(protocol: dict[str, Any], rows: list[Row]) -> Iterator[str]:
-    for row in rows:
-        row["erase_seconds"] = sum(row["seconds"].values())
+def _section(rows: list[Row]) -> Iterator[str]:
     columns = [column for column in COLUMNS if any(column.value(row) is not None for row in rows)]
-    yield _protocol(protocol, rows)
-    yield from ("", "## By method (in brackets: over how many)", "", _head("method", columns))
-    groups = list(dict.fromkeys((row["method"], row["title"], row["kind"]) for row in rows if "+" not in row["erased"]))
-    several = len({kind for _, _, kind in groups}) > 1
-    for method, title, kind in groups:
-        found = [r for r in rows if (r["method"], r["kind"]) == (method, kind) and "+" not in r["erased"]]
-        yield _line(f"{title}{f', {kind}s' if several else ''} ({len(found)})", found, columns)
+    names = dict.fromkeys(name for row in rows for name in row["evaluation"]["after"].get("probes", {}))
+    probes = [
+        column
+        for name in names
+        if not any(_probed(name, "after", "steps")(row) for row in rows)  # those that learn are the revival
+        for column in (
+            Column(f"{name} before", ".2f", _probed(name, "before")),
+            Column(name, ".2f", _probed(name, "after")),
+            Column(f"{name}, kept", ".2f", _probed(name, "after", "control")),
+        )
+        if any(column.value(row) is not None for row in rows)
+    ]
+    groups = _by_method(rows)
+    several = len({kind for _, kind in groups}) > 1
+    for title, chosen in (("By method (in brackets: over how many)", columns), ("Probes without training", probes)):
+        if chosen:
+            yield from ("", f"## {title}", "", *([PROBES, ""] if chosen is probes else []), _head("method", chosen))
+            for (_, kind), found in groups.items():
+                count = len({row["erased"] for row in found})
+                yield _line(f"{found[0]['title']}{f', {kind}s' if several else ''} ({count})", found, chosen)
     for method, title in dict.fromkeys((row["method"], row["title"]) for row in rows):
         yield from ("", f"## {title}", "", _head("erased", columns))
-        yield from (_line(_erased(row), [row], columns) for row in rows if row["method"] == method)
+        own = [row for row in rows if row["method"] == method]
+        for erased in dict.fromkeys(row["erased"] for row in own):
+            found = [row for row in own if row["erased"] == erased]
+            yield _line(_erased(found[0]), found, columns)
 
 
 def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
@@ -119,13 +225,17 @@ def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
     )
     commits = ", ".join(sorted({str(row.get("git_commit")) for row in rows}))
     how = "; ".join(
-        f"{name}: one vector, Adam, {probe['steps']} steps of {probe['batch_size']}, {probe['samples']} samples"
+        f"{name}: Adam, {probe['steps']} steps of {probe['batch_size']} for each of {probe['restarts']} vectors, "
+        f"{probe['screened']} samples of each to choose by, {probe['samples']} of the best"
         for name, probe in protocol["probes"].items()
+        if "steps" in probe
     )
+    numbers = sorted({row.get("seed", 0) for row in rows})
+    seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     return (
         f"Protocol: {protocol['images_per_condition']} images of every condition, {protocol['unconditional_samples']} without "
-        f"one, before and after, {protocol['sampler']} {protocol['steps']} steps, w = {protocol['guidance_scale']:g}, seed "
-        f"{protocol['seed']}. Judges: {judges}. Model {protocol['model']}, weights {protocol['weights']}."
+        f"one, before and after, {protocol['sampler']} {protocol['steps']} steps, w = {protocol['guidance_scale']:g}, {seeds}. "
+        f"Judges: {judges}. Model {protocol['model']}, weights {protocol['weights']}."
         + (f" Revival, {how}." if how else "")
         + f" Commit {commits}."
     )
@@ -138,7 +248,7 @@ def _head(first: str, columns: Sequence[Column]) -> str:
 
 def _line(first: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """A line of Markdown with the means over ``rows``."""
-    return f"| {first} | " + " | ".join(column.mean(rows) for column in columns) + " |"
+    return f"| {first} | " + " | ".join(column.text(rows) for column in columns) + " |"
 
 
 def _erased(row: Row) -> str:

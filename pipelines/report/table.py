@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from semu_diffusion.eval.results import Evaluation, LoraCheck
-from semu_diffusion.pipelines.report.words import SHARES, interval_words, shares_words
+from semu_diffusion.pipelines.report.words import shares_of, shares_words
 
 __all__ = ["table"]
 
@@ -27,11 +27,11 @@ def table(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> s
 
 def _judged(evaluation: Evaluation) -> Iterator[Row]:
     named, found = ", ".join(evaluation.erased), []
-    for share in SHARES:
-        old, new, samples = share.of(evaluation.before), share.of(evaluation.after), share.samples(evaluation)
-        if new is not None and samples:
+    for share in shares_of(evaluation):
+        old, new = share.of(evaluation.before), share.said(evaluation)
+        if new:
             before = "–" if old is None else f"{100 * old:.1f} %"
-            found.append((share.words.format(erased=named), before, interval_words(new, samples)))
+            found.append((share.words.format(erased=named), before, new))
     yield (
         ("judged", "before", "after (95 % interval)")
         if found
@@ -53,6 +53,7 @@ def _changes(evaluation: Evaluation) -> Iterator[Row]:
     groups = {
         f"change of {', '.join(evaluation.erased)}": evaluation.forget_effect,
         "change of what is kept": evaluation.side_effects,
+        "change of what is kept, by other words": evaluation.held_out_effect,
         "change without a condition": evaluation.unprompted_effect,
     }
     for words, effect in groups.items():
@@ -89,7 +90,8 @@ def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> I
             f"{protection.response_on_kept:.2%} (rms; by layer in run.json)"
         )
     if patch is not None:
-        erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s, "
+        passes = f" ({sum(cost.passes.values()):,} image passes)" if cost.passes else ""
+        erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s{passes}, "
         yield (
             f"patch: {patch.trained_parameters:,} numbers trained ({100 * patch.fraction:.3f} % of the model) in "
             f"{patch.layers} layers, {patch.bytes / 1000:.0f} kB; "

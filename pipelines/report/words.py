@@ -8,37 +8,55 @@ from dataclasses import dataclass
 from semu_diffusion.eval.metrics.unlearning import wilson_interval
 from semu_diffusion.eval.results import Evaluation, Scores
 
-__all__ = ["SHARES", "Share", "interval_words", "never_made", "shares_words"]
+__all__ = ["SHARES", "Share", "interval_words", "never_made", "shares_of", "shares_words"]
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share that judges see before and after: its words, where it stands, of how many samples it is."""
+    """A share that judges see before and after: its words, where it stands, of how many samples it is, its interval if any."""
 
     words: str
     of: Callable[[Scores], float | None]
     samples: Callable[[Evaluation], int | None]
     kinds: tuple[str, ...] = ("class", "concept")
+    interval: Callable[[Scores], tuple[float, float] | None] = lambda scores: None
+
+    def said(self, evaluation: Evaluation) -> str:
+        """The share after, and its 95 % interval; "" if it was not measured."""
+        share, count = self.of(evaluation.after), self.samples(evaluation)
+        return interval_words(share, count, self.interval(evaluation.after)) if share is not None and count else ""
+
+
+def _group(words: str, group: str, *kinds: str) -> Share:
+    """The accuracy of a group of questions."""
+    return Share(
+        words,
+        lambda s: s.accuracy(group),
+        lambda e: e.after.samples.get(group),
+        kinds or ("class", "concept"),
+        lambda s: s.intervals.get(group),
+    )
+
+
+def _unlearning_interval(scores: Scores) -> tuple[float, float] | None:
+    low, high = scores.intervals.get("forget", (None, None))
+    return None if low is None or high is None else (1 - high, 1 - low)
 
 
 SHARES = (
-    Share("sees {erased} (erased)", lambda s: s.forget_accuracy, lambda e: e.after.samples.get("forget")),
-    Share("unlearning accuracy", lambda s: s.unlearning_accuracy, lambda e: e.after.samples.get("forget")),
+    _group("sees {erased} (erased)", "forget"),
     Share(
-        "sees it by other words or sentences",
-        lambda s: s.paraphrase_accuracy,
-        lambda e: e.after.samples.get("paraphrase"),
-        ("concept",),
+        "unlearning accuracy",
+        lambda s: s.unlearning_accuracy,
+        lambda e: e.after.samples.get("forget"),
+        interval=_unlearning_interval,
     ),
+    _group("sees it by other words or sentences", "paraphrase", "concept"),
     Share("sees it without a condition", lambda s: s.unconditional_share, lambda e: e.protocol.unconditional_samples),
     Share("brought back by a learned vector", lambda s: s.revival, lambda e: e.after.revival_samples),
-    Share("right on others of its kind", lambda s: s.in_domain_accuracy, lambda e: e.after.samples.get("in_domain")),
-    Share(
-        "right on the other kind",
-        lambda s: s.cross_domain_accuracy,
-        lambda e: e.after.samples.get("cross_domain"),
-        ("concept",),
-    ),
+    _group("right on others of its kind", "in_domain"),
+    _group("right on the other kind", "cross_domain", "concept"),
+    _group("right on what is kept, by other words and sentences", "kept_held_out", "concept"),
 )
 
 
@@ -54,9 +72,24 @@ def never_made(evaluation: Evaluation) -> str | None:
     )
 
 
-def interval_words(share: float, count: int) -> str:
-    """``6.2 %  (1.1 to 28.3)``: the share of ``count`` samples in per cent, and the 95 % interval of its true value."""
-    low, high = wilson_interval(round(share * count), count)
+def shares_of(evaluation: Evaluation) -> tuple[Share, ...]:
+    """All shares of an evaluation: `SHARES`, and one for each probe that learned nothing."""
+    probes = {name: each for name, each in evaluation.after.probes.items() if not any(r.learned for r in each.values())}
+    return (*SHARES, *(_probe(name, sum(r.samples for r in each.values())) for name, each in probes.items()))
+
+
+def _probe(name: str, samples: int) -> Share:
+    def of(scores: Scores) -> float | None:
+        found = scores.probes.get(name)
+        return sum(one.share for one in found.values()) / len(found) if found else None
+
+    return Share(f"brought back by the probe {name}", of, lambda _: samples)
+
+
+def interval_words(share: float, count: int, interval: tuple[float, float] | None = None) -> str:
+    """``6.2 %  (1.1 to 28.3)``: the share of ``count`` samples in per cent, and the 95 % interval of its true value, given or
+    that of so many independent samples."""
+    low, high = interval or wilson_interval(round(share * count), count)
     return f"{100 * share:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -92,6 +92,10 @@ class EvaluationConfig(GuidedConfig):
         None, "images of every class or prompt, before and after (default: 500 of a class, 8 of a prompt)", metavar="N",
         aliases=("--images-per-class", "--images-per-prompt"), group="evaluation",
     )  # fmt: skip
+    interval_width: float | None = option(
+        None, "sample until the 95 % interval of every judged group is so narrow, --images-per-condition at most",
+        metavar="W", group="evaluation",
+    )  # fmt: skip
     sampling_steps: int | None = option(
         None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N", group="evaluation"
     )
@@ -126,8 +130,17 @@ class EvaluationConfig(GuidedConfig):
         12, "retain prompts that are compared if no judge has its own", metavar="N", group="evaluation"
     )
     revival: bool | None = option(
-        None, "measure what one learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
+        None, "measure what a learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
     )
+    probes: tuple[str, ...] = option(
+        ("completion",), "probes without training: completion, recovery, recovery-unlabelled, noise, inversion, int8, fp8, "
+        "all, none; they need a judge", metavar="A,B,…", comma=True, group="evaluation",
+    )  # fmt: skip
+    probe_samples: int = option(24, "images that every probe is counted in", metavar="N", group="evaluation")
+    unconditional_samples: int | None = option(
+        None, "images without a condition, at w = 1 (default: as many as of a class, ten times those of a prompt)", metavar="N",
+        group="evaluation",
+    )  # fmt: skip
     clip_score: str | None = option(
         None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="evaluation"
     )
@@ -150,9 +163,17 @@ class EvaluationConfig(GuidedConfig):
 
     def __post_init__(self) -> None:
         GuidedConfig.__post_init__(self)
-        for name in ("images_per_condition", "sampling_steps", "eval_batch_size", "judged_prompts"):
+        for name in (
+            "images_per_condition",
+            "sampling_steps",
+            "eval_batch_size",
+            "judged_prompts",
+            "probe_samples",
+            "unconditional_samples",
+        ):
             if getattr(self, name) is not None:
                 at_least(self, name, 1)
+        require(self.interval_width is None or 0 < self.interval_width < 1, "--interval-width must lie between 0 and 1")
         require(
             not (self.revival and self.classifier == "none"), "--revival needs a judge, so it contradicts --classifier none"
         )

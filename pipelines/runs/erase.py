@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Task
 from semu_diffusion.erasure import Diverged, Step
@@ -32,7 +32,7 @@ from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_by
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
-__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured", "settings_of"]
+__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
 
 
 def erase_classes(config: EraseClassConfig) -> int:
@@ -62,9 +62,7 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
     read = [*inputs_of(config), *subject.judges.values()]
     with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, Progress() as progress:
         scorer, images = make_scorer(subject), subject.forget_images()
-        start = time.perf_counter()
-        task = subject.task(progress.show, images)
-        prepared = time.perf_counter() - start
+        task, preparing = metered_task(subject, progress.show, images)
         record = {
             "config": settings_of(subject.config),
             "base_model": dict(subject.base),
@@ -72,7 +70,7 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
         }
         try:
             with folder.recorded(record):
-                evaluation = _erase_and_evaluate(subject, task, scorer, images, folder, progress, record, prepared)
+                evaluation = _erase_and_evaluate(subject, task, scorer, folder, progress, record, preparing)
         except (Diverged, FloatingPointError) as error:
             progress.close()
             print(f"{program}: {error}. {folder.kept()}", file=sys.stderr)
@@ -87,8 +85,8 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
 
 
 def _erase_and_evaluate(
-    subject: Subject, task: Task[Any], scorer: Scorer, images: torch.Tensor | None, folder: RunFolder, progress: Progress,
-    record: dict[str, Any], prepared: float,
+    subject: Subject, task: Task[Any], scorer: Scorer, folder: RunFolder, progress: Progress,
+    record: dict[str, Any], preparing: Meter,
 ) -> Evaluation:  # fmt: skip
     """The run's evaluation, written with everything else; a collapsed patch goes by another name."""
 
@@ -109,10 +107,10 @@ def _erase_and_evaluate(
     }
     write_json(folder / "run.json", record)
 
-    probes = make_probes(subject, scorer, images, progress.show)
+    probes = make_probes(subject, scorer, None, progress.show)  # not the given images: the erasure has seen them
     evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, progress.show)
     evaluation = dataclasses.replace(
-        measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, {"prepare": prepared, **result.seconds}),
+        measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, spent(preparing, result)),
         lora=lora,
         protection=_protection(result),
     )
@@ -127,16 +125,27 @@ def _erase_and_evaluate(
     return evaluation
 
 
-def measured(
-    evaluation: Evaluation, patch: ErasurePatch, size: int, model: DiffusionModel, seconds: Mapping[str, float | None]
-) -> Evaluation:
-    """With the size of the patch and what the run cost; ``seconds`` are those of the erasure, by stage."""
+def metered_task(
+    subject: Subject, progress: Callable[[str, int, int], None], images: torch.Tensor | None
+) -> tuple[Task[Any], Meter]:
+    """The subject's task, and what finding its anchors cost."""
+    with Meter(subject.model.denoiser) as meter, meter.phase("prepare"):
+        return subject.task(progress, images), meter
+
+
+def spent(preparing: Meter, result: EditResult) -> Cost:
+    """What an erasure cost, by stage."""
+    return Cost({**preparing.seconds, **result.seconds}, passes={**preparing.passes, **result.passes})
+
+
+def measured(evaluation: Evaluation, patch: ErasurePatch, size: int, model: DiffusionModel, cost: Cost) -> Evaluation:
+    """With the size of the patch, and beside the ``cost`` of the erasure that of the evaluation."""
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     trained = patch.trained_parameters
     return dataclasses.replace(
         evaluation,
         patch=PatchSize(len(patch.layers), trained, total, size, trained / total),
-        cost=Cost({**seconds, **evaluation.cost.seconds}, peak_memory_bytes(model.device)),
+        cost=Cost({**cost.seconds, **evaluation.cost.seconds}, peak_memory_bytes(model.device), cost.passes),
     )
 
 

@@ -14,6 +14,7 @@ from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.evaluate import evaluate
+from semu_diffusion.eval.results import Cost
 from semu_diffusion.files import read_json
 from semu_diffusion.options import checked_value, require
 from semu_diffusion.patch import ErasurePatch
@@ -58,7 +59,7 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
         with folder.recorded(record):
             probes = make_probes(subject, scorer, images, progress.show)
             evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
-            evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
+            evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, Cost(dict.fromkeys(STAGES)))
             write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
             if config.save_images:
                 folder.save_samples(before, after)

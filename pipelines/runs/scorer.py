@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from semu_diffusion.domains.words import match_names
-from semu_diffusion.erase.phases import image_seeds
-from semu_diffusion.erase.samples import self_made
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import load_clip
 from semu_diffusion.eval.judges.judge import Judge, load_judge
 from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.eval.probes import PROBES
-from semu_diffusion.eval.probes.revival import Learning, Probe, Shown
+from semu_diffusion.eval.probes.probe import Probe, Sampled
 from semu_diffusion.eval.scorer import Progress, Reference, Sampling, Scorer
 from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.runs.config import EvaluationConfig
 from semu_diffusion.pipelines.runs.domains import Subject
+from semu_diffusion.pipelines.runs.probe_images import ProbeImages, Recall
 
 __all__ = ["make_probes", "make_scorer", "probe_settings"]
 
-# Images without a condition, in units of those of one condition: a class has one condition, a concept many.
+# Images without a condition if nobody says, in units of those of one condition: a class has one condition, a concept many.
 UNCONDITIONAL = {"class": 1, "concept": 10}
-SHOWN_IMAGES = 64  # that a probe learns from
+PROBE_STEPS = 20  # DDIM steps of a probe's samples
 
 
 def make_scorer(subject: Subject) -> Scorer:
@@ -34,6 +34,8 @@ def make_scorer(subject: Subject) -> Scorer:
     model.check_steps(config.sampling_steps)
     judges = _judges(subject, config, model.device)
     fetch = config.inception_weights == "download"
+    if config.interval_width is not None and not judges:
+        raise InputError("--interval-width needs a judge, whose shares have intervals")
     extractor = load_fid_extractor(
         None if fetch else config.inception_weights,
         judges.get("object") or next(iter(judges.values()), None),
@@ -42,18 +44,19 @@ def make_scorer(subject: Subject) -> Scorer:
     )
     if config.fid_reference is not None and extractor is None:
         raise InputError("--fid-reference needs features to compare: a --classifier, or --inception-weights")
-    return Scorer(
+    scorer = Scorer(
         kind=subject.kind,
         erased=subject.erased,
         questions=subject.questions,
         sampling=Sampling(
             images=config.images_per_condition,
-            unconditional=config.images_per_condition * UNCONDITIONAL[subject.kind],
+            unconditional=config.unconditional_samples or config.images_per_condition * UNCONDITIONAL[subject.kind],
             steps=config.sampling_steps,
             guidance_scale=config.guidance_scale,
             seed=config.seed,
             precision=config.sampling_precision,
             batch_size=config.eval_batch_size,
+            interval_width=config.interval_width,
         ),
         judges=judges,
         extractor=extractor,
@@ -61,35 +64,57 @@ def make_scorer(subject: Subject) -> Scorer:
         clip=None if config.clip_score is None else load_clip(config.clip_score, model.device),
         sentence=subject.sentence,
     )
+    probe_settings(subject, scorer)  # a probe that is none is said now
+    return scorer
 
 
 def make_probes(
-    subject: Subject, scorer: Scorer, images: torch.Tensor | None = None, progress: Progress | None = None
+    subject: Subject,
+    scorer: Scorer,
+    images: torch.Tensor | None = None,
+    progress: Progress | None = None,
+    recall: Recall = lambda _, make: make(),
 ) -> tuple[Probe, ...]:
-    """The probes that the model can be tried with, shown ``images`` (N, C, H, W) in [-1, 1] of what was erased, or those that
-    the original makes; () without a judge or if revival is not asked for."""
-    learnings = probe_settings(subject, scorer)
-    if not learnings:
+    """The probes that the settings ask for and the model can be tried with; () without a judge.
+
+    They are shown ``images`` (N, C, H, W) in [-1, 1] of what was erased, which the erasure must not have seen, or those that
+    the original makes from seeds of their own. ``recall(name, make)`` may know what ``make()`` would give.
+    """
+    settings = probe_settings(subject, scorer)
+    if not settings:
         return ()
-    shown = [_shown(subject, scorer, name, kind, images, progress) for name, kind in _asked(scorer)]
-    return tuple(PROBES[name](tuple(one for one in shown if one is not None), how) for name, how in learnings.items())
+    needs = frozenset[str]().union(*(PROBES[name].needs for name in settings))
+    source = ProbeImages(subject, scorer, images, progress, recall, Sampled(**_sampled(subject.config)))
+    shown = [source.shown(name, kind, needs) for name, kind in _asked(scorer)]
+    spoken = tuple(one for one in shown if one.conditions and subject.learned_sentence(one.conditions[0]) is not None)
+    return tuple(PROBES[name](spoken if PROBES[name].learns else tuple(shown), how) for name, how in settings.items())
 
 
-def probe_settings(subject: Subject, scorer: Scorer) -> dict[str, Learning]:
-    """How each probe that the model can be tried with learns; {} without a judge or if revival is not asked for."""
+def probe_settings(subject: Subject, scorer: Scorer) -> dict[str, Any]:
+    """How each probe that is asked for and that the model can be tried with samples and learns; {} without a judge."""
     config = subject.config
-    if not config.revival or not scorer.judges:
+    if not scorer.judges:
         return {}
+    cheap = [name for name, probe in PROBES.items() if not probe.learns]
+    unknown = [name for name in config.probes if name not in (*cheap, "all", "none")]
+    if unknown:
+        raise InputError(f"--probes {unknown[0]}: unknown; there are {', '.join(cheap)}, all, none")
+    asked = cheap if "all" in config.probes else [name for name in cheap if name in config.probes]
     return {
-        name: dataclasses.replace(
-            probe.default,
-            sampling_steps=config.sampling_steps,
-            guidance_scale=config.guidance_scale,
-            seed=config.seed,
-            precision=config.sampling_precision,
-        )
+        name: dataclasses.replace(probe.default, **_sampled(config))
         for name, probe in PROBES.items()
-        if probe.applies(subject.model)
+        if (config.revival if probe.learns else name in asked) and probe.applies(subject.model)
+    }
+
+
+def _sampled(config: EvaluationConfig) -> dict[str, Any]:
+    """The settings of `Sampled`, the same for every probe."""
+    return {
+        "samples": config.probe_samples,
+        "sampling_steps": min(PROBE_STEPS, config.sampling_steps or PROBE_STEPS),
+        "guidance_scale": config.guidance_scale,
+        "seed": config.seed,
+        "precision": config.sampling_precision,
     }
 
 
@@ -131,26 +156,3 @@ def _asked(scorer: Scorer) -> list[tuple[str, str]]:
     """(answer, kind) of what was erased and has a judge."""
     asked = ((str(q.answer), q.kind) for q in scorer.questions["forget"] if q.kind in scorer.judges and q.answer is not None)
     return list(dict.fromkeys(asked))
-
-
-def _shown(
-    subject: Subject, scorer: Scorer, name: str, kind: str, images: torch.Tensor | None, progress: Progress | None
-) -> Shown | None:
-    """What a probe learns ``name`` from; None if no condition names it exactly once."""
-    config, model = subject.config, subject.model
-    asked = [q.condition for q in scorer.questions["forget"] if (q.answer, q.kind) == (name, kind)]
-    pairs = [(c, sentence) for c in asked if (sentence := subject.learned_sentence(c)) is not None]
-    if not pairs:
-        return None
-    count = SHOWN_IMAGES if images is None else len(images)
-    chosen = [pairs[index % len(pairs)] for index in range(count)]
-    sentences = tuple(sentence for _, sentence in chosen if sentence)
-    if images is not None:
-        return Shown(name, scorer.judges[kind], model.encode(images), sentences, str(config.forget_images))
-    spoken = [condition for condition, _ in chosen]
-    seeds = image_seeds(spoken, config.seed, "probe")
-    rows = [model.row(condition) for condition in spoken]
-    made = self_made(
-        model, rows, seeds, config.guidance_scale, config.sampling_precision, progress, "probe images", config.sampling_steps
-    )
-    return Shown(name, scorer.judges[kind], made.images, sentences)

@@ -90,7 +90,6 @@ def task(
         metadata,
         {},
         config.forget_samples,
-        config.anchor_samples,
     )
 
 

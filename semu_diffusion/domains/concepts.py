@@ -120,7 +120,6 @@ def task(
         metadata,
         dict(shown),
         math.ceil(config.forget_samples * share),
-        math.ceil(config.anchor_samples * share),
         partial(_reworded, plan.concepts, anchors),
     )
 

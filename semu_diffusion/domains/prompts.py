@@ -10,6 +10,7 @@ from semu_diffusion.errors import InputError
 
 __all__ = [
     "ANCHORS",
+    "HELD_OUT_KEPT",
     "HELD_OUT_TEMPLATES",
     "RETAIN_PROMPTS",
     "TEMPLATES",
@@ -43,6 +44,9 @@ THINGS = (
 )
 LOOKS = ("an oil painting", "a watercolor", "a pencil drawing", "a cartoon", "a black and white photo", "a 3d render")
 RETAIN_PROMPTS = (*(f"a photo of {thing}" for thing in THINGS.split(", ")), *LOOKS)
+
+# What must stay too, in words and sentences that no retain term is trained on.
+HELD_OUT_KEPT = ("the owl", "the castle", "the violin", "the sandwich")
 
 
 def contains(prompt: str, word: str) -> bool:

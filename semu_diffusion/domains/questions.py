@@ -1,8 +1,9 @@
 """What a model is asked before and after an erasure, and what the right answers are.
 
 Four groups, as UnlearnCanvas (Zhang et al. 2024) names them: what was erased by the words it was erased with; by words and
-sentences that were held back; its own domain (the other classes, objects or styles); the other domain. A run of classes has
-the first and the third.
+sentences that were held back; its own domain (the other classes, objects or styles); the other domain. The prompts of the last
+two are those that a retain term is trained on, so a fifth asks for what is kept by words and sentences that no erasure knows.
+A run of classes has the first and the third.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from semu_diffusion.domains.prompts import HELD_OUT_TEMPLATES, article, bare, contains, with_article
+from semu_diffusion.domains.prompts import HELD_OUT_KEPT, HELD_OUT_TEMPLATES, article, bare, contains, with_article
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
 
 __all__ = ["GROUPS", "Question", "Questions", "class_questions", "concept_questions", "conditions"]
 
-GROUPS = ("forget", "paraphrase", "in_domain", "cross_domain")
+GROUPS = ("forget", "paraphrase", "in_domain", "cross_domain", "kept_held_out")
 STYLED = 3  # objects that each style is asked with
 
 
@@ -101,7 +102,21 @@ def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -
         "paraphrase": [Question(prompt, subject.kind, subject.name) for prompt in other],
         "in_domain": styled if subject.kind == "style" else plain,
         "cross_domain": plain if subject.kind == "style" else styled,
+        "kept_held_out": _held_out(v, objects, styles),
     }
+
+
+def _held_out(v: Vocabulary, objects: Sequence[str], styles: Sequence[str]) -> list[Question]:
+    """Each kept object by its held-out word in a held-out sentence, each kept style in a held-out sentence of its own."""
+    plain = v.held_out_templates[v.plain_style]
+    found = [
+        Question(article(plain[row % len(plain)].format(v.objects[name][-1])), "object", name)
+        for row, name in enumerate(objects)
+    ]
+    for row, style in enumerate(name for name in styles if name != v.plain_style):
+        held = v.held_out_templates[style]
+        found.append(Question(article(held[row % len(held)].format(objects[row % len(objects)])), "style", style))
+    return found
 
 
 def _of_words(
@@ -113,6 +128,8 @@ def _of_words(
         "paraphrase": [Question(prompt, "object", _named(prompt, concepts)) for prompt in other],
         "in_domain": [Question(with_article("a photo of a {}", name), "object", name) for name in alternatives],
         "cross_domain": [Question(prompt) for prompt in kept],
+        "kept_held_out": [Question(prompt) for prompt in HELD_OUT_KEPT if not any(contains(prompt, bare(c)) for c in concepts)]
+        + [Question(with_article(HELD_OUT_TEMPLATES[1], name), "object", name) for name in alternatives],
     }
 
 

@@ -1,4 +1,9 @@
-"""Condition vectors learned, while training goes on, to bring the erased condition back; the erasure is trained on them too."""
+"""Condition vectors learned to bring the erased condition back: the erasure is chosen and trained on them too.
+
+A name that means something else is no depth: any other vector may still mean the erased. So the gradient that chooses the
+subspace sees vectors that were found first, and they are moved on while R is trained (as STEREO, Srivatsan et al. 2025, and
+AdvUnlearn, Zhang et al. 2024, search before and while they erase).
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,67 @@ from collections.abc import Sequence
 
 import torch
 
+from semu_diffusion.erase.config import TrainingConfig
+from semu_diffusion.erase.pool import Source
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.objectives import NoisyBatch, denoising
+from semu_diffusion.objectives import Predict, squared_errors
 
-__all__ = ["Adversary"]
+__all__ = ["Adversary", "adversarial_share"]
+
+DEFAULT = 0.5  # of a batch, where the model takes vectors
+
+
+def adversarial_share(model: DiffusionModel, asked: float | None) -> float:
+    """The share that was asked for; of None `DEFAULT`, or 0 for a model that takes no condition vectors."""
+    if asked is not None:
+        return asked
+    return DEFAULT if model.takes_vectors else 0.0
 
 
 class Adversary:
-    """``count`` vectors (count, D), each moved by one Adam step down the denoising loss on forget images when it is used."""
+    """``count`` vectors (count, D) that learn, by Adam, to say what the erased condition says to the original model:
+
+        min_v  E w_t ||eps'(x_t, t, v) - eps(x_t, t, c)||^2
+
+    a target without noise in it, unlike the images' own. They start around the null row, as far apart as ``rows`` are.
+    """
 
     count = 8
+    prepared, shown = 20, 16  # steps before the erasure begins, and images of each
+    attacked = 4  # images of each step that follows
 
-    def __init__(self, model: DiffusionModel, rows: Sequence[int], share: float, generator: torch.Generator) -> None:
-        """``share`` of a batch is conditioned on the vectors; they start around the null row, as far apart as ``rows``."""
-        self.model, self.share, self.generator = model, share, generator
+    def __init__(
+        self, model: DiffusionModel, config: TrainingConfig, rows: Sequence[int], source: Source, generator: torch.Generator
+    ) -> None:
+        self.model, self.source, self.generator = model, source, generator
+        self.weighted = config.weighting == "image"
         null = [] if model.null is None else [model.null]
-        known = model.condition_vectors(torch.tensor([*rows, *null], device=model.device))
+        known = model.condition_vectors(torch.tensor([*rows, *null], device=model.device)).float()
         noise = torch.randn(self.count, known.shape[1], generator=generator).to(known)
         start = known[-1] if null else known.mean(0)
         self.vectors = (start + 0.5 * known.std(0) * noise).requires_grad_(True)
         self.optimizer = torch.optim.Adam([self.vectors], lr=5e-2)
 
-    def mix(self, batch: NoisyBatch, condition: torch.Tensor) -> torch.Tensor:
-        """Rows (N,) as condition vectors (N, D), the last share of them adversarial."""
-        share = max(1, round(self.share * len(condition)))
-        chosen = torch.randint(0, self.count, (share,), generator=self.generator).to(condition.device)
-        attacked = NoisyBatch(batch.x_t[-share:], batch.t[-share:], self.vectors[chosen], batch.target[-share:])
-        gradient = torch.autograd.grad(denoising(self.model.predict, attacked), self.vectors)[0]
-        self.vectors.grad = gradient
+    def prepare(self, original: Predict) -> None:
+        """The steps before the erasure begins."""
+        for _ in range(self.prepared):
+            self.attack(original, self.shown)
+
+    def attack(self, original: Predict, count: int | None = None) -> None:
+        """One step of the vectors against the model as it is now."""
+        drawn = self.source.draw(count or self.attacked, self.generator)
+        batch = drawn.batch
+        with torch.no_grad():
+            erased = drawn.recall(original)(batch.x_t, batch.t, batch.condition)
+        with torch.enable_grad():
+            said = self.model.predict(batch.x_t, batch.t, self.vectors[self._drawn(len(batch.x_t))])
+            weight = self.model.process.image_weight(batch.t) if self.weighted else None
+            (self.vectors.grad,) = torch.autograd.grad(squared_errors(said, erased, weight), self.vectors)
         self.optimizer.step()
-        vectors = self.model.condition_vectors(condition)
-        return torch.cat([vectors[:-share], self.vectors.detach()[chosen]])
+
+    def draw(self, count: int) -> torch.Tensor:
+        """``count`` of the vectors as they are now, (count, D), without gradient."""
+        return self.vectors.detach()[self._drawn(count)]
+
+    def _drawn(self, count: int) -> torch.Tensor:
+        return torch.randint(0, self.count, (count,), generator=self.generator).to(self.vectors.device)

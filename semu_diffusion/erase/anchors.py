@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from semu_diffusion.erase.samples import noisy
-from semu_diffusion.erase.task import Images, Task
+from semu_diffusion.erase.config import SamplesConfig
+from semu_diffusion.erase.phases import phase_generator
+from semu_diffusion.erase.samples import noisy, training_images
+from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.models.base import DiffusionModel
 
-__all__ = ["chosen_anchors", "second_nearest"]
+__all__ = ["chosen_anchors", "named_anchors", "second_nearest"]
 
 CANDIDATES = 16  # rows compared by their predictions when an anchor is looked for
-IMAGES = 32  # noised forget images that they are compared on
+IMAGES = 16  # noised forget images that they are compared on
 
 
 def chosen_anchors(task: Task[DiffusionModel], forget_set: Images, generator: torch.Generator) -> Mapping[int, int]:
@@ -23,6 +25,14 @@ def chosen_anchors(task: Task[DiffusionModel], forget_set: Images, generator: to
     if task.anchors is not None:
         return task.anchors
     return {row: second_nearest(task.model, row, task.kept, forget_set, generator) for row in task.forget}
+
+
+def named_anchors(task: Task[DiffusionModel], config: SamplesConfig, progress: Progress | None = None) -> Mapping[int, int]:
+    """The same where nothing else needs pictures of what is erased: chosen on `IMAGES` of each that the model makes."""
+    if task.target != "fixed" or task.anchors is not None:
+        return task.anchors or {}
+    images = training_images(task.model, config, task.forget, task.forget_set, progress, IMAGES)
+    return chosen_anchors(task, images, phase_generator(config.seed, "anchors"))
 
 
 def second_nearest(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from semu_diffusion.erase.config import SubspaceConfig
-from semu_diffusion.erase.samples import forget_batches, kept_batches
+from semu_diffusion.erase.pool import Source
+from semu_diffusion.erase.samples import batch_size, forget_batches, protected_conditions
 from semu_diffusion.erase.task import Images, Progress, Protection
 from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import collect_gradients
@@ -22,6 +23,7 @@ from semu_diffusion.subspace import Subspace, layer_subspace
 __all__ = ["denoising_gradient", "find_subspaces", "kept_moments", "objective_gradient", "protection_of"]
 
 OBJECTIVE_BATCHES = 8
+MOMENT_SAMPLES = 192  # noised kept samples that a layer's inputs are read on
 
 
 def objective_gradient(
@@ -68,14 +70,26 @@ def kept_moments(
     model: DiffusionModel,
     config: SubspaceConfig,
     layers: Mapping[str, Any],
-    kept: Images,
+    kept: Source,
     generator: torch.Generator,
     progress: Progress | None,
 ) -> dict[str, InputMoments]:
     """Second moments of each layer's inputs on kept samples, with and without their condition; a quarter is held out."""
+
+    read = kept.spread(MOMENT_SAMPLES, generator).batch
+    conditions = protected_conditions(model, read.condition)
+    total, size = len(conditions), batch_size(model)
+
+    def batches() -> Iterator[NoisyBatch]:
+        for start in range(0, total, size):
+            part = slice(start, start + size)
+            yield NoisyBatch(read.x_t[part], read.t[part], conditions[part], read.target[part])
+            if progress is not None:
+                progress("kept inputs", min(start + size, total), total)
+
     return collect_moments(
         layers,
-        kept_batches(model, kept, generator, progress),
+        batches(),
         lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
         config.matricisation,
         generator=generator,
@@ -156,7 +170,8 @@ def _responses(
 ) -> dict[str, tuple[float, float]]:
     """Mean squared output on held-out kept inputs of each layer's update, and of its weight; {} if nothing was protected."""
     found = {}
-    for name, layer_patch in patch.layers.items() if moments else ():
+    for name in [name for name in moments if name in patch.layers]:
+        layer_patch = patch.layers[name]
         weight = layers[name].weight.detach().float()
         update = to_matrices(patch.delta(name).to(weight.device), layer_patch.matricisation)
         own = to_matrices(weight, layer_patch.matricisation)

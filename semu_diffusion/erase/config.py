@@ -29,11 +29,8 @@ class GuidedConfig:
 class SamplesConfig(GuidedConfig):
     """The images that the model makes for its own erasure."""
 
-    forget_samples: int = option(64, "images the model makes of each erased class", metavar="N", group="training")
-    anchor_samples: int = option(
-        32, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
-    )
-    kept_samples: int = option(180, "images the model makes of what is kept", metavar="N", group="training")
+    forget_samples: int = option(32, "images the model makes of each erased class", metavar="N", group="training")
+    kept_samples: int = option(60, "images the model makes of what is kept", metavar="N", group="training")
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the erasure; auto: bf16 where the hardware has it", group="training"
     )
@@ -42,7 +39,6 @@ class SamplesConfig(GuidedConfig):
         GuidedConfig.__post_init__(self)
         for name in ("forget_samples", "kept_samples"):
             at_least(self, name, 1)
-        at_least(self, "anchor_samples", 0)
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,10 @@ class SubspaceConfig:
         comma=True,
         group="subspace",
     )
-    gradient: Literal["objective", "denoising"] = option(
+    gradient: Literal["objective", "denoising", "random"] = option(
         "objective",
-        "loss whose gradient is decomposed: the training's own, or guided denoising as in the paper",
+        "loss whose gradient is decomposed: the training's own, or guided denoising as in the paper; random: no gradient at "
+        "all, the control",
         group="subspace",
     )
     explained_variance: float = option(
@@ -77,7 +74,7 @@ class SubspaceConfig:
         "exact", "removal of the gradient's part along the weight", group="subspace"
     )
     protected_energy: float = option(
-        0.98, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
+        0.9, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
     )
     gradient_clip: float | None = option(
         None, "bound on the norm of each batch's forget gradient", metavar="NORM", group="training"
@@ -98,6 +95,11 @@ class SubspaceConfig:
 class TrainingConfig:
     """The loss by which R is trained, and how it is minimised."""
 
+    method: Literal["semu", "closed-form", "trained"] = option(
+        "semu",
+        "semu: the name in closed form, then R trained for depth; closed-form: the name alone, in seconds; trained: R alone",
+        group="erase",
+    )
     target: Literal["auto", "fixed", "random", "unconditional", "ascent"] = option(
         "auto",
         "what replaces the class: one other class, one drawn per image, no class; or denoise it worse. "
@@ -105,7 +107,7 @@ class TrainingConfig:
         group="training",
     )
     overshoot: float = option(
-        1.0, "how far the target goes beyond the anchor, away from what is erased", metavar="ETA", group="training"
+        2.0, "how far the target goes beyond the anchor, away from what is erased", metavar="ETA", group="training"
     )
     weighting: Literal["image", "noise"] = option(
         "image", "weigh the error as seen in the image (middle timesteps count most) or in the noise", group="training"
@@ -123,10 +125,13 @@ class TrainingConfig:
         group="training",
     )
     unlabelled_shift: float = option(
-        1.5, "how far those predictions go from the class towards its anchor", metavar="KAPPA", group="training"
+        3.0, "how far those predictions go from the class towards its anchor", metavar="KAPPA", group="training"
     )
-    adversarial: float = option(
-        0.0, "share of a batch conditioned on class vectors learned against the erasure", metavar="SHARE", group="training"
+    adversarial: float | None = option(
+        None,
+        "share of a batch conditioned on vectors learned against the erasure (default: a half where the model takes vectors)",
+        metavar="SHARE",
+        group="training",
     )
     retain: str = option(
         "self",
@@ -134,9 +139,9 @@ class TrainingConfig:
         metavar="self|none|DATASET",
         group="erase",
     )
-    retain_weight: float = option(8.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
-    steps: int = option(160, "training steps", metavar="N", group="training")
-    batch_size: int = option(16, "images in a training step", metavar="N", group="training")
+    retain_weight: float = option(4.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
+    steps: int = option(60, "training steps", metavar="N", group="training")
+    batch_size: int = option(12, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
     lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
     warmup: float = option(0.15, "share of the steps in which the learning rate rises", metavar="SHARE", group="training")
@@ -144,9 +149,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("label_drop", "unlabelled", "adversarial"):
-            value = getattr(self, name)
+            value = getattr(self, name) or 0.0
             require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: must lie in [0, 1]")
-        require(self.unlabelled + self.adversarial <= 1, "--unlabelled and --adversarial add up to more than 1")
+        require(self.unlabelled + (self.adversarial or 0.0) <= 1, "--unlabelled and --adversarial add up to more than 1")
         for name in ("steps", "batch_size"):
             at_least(self, name, 1)
         require(0 < self.lr < 1e30, f"--lr {self.lr}: must be a positive number that float32 can hold")

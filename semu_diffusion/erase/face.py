@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.domains import classes, concepts
-from semu_diffusion.domains.config import PRESETS, ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS, ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.errors import InputError
@@ -58,4 +58,4 @@ def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:
         raise InputError(f"unknown settings: {', '.join(unknown)}")
     if forget_images is not None and not isinstance(forget_images, torch.Tensor):
         raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
-    return build_config(kind, settings, PRESETS)
+    return build_config(kind, settings, PRESETS if kind is ClassErasureConfig else CONCEPT_PRESETS)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from semu_diffusion.erase.adversary import Adversary
+from semu_diffusion.erase.adversary import Adversary, adversarial_share
 from semu_diffusion.erase.config import TrainingConfig
-from semu_diffusion.erase.samples import noisy, protected_conditions, trains_unlabelled
-from semu_diffusion.erase.task import Images
+from semu_diffusion.erase.pool import Drawn, Source
+from semu_diffusion.erase.samples import protected_conditions, trains_unlabelled
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.objectives import NoisyBatch, Predict, denoising, gradient_ascent, other_class, relabel
+from semu_diffusion.objectives import NoisyBatch, Predict, other_class, relabelled, squared_errors
 
 __all__ = ["ErasureLoss"]
 
@@ -21,7 +21,8 @@ class ErasureLoss:
     """The loss of one training step by its number, in named parts: ``forget``, and ``retain`` if there is a retain set.
 
     ``original`` is what the unedited model predicts; ``anchors`` maps erased rows to those that replace them; ``precision``
-    is a factory of autocast contexts. Every draw is the generator's.
+    is a factory of autocast contexts; a share of the forget images is shown under the vectors of ``adversary``. Both parts
+    go through the network as one batch. Every draw is the generator's.
     """
 
     def __init__(
@@ -30,43 +31,70 @@ class ErasureLoss:
         config: TrainingConfig,
         target: str,
         original: Predict,
-        forget_set: Images,
-        retain_set: Images | None,
+        forget: Source,
+        retain: Source | None,
         anchors: Mapping[int, int],
         kept: Sequence[int],
         precision: Callable,
         generator: torch.Generator,
+        adversary: Adversary | None = None,
     ) -> None:
-        self.model, self.config, self.target, self.original = model, config, target, original
-        self.forget_set = forget_set
-        self.retain_set = retain_set if config.retain != "none" else None
+        self.model, self.config, self.target = model, config, target
+        self.original = model.predict if config.moving_target else original
+        self.forget, self.retain = forget, retain if config.retain != "none" else None
         self.precision, self.generator = precision, generator
         self.allowed = torch.tensor(list(kept) or [0])
         table = torch.zeros(max(len(model.names), 1), dtype=torch.long)
         for erased, anchor in anchors.items():
             table[erased] = anchor
         self.anchor_of = table.to(model.device)
-        rows = sorted({*anchors, *kept, *forget_set.labels.unique().tolist()})
-        self.adversary = Adversary(model, rows, config.adversarial, generator) if config.adversarial else None
+        self.adversary = adversary
+        self.adversarial = round(config.batch_size * adversarial_share(model, config.adversarial)) if adversary else 0
 
     def __call__(self, step: int) -> Mapping[str, torch.Tensor]:
-        batch = self._forget_batch()
-        parts: dict[str, torch.Tensor] = {}
         with self.precision():
             if self.adversary is not None:
-                batch = dataclasses.replace(batch, condition=self.adversary.mix(batch, batch.condition))
-            objective = gradient_ascent if self.target == "ascent" else relabel
-            original = self.model.predict if self.config.moving_target else self.original
-            parts["forget"] = objective(self.model.predict, original, batch)
-            if self.retain_set is not None:
-                parts["retain"] = self.config.retain_weight * self._retain(self.retain_set)
-        return parts
+                self.adversary.attack(self.original)
+            batches = {"forget": self._forget_batch()}
+            if self.retain is not None:
+                batches["retain"] = self._retain_batch(self.retain)
+            predicted = self._predict(list(batches.values())).split([len(batch.x_t) for batch in batches.values()])
+            errors = {
+                name: squared_errors(one, batch.target, batch.weight)
+                for (name, batch), one in zip(batches.items(), predicted, strict=True)
+            }
+        if self.target == "ascent":
+            errors["forget"] = -errors["forget"]
+        if "retain" in errors:
+            errors["retain"] = self.config.retain_weight * errors["retain"]
+        return errors
+
+    def _predict(self, batches: list[NoisyBatch]) -> torch.Tensor:
+        conditions = [batch.condition for batch in batches]
+        if any(one.is_floating_point() for one in conditions):
+            conditions = [one if one.is_floating_point() else self.model.condition_vectors(one) for one in conditions]
+        x_t, t = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("x_t", "t"))
+        return self.model.predict(x_t, t, torch.cat(conditions))
 
     def _forget_batch(self) -> NoisyBatch:
-        """Forget images with what they are to be answered with; a share of them without a condition."""
-        model, config = self.model, self.config
-        images, labels = self.forget_set.draw(config.batch_size, self.generator)
-        batch = noisy(model, images, labels, self.generator)
+        """Forget images, what they are to be answered with, and the conditions under which.
+
+        The first of them are shown without a condition, the last under the adversary's vectors, the rest as what they are.
+        """
+        config = self.config
+        drawn = self.forget.draw(config.batch_size, self.generator)
+        batch = dataclasses.replace(drawn.batch, weight=self._weight(drawn.batch))
+        if self.target != "ascent":
+            batch = self._relabelled(batch, drawn)
+        if self.adversary is None or not self.adversarial:
+            return batch
+        vectors = self.model.condition_vectors(batch.condition)
+        return dataclasses.replace(
+            batch, condition=torch.cat([vectors[: -self.adversarial], self.adversary.draw(self.adversarial).to(vectors)])
+        )
+
+    def _relabelled(self, batch: NoisyBatch, drawn: Drawn) -> NoisyBatch:
+        model, config, labels = self.model, self.config, drawn.batch.condition
         condition, anchor = labels.clone(), self._anchors(labels)
         dropped = self._dropped(labels)
         if dropped is not None and model.null is not None:
@@ -81,7 +109,8 @@ class ErasureLoss:
             overshoot = torch.full((len(labels),), config.overshoot)
             overshoot[:unlabelled] = config.unlabelled_shift
         away = labels if config.overshoot or base is not None else None
-        return NoisyBatch(batch.x_t, batch.t, condition, batch.target, anchor, self._weight(batch), away, overshoot, base)
+        asked = dataclasses.replace(batch, condition=condition, anchor=anchor, away=away, overshoot=overshoot, base=base)
+        return dataclasses.replace(asked, target=relabelled(drawn.recall(self.original), asked))
 
     def _anchors(self, labels: torch.Tensor) -> torch.Tensor:
         if self.target == "unconditional":
@@ -99,17 +128,18 @@ class ErasureLoss:
     def _weight(self, batch: NoisyBatch) -> torch.Tensor | None:
         return self.model.process.image_weight(batch.t) if self.config.weighting == "image" else None
 
-    def _retain(self, retain_set: Images) -> torch.Tensor:
+    def _retain_batch(self, source: Source) -> NoisyBatch:
         """Images that the model made say no more than the model does: keep its predictions, which have no noise in them."""
-        model = self.model
-        images, labels = retain_set.draw(self.config.batch_size, self.generator)
-        own = self.config.retain == "self"
-        if own:
-            labels = protected_conditions(model, labels)
-        elif (dropped := self._dropped(labels)) is not None:
-            labels = labels.masked_fill(dropped, model.null)  # type: ignore[arg-type]
-        batch = noisy(model, images, labels, self.generator)
-        if not own:
-            return denoising(model.predict, batch)
-        same = dataclasses.replace(batch, anchor=batch.condition, weight=self._weight(batch))
-        return relabel(model.predict, self.original, same)
+        drawn = source.draw(self.config.batch_size, self.generator)
+        batch = drawn.batch
+        if self.config.retain != "self":
+            dropped = self._dropped(batch.condition)
+            return (
+                batch
+                if dropped is None
+                else dataclasses.replace(batch, condition=batch.condition.masked_fill(dropped, self.model.null))
+            )  # type: ignore[arg-type]
+        labels = protected_conditions(self.model, batch.condition)
+        with torch.no_grad():
+            target = drawn.recall(self.original)(batch.x_t, batch.t, labels)
+        return dataclasses.replace(batch, condition=labels, target=target, weight=self._weight(batch))

@@ -1,20 +1,22 @@
 """One erasure, from a task and its settings to a patch; no files, no printing.
 
-forget set -> gradient -> (moments of kept inputs) -> subspaces -> training of R -> patch
+samples -> the name in closed form -> forget gradient -> moments of kept inputs -> subspaces -> training of R -> patch
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from semu_diffusion.erase.anchors import chosen_anchors
+from semu_diffusion.erase.adversary import Adversary, adversarial_share
+from semu_diffusion.erase.anchors import chosen_anchors, named_anchors
+from semu_diffusion.erase.closed_form import NameEdit, name_edit, name_layers
 from semu_diffusion.erase.collect import (
     denoising_gradient,
     find_subspaces,
@@ -24,9 +26,11 @@ from semu_diffusion.erase.collect import (
 )
 from semu_diffusion.erase.config import ErasureConfig, SamplesConfig
 from semu_diffusion.erase.loss import ErasureLoss
+from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.phases import phase_generator
-from semu_diffusion.erase.samples import kept_images, training_images, with_anchor_images
-from semu_diffusion.erase.task import EditResult, Images, Progress, Task
+from semu_diffusion.erase.pool import Noised, Pool, Source, paths, pooled
+from semu_diffusion.erase.samples import SELF_MADE_STEPS, in_turn
+from semu_diffusion.erase.task import EditResult, Images, Progress, Protection, Task
 from semu_diffusion.erasure import Diverged, Step, train_patch
 from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import only_trainable
@@ -34,6 +38,7 @@ from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import Predict
+from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patched import PatchedLayers
 from semu_diffusion.protection import InputMoments
 
@@ -41,14 +46,16 @@ __all__ = ["Samples", "gather", "loss_of", "require_trainable", "run_erasure", "
 
 Result = TypeVar("Result")
 
+POOL = 320  # noised samples of images that were given
+
 
 @dataclass(frozen=True)
 class Samples:
-    """What an erasure works on: the forgotten condition's ``own`` images, these with images of its anchor, kept ones."""
+    """What an erasure works on: the forgotten condition's ``own`` images, noised ones of it and of the kept, the anchors."""
 
     own: Images
-    forget_set: Images
-    retain_set: Images | None
+    forget: Source
+    retain: Source | None
     anchors: Mapping[int, int]
 
 
@@ -59,34 +66,50 @@ def run_erasure(
 
     Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
     """
-    model, clock = task.model, Clock()
-    layers = select_layers(model.denoiser, config.layers)
-    # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
-    with clock.measure("collect"), only_trainable(model.denoiser, ()):
-        samples = gather(task, config, progress)
-        gradients = _forget_gradient(task, config, samples, layers, progress)
+    model = task.model
+    with Meter(model.denoiser) as meter:
+        # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
+        with meter.phase("collect"), only_trainable(model.denoiser, ()):
+            if config.method == "closed-form":
+                anchors = named_anchors(task, config, progress)
+            else:
+                samples = gather(task, config, progress)
+                anchors = samples.anchors
+            named = _name(task, config, anchors)
+        if config.method == "closed-form":
+            return EditResult(_named_patch(task, named), anchors, None, meter.seconds, meter.passes)
+        patch, protection = yield from _train(task, config, samples, named, meter, progress)
+    return EditResult(patch, anchors, protection, meter.seconds, meter.passes)
+
+
+def _train(
+    task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, named: NameEdit, meter: Meter,
+    progress: Progress | None,
+) -> Generator[Step, None, tuple[ErasurePatch, Protection]]:  # fmt: skip
+    """R inside the subspaces of the model that has the name edit."""
+    model = task.model
+    layers = {
+        name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named.subspaces
+    }
+    renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
+    with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
+        adversary = adversary_of(task, config, samples, _original(model, renamed))
+        loss = loss_of(task, config, samples, _original(model, renamed), "gradient", adversary)
+        gradients = _forget_gradient(task, config, samples, layers, loss, progress)
         moments: dict[str, InputMoments] = {}
         if config.protect == "null-space":
-            assert samples.retain_set is not None
-            generator = phase_generator(config.seed, "moments")
-            kept = samples.retain_set.subset(config.kept_samples, generator)
-            moments = kept_moments(model, config, layers, kept, generator, progress)
-    with clock.measure("subspace"):
+            assert samples.retain is not None
+            moments = kept_moments(model, config, layers, samples.retain, phase_generator(config.seed, "moments"), progress)
+    with meter.phase("subspace"):
         generator = phase_generator(config.seed, "subspace")
         subspaces = find_subspaces(config, layers, gradients, moments, generator, progress)
-    patched = PatchedLayers(model.denoiser, subspaces)
-    if not patched.core:
+    patched = PatchedLayers(model.denoiser, subspaces, named.subspaces, named.cores)
+    if not patched.parameters():
         raise InputError("no layer has a direction to train: lower --protected-energy, or choose other --layers")
-
-    def original(x_t: torch.Tensor, t: torch.Tensor, labels: Any) -> torch.Tensor:
-        with patched.original():
-            return model.predict(x_t, t, labels)
-
-    with clock.measure("train"):
-        loss = loss_of(task, config, samples, original, "training")
+    with meter.phase("train"):
         patch = yield from train_patch(
             patched,
-            loss,
+            loss_of(task, config, samples, _original(model, patched), "training", adversary),
             config.steps,
             config.lr,
             betas=(0.9, config.adam_beta2),
@@ -96,8 +119,32 @@ def run_erasure(
         )
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
-    protection = protection_of(patch, layers, gradients, moments, subspaces)
-    return EditResult(patch, samples.anchors, protection, clock.seconds)
+    return patch, protection_of(patch, layers, gradients, moments, subspaces)
+
+
+def _original(model: DiffusionModel, patched: PatchedLayers) -> Predict:
+    def predict(x_t: torch.Tensor, t: torch.Tensor, labels: Any) -> torch.Tensor:
+        with patched.original():
+            return model.predict(x_t, t, labels)
+
+    return predict
+
+
+def _name(task: Task[DiffusionModel], config: ErasureConfig, anchors: Mapping[int, int]) -> NameEdit:
+    """The name in closed form, where the method has it and the model the layers for it; else an edit of nothing."""
+    possible = task.target == "fixed" and anchors and name_layers(task.model)
+    if config.method == "closed-form" and not possible:
+        raise InputError(
+            "--method closed-form needs --target fixed and layers that see nothing but the condition, which this model "
+            "has not: take --method trained"
+        )
+    if config.method == "trained" or not possible:
+        return NameEdit({}, {})
+    return name_edit(task.model, anchors, task.kept)
+
+
+def _named_patch(task: Task[DiffusionModel], named: NameEdit) -> ErasurePatch:
+    return PatchedLayers(task.model.denoiser, {}, named.subspaces, named.cores).patch(task.metadata)
 
 
 def run_to_end(steps: Generator[Step, None, Result], watch: Callable[[Step], None] | None = None) -> Result:
@@ -113,30 +160,66 @@ def run_to_end(steps: Generator[Step, None, Result], watch: Callable[[Step], Non
 
 
 def gather(task: Task[DiffusionModel], config: ErasureConfig, progress: Progress | None = None) -> Samples:
-    """The images of a task: those given, and those that the model makes; and the anchors, chosen on them."""
+    """The samples of a task: of images that were given, or of those that the model makes; and the anchors, chosen on them."""
     model = task.model
-    own = training_images(model, config, task.forget, task.forget_set, progress, task.forget_samples)
+    fresh = config.moving_target or task.target == "ascent"  # nothing of the original's to remember
+    own, forget = task.forget_set, None
+    if own is None:
+        count = (task.forget_samples or config.forget_samples) * len(task.forget)
+        forget, own = _own_paths(model, config, task.forget, count, "forget set", progress)
     anchors = chosen_anchors(task, own, phase_generator(config.seed, "anchors"))
-    forget_set = with_anchor_images(model, config, own, anchors, progress, task.anchor_samples)
-    retain_set = task.retain_set
-    if retain_set is None and (config.protect == "null-space" or config.retain == "self"):
-        retain_set = kept_images(model, config, task.kept, progress)
-    return Samples(own, forget_set, retain_set, anchors)
+    if fresh or forget is None:
+        noised = Noised(model, own)
+        forget = noised if fresh else pooled(noised, POOL, phase_generator(config.seed, "forget pool"))
+    retain: Source | None = None if task.retain_set is None else Noised(model, task.retain_set)
+    if retain is None and (config.protect == "null-space" or config.retain == "self"):
+        # of no class if none is kept: the label says nothing to an unconditional model
+        kept = list(task.kept) or [model.null or 0]
+        retain, _ = _own_paths(model, config, kept, config.kept_samples, "kept samples", progress)
+    return Samples(own, forget, retain, anchors)
 
 
-def loss_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, original: Predict, phase: str) -> ErasureLoss:
+def _own_paths(
+    model: DiffusionModel, config: SamplesConfig, conditions: Sequence[int], count: int, stage: str, progress: Progress | None
+) -> tuple[Pool, Images]:
+    rows, seeds = in_turn(model, conditions, count, config.seed, stage)
+    show = partial(progress, stage) if progress is not None else lambda done, total: None
+    return paths(model, rows, seeds, SELF_MADE_STEPS, config.guidance_scale, config.precision, show)
+
+
+def adversary_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, original: Predict) -> Adversary | None:
+    """The vectors that the task is trained against, found on the model as it is; None where none are asked for."""
+    model = task.model
+    if not adversarial_share(model, config.adversarial) or task.target == "ascent":
+        return None
+    generator = phase_generator(config.seed, "adversary")
+    adversary = Adversary(model, config, [*samples.anchors, *task.kept], samples.forget, generator)
+    with autocast(config.precision, model.device)():
+        adversary.prepare(original)
+    return adversary
+
+
+def loss_of(
+    task: Task[DiffusionModel],
+    config: ErasureConfig,
+    samples: Samples,
+    original: Predict,
+    phase: str,
+    adversary: Adversary | None = None,
+) -> ErasureLoss:
     """The loss by which the task is trained, its draws those of the ``phase``."""
     return ErasureLoss(
         task.model,
         config,
         task.target,
         original,
-        samples.forget_set,
-        samples.retain_set if phase == "training" else None,
+        samples.forget,
+        samples.retain if phase == "training" else None,
         samples.anchors,
         task.kept,
         autocast(config.precision, task.model.device),
         phase_generator(config.seed, phase),
+        adversary,
     )
 
 
@@ -155,28 +238,16 @@ def _forget_gradient(
     config: ErasureConfig,
     samples: Samples,
     layers: Mapping[str, Any],
+    loss: ErasureLoss,
     progress: Progress | None,
 ) -> dict[str, torch.Tensor]:
-    """The gradient whose subspace is kept. That of denoising is of the condition's own images: its anchor's are not of it."""
+    """The gradient whose subspace is kept: of the training's own loss, or of denoising the condition's own images."""
     model, clip = task.model, config.gradient_clip
+    if config.gradient == "random":
+        generator = phase_generator(config.seed, "gradient")
+        return {name: torch.randn(layer.weight.shape, generator=generator).to(layer.weight) for name, layer in layers.items()}
     with autocast(config.precision, model.device)():
         if config.gradient == "denoising":
             generator = phase_generator(config.seed, "gradient")
             return denoising_gradient(model, layers, samples.own, config.guidance_scale, clip, generator, progress)
-        loss = loss_of(task, config, samples, model.predict, "gradient")
         return objective_gradient(model, layers, loss, clip, progress)
-
-
-class Clock:
-    """Wall-clock seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds = {"collect": 0.0, "subspace": 0.0, "train": 0.0}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start

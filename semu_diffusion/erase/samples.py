@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -15,15 +14,14 @@ from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import NoisyBatch
 
 __all__ = [
+    "batch_size",
     "forget_batches",
-    "kept_batches",
-    "kept_images",
+    "in_turn",
     "noisy",
     "protected_conditions",
     "self_made",
     "training_images",
     "trains_unlabelled",
-    "with_anchor_images",
 ]
 
 BATCH = 64
@@ -61,55 +59,16 @@ def training_images(
     """The forget set of a run: the one given, or ``each`` images (default: the config's) that the model makes of each row."""
     if forget_set is not None:
         return forget_set
-    count = (each or config.forget_samples) * len(forget)
-    return _made(model, forget, count, config, progress, "forget set")
+    rows, seeds = in_turn(model, forget, (each or config.forget_samples) * len(forget), config.seed, "forget set")
+    return self_made(model, rows, seeds, config.guidance_scale, config.precision, progress, "forget set")
 
 
-def with_anchor_images(
-    model: DiffusionModel,
-    config: SamplesConfig,
-    forget_set: Images,
-    anchors: Mapping[int, int],
-    progress: Progress | None = None,
-    each: int | None = None,
-) -> Images:
-    """The forget set and ``each`` images (default: the config's) of each row's anchor, labelled as the erased row.
-
-    Once the erasure works, sampling the erased class leads to the anchor's images: there too the label must mean the anchor,
-    or it would pull them back.
-    """
-    count = config.anchor_samples if each is None else each
-    if not count or not anchors:
-        return forget_set
-    shown = [anchor for anchor in anchors.values() for _ in range(count)]
-    asked = [f"{_name(model, anchor)} for {_name(model, e)}" for e, anchor in anchors.items() for _ in range(count)]
-    seeds = image_seeds(asked, config.seed, "anchor")
-    made = self_made(model, shown, seeds, config.guidance_scale, config.precision, progress, "anchor samples")
-    meant = torch.tensor([erased for erased in anchors for _ in range(count)], device=model.device)
-    return Images(torch.cat([forget_set.images, made.images]), torch.cat([forget_set.labels, meant]))
-
-
-def kept_images(model: DiffusionModel, config: SamplesConfig, kept: Sequence[int], progress: Progress | None = None) -> Images:
-    """Images of the kept classes that the model makes, for protection and for the self-generated retain term.
-
-    Of no class if none is kept (the label says nothing to an unconditional model).
-    """
-    classes = list(kept) or [model.null or 0]
-    return _made(model, classes, config.kept_samples, config, progress, "kept samples")
-
-
-def _made(
-    model: DiffusionModel,
-    conditions: Sequence[int],
-    count: int,
-    config: SamplesConfig,
-    progress: Progress | None,
-    stage: str,
-) -> Images:
-    """``count`` images of the rows in turn."""
+def in_turn(
+    model: DiffusionModel, conditions: Sequence[int], count: int, seed: int, purpose: str
+) -> tuple[list[int], list[int]]:
+    """``count`` rows, the conditions in turn, and a seed for an image of each."""
     rows = [conditions[i % len(conditions)] for i in range(count)]
-    seeds = image_seeds([_name(model, row) for row in rows], config.seed, stage)
-    return self_made(model, rows, seeds, config.guidance_scale, config.precision, progress, stage)
+    return rows, image_seeds([_name(model, row) for row in rows], seed, purpose)
 
 
 def _name(model: DiffusionModel, row: int) -> str:
@@ -127,7 +86,7 @@ def forget_batches(
     model: DiffusionModel, forget_set: Images, generator: torch.Generator, progress: Progress | None
 ) -> Iterator[NoisyBatch]:
     """The forget set once, in batches, each image with a timestep of its own."""
-    total, size = len(forget_set.images), _batch(model)
+    total, size = len(forget_set.images), batch_size(model)
     for start in range(0, total, size):
         part = slice(start, start + size)
         yield noisy(model, forget_set.images[part], forget_set.labels[part], generator)
@@ -135,22 +94,7 @@ def forget_batches(
             progress("gradient", min(start + size, total), total)
 
 
-def kept_batches(
-    model: DiffusionModel, kept: Images, generator: torch.Generator, progress: Progress | None = None
-) -> Iterator[NoisyBatch]:
-    """Kept samples under the conditions that are to be protected, in batches."""
-    total, size = len(kept.images), _batch(model)
-    # self-made images have their labels in turn: of 8 labels every fourth would always be the same two, never protected
-    every = next(n for n in itertools.count(4) if len(kept.labels.unique()) % n)
-    conditions = protected_conditions(model, kept.labels, every)
-    for start in range(0, total, size):
-        part = slice(start, start + size)
-        yield noisy(model, kept.images[part], conditions[part], generator)
-        if progress is not None:
-            progress("kept inputs", min(start + size, total), total)
-
-
-def _batch(model: DiffusionModel) -> int:
+def batch_size(model: DiffusionModel) -> int:
     """Images in a batch of the collecting passes: `BATCH` up to 32x32, fewer of larger ones, so that memory suffices."""
     _, height, width = model.latent_shape
     return max(4, min(BATCH, BATCH * 32 * 32 // (height * width)))

@@ -28,13 +28,6 @@ class Images:
         chosen = torch.randint(0, len(self.images), (count,), generator=generator)
         return self.images[chosen], self.labels[chosen]
 
-    def subset(self, count: int, generator: torch.Generator) -> Images:
-        """``count`` different ones at random; all, in their order, if there are no more."""
-        if len(self.images) <= count:
-            return self
-        chosen = torch.randperm(len(self.images), generator=generator)[:count].to(self.labels.device)
-        return Images(self.images[chosen], self.labels[chosen])
-
 
 @dataclass(frozen=True)
 class Task(Generic[Model]):
@@ -42,7 +35,7 @@ class Task(Generic[Model]):
 
     ``target``: fixed, random, unconditional or ascent. ``anchors``: the row that replaces each erased one under ``fixed``;
     None leaves the choice to `second_nearest`. ``forget_set`` and ``retain_set`` are clean samples that were given; the
-    model makes those that were not: ``forget_samples`` of each erased row, ``anchor_samples`` of each row's anchor.
+    model makes those that were not, ``forget_samples`` of each erased row (0: as many as the settings say).
     ``metadata`` goes into the patch; ``anchor_words`` says what replaces each concept, for people; ``reworded`` is any
     sentence that names a concept with its anchor instead, None for one that does not.
     """
@@ -56,8 +49,7 @@ class Task(Generic[Model]):
     retain_set: Images | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     anchor_words: Mapping[str, str] = field(default_factory=dict)
-    forget_samples: int = 64
-    anchor_samples: int = 32
+    forget_samples: int = 0
     reworded: Callable[[str], str | None] = lambda _: None
 
 
@@ -81,9 +73,10 @@ class Protection:
 @dataclass(frozen=True)
 class EditResult:
     """An edit (a patch, for our own method), the row that replaces each erased one, the protection's figures if there is
-    one, and the seconds of each stage."""
+    one, and what each stage cost: seconds, and image passes of the denoiser (see `Meter`)."""
 
     edit: Any
     anchors: Mapping[int, int]
     protection: Protection | None
     seconds: Mapping[str, float]
+    passes: Mapping[str, int] = field(default_factory=dict)

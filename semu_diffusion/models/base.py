@@ -71,6 +71,20 @@ class DiffusionModel(ABC):
         """Images (N, C, H, W) in [0, 1] of clean samples."""
 
     @property
+    def takes_vectors(self) -> bool:
+        """Whether a vector of `condition_vectors` is all that the network needs to know of a condition."""
+        return self.conditional
+
+    @property
+    def name_layers(self) -> list[str]:
+        """The linear layers that see nothing but the condition (and the time); [] where a network has none."""
+        return []
+
+    def name_inputs(self, labels: torch.Tensor) -> torch.Tensor:
+        """Every input (N, n) that the `name_layers` get for these rows, row by row in the same order."""
+        raise NotImplementedError("a model without name layers")
+
+    @property
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from torch import nn
+from torch.nn import functional
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
@@ -22,6 +23,8 @@ from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.sampling import in_pieces
 
 __all__ = ["ClassConditional", "adapt_pipeline", "check_unet"]
+
+TIMES = 32  # timesteps at which a name is read
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,20 @@ class ClassConditional(DiffusionModel):
     def condition_vectors(self, labels: torch.Tensor) -> torch.Tensor:
         """Class embeddings (N, D) of rows (N,), without gradient."""
         return self.denoiser.class_embedding.weight.detach()[self.embedding_index(labels)]
+
+    @property
+    def name_layers(self) -> list[str]:
+        """The resnets' projections of the activated sum of time and class embedding."""
+        modules = self.denoiser.named_modules() if self.conditional else ()
+        return [name for name, module in modules if name.endswith(".time_emb_proj") and isinstance(module, nn.Linear)]
+
+    @torch.no_grad()
+    def name_inputs(self, labels: torch.Tensor) -> torch.Tensor:
+        """silu(time embedding + class embedding) at `TIMES` timesteps, spread evenly, of each row."""
+        unet = self.denoiser
+        t = torch.linspace(0, self.num_timesteps - 1, TIMES, device=self.device).round()
+        times = unet.time_embedding(unet.time_proj(t).to(self.dtype))
+        return functional.silu(times[None] + self.condition_vectors(labels)[:, None]).flatten(0, 1)
 
     def sample(
         self,

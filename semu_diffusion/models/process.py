@@ -41,6 +41,16 @@ class Process(Protocol):
         """How far an error of the prediction at t moves the predicted x_0, (N,), scaled to mean 1 over all t."""
         ...
 
+    def path(self, steps: int, offset: torch.Tensor) -> torch.Tensor:
+        """Timesteps (steps, N) of a sampler, noise first; ``offset`` (N,) in [0, 1) moves a sample's within one step."""
+        ...
+
+    def step(
+        self, x_t: torch.Tensor, t: torch.Tensor, then: torch.Tensor | None, prediction: torch.Tensor, pixels: bool
+    ) -> torch.Tensor:
+        """The sample at the timesteps ``then`` (None: clean) that the prediction at t leads to, without fresh noise."""
+        ...
+
 
 @dataclass(frozen=True)
 class Ddpm:
@@ -84,6 +94,31 @@ class Ddpm:
             weights = (1 - abar).sqrt()
         return (weights / weights.mean())[t]
 
+    def path(self, steps: int, offset: torch.Tensor) -> torch.Tensor:
+        width = self.num_timesteps / steps
+        moved = (torch.arange(steps)[:, None] + offset[None]) * width
+        return (self.num_timesteps - 1 - moved.long()).clamp(min=0)
+
+    def step(
+        self, x_t: torch.Tensor, t: torch.Tensor, then: torch.Tensor | None, prediction: torch.Tensor, pixels: bool
+    ) -> torch.Tensor:
+        """DDIM with eta = 0 (Song et al. 2021, eq. 12); the clean sample is clipped where the model's own sampler does so."""
+        abar = self.scheduler.alphas_cumprod.to(x_t.device)
+        now = _per_sample(abar[t], x_t)
+        alpha, sigma = now.sqrt(), (1 - now).sqrt()
+        if self.predicts == "v_prediction":
+            clean = alpha * x_t - sigma * prediction
+        else:
+            clean = prediction if self.predicts == "sample" else (x_t - sigma * prediction) / alpha
+        noise = (x_t - alpha * clean) / sigma  # of the unclipped one, as diffusers has it
+        config = self.scheduler.config
+        if pixels and config.get("clip_sample", False):
+            clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
+        if then is None:
+            return clean
+        later = _per_sample(abar[then], x_t)
+        return later.sqrt() * clean + (1 - later).sqrt() * noise
+
 
 @dataclass(frozen=True)
 class RectifiedFlow:
@@ -115,6 +150,17 @@ class RectifiedFlow:
         u = (torch.arange(1000, device=t.device) + 0.5) / 1000
         mean = (self.shift * u / (1 + (self.shift - 1) * u)).mean()
         return self.sigmas(t) / mean
+
+    def path(self, steps: int, offset: torch.Tensor) -> torch.Tensor:
+        uniform = 1 - (torch.arange(steps)[:, None] + offset[None]) / steps
+        return self.num_timesteps * self.shift * uniform / (1 + (self.shift - 1) * uniform)
+
+    def step(
+        self, x_t: torch.Tensor, t: torch.Tensor, then: torch.Tensor | None, prediction: torch.Tensor, pixels: bool
+    ) -> torch.Tensor:
+        """Euler: x + (sigma' - sigma) v."""
+        later = torch.zeros_like(t, dtype=torch.float32) if then is None else self.sigmas(then)
+        return x_t + _per_sample(later - self.sigmas(t), x_t) * prediction
 
 
 def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

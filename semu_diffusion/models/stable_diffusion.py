@@ -139,6 +139,20 @@ class TextConditional(DiffusionModel):
     def condition_vectors(self, labels: torch.Tensor) -> torch.Tensor:
         return self.table.embeddings[labels].flatten(1)
 
+    @property
+    def takes_vectors(self) -> bool:
+        return self.table.pooled is None
+
+    @property
+    def name_layers(self) -> list[str]:
+        """Keys and values of cross-attention."""
+        names = (name for name, module in self.denoiser.named_modules() if isinstance(module, nn.Linear))
+        return [name for name in names if name.endswith((".attn2.to_k", ".attn2.to_v"))]
+
+    def name_inputs(self, labels: torch.Tensor) -> torch.Tensor:
+        """Every token of each prompt."""
+        return self.table.embeddings[labels].flatten(0, 1)
+
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from semu_diffusion.erase.anchors import chosen_anchors
+from semu_diffusion.erase.anchors import named_anchors
 from semu_diffusion.erase.config import ErasureConfig
-from semu_diffusion.erase.phases import phase_generator
-from semu_diffusion.erase.samples import training_images
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.peers.weight_edit import WeightEdit
 
@@ -26,8 +24,7 @@ __all__ = ["copy_class_embedding", "copy_embedding"]
 def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
     """The copy of each erased class's anchor, named or chosen. Raises ValueError without a class embedding."""
     start = time.perf_counter()
-    images = training_images(task.model, config, task.forget, task.forget_set, progress)
-    anchors = chosen_anchors(task, images, phase_generator(config.seed, "anchors"))
+    anchors = named_anchors(task, config, progress)
     places = {row: int(task.model.embedding_index(torch.tensor(row))) for row in (*anchors, *anchors.values())}
     edit = copy_class_embedding(task.model.denoiser, {places[row]: places[anchor] for row, anchor in anchors.items()})
     return EditResult(edit, anchors, None, {"train": time.perf_counter() - start})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 
 from semu_diffusion.erase.config import ErasureConfig
-from semu_diffusion.erase.run import gather, loss_of, run_to_end
+from semu_diffusion.erase.meter import Meter
+from semu_diffusion.erase.run import adversary_of, gather, loss_of, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Step, minimise
 from semu_diffusion.gradients import only_trainable
@@ -28,14 +28,15 @@ def fine_tuned(task: Task[Any], config: ErasureConfig, progress: Progress | None
         if progress is not None:
             progress("fine-tuning", step.index, config.steps)
 
-    start = time.perf_counter()
-    samples = gather(task, config, progress)
-    frozen = replace(task.model, pipeline=copy.deepcopy(task.model.pipeline))
-    collected = time.perf_counter()
-    loss = loss_of(task, config, samples, frozen.predict, "training")
-    edit = run_to_end(fine_tune(task.model.denoiser, loss, config.steps, config.lr), watch)
-    seconds = {"collect": collected - start, "train": time.perf_counter() - collected}
-    return EditResult(edit, samples.anchors, None, seconds)
+    with Meter(task.model.denoiser) as meter:
+        with meter.phase("collect"):
+            samples = gather(task, config, progress)
+            frozen = replace(task.model, pipeline=copy.deepcopy(task.model.pipeline))
+        with meter.phase("train"):
+            adversary = adversary_of(task, config, samples, frozen.predict)
+            loss = loss_of(task, config, samples, frozen.predict, "training", adversary)
+            edit = run_to_end(fine_tune(task.model.denoiser, loss, config.steps, config.lr), watch)
+    return EditResult(edit, samples.anchors, None, meter.seconds, meter.passes)
 
 
 def fine_tune(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.domains.config import PRESETS
+from semu_diffusion.domains.config import DEEP, PRESETS
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
@@ -21,7 +21,6 @@ from semu_diffusion.files import read_json
 from semu_diffusion.peers.embedding_copy import copy_embedding
 from semu_diffusion.peers.fine_tuning import fine_tuned
 from semu_diffusion.peers.token_remap import remapped
-from semu_diffusion.peers.uce import uce
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
 
@@ -51,22 +50,30 @@ def semu(task: Task[Any], config: ErasureConfig, progress: Progress | None = Non
 
 
 UNPROTECTED = {"protect": "none", "retain": "none"}
+ESD = {"target": "unconditional", "retain": "none", "unlabelled": 0.0, "adversarial": 0.0, "lr": 1e-4}
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("default", "SEMU, the default", semu, expected={"unlearning_accuracy": 0.9}),
-        Method("rank-8", "SEMU, rank at most 8", semu, {"max_rank": 8, "explained_variance": 0.95}, ("class",)),
+        Method(
+            "closed-form", "the name alone, in closed form (UCE)", semu, {"method": "closed-form"},
+            expected={"unlearning_accuracy": 0.85},
+        ),
+        Method("deep", "SEMU, the deep preset", semu, DEEP),
+        Method("trained", "SEMU, R alone", semu, {"method": "trained"}),
+        Method("random", "SEMU, random directions of the same size", semu, {"gradient": "random"}),
+        Method("no-adversary", "SEMU, no learned vectors", semu, {"adversarial": 0.0}),
         Method("null-space", "SEMU, null space only", semu, {"retain": "none"}),
         Method("retain", "SEMU, retain term only", semu, {"protect": "none"}),
         Method("unprotected", "SEMU, nothing protected", semu, UNPROTECTED),
         Method("official", "SEMU, the reference code's choices", semu, PRESETS["official"], ("class",)),
         Method("copy", "class-embedding copy (trivial)", copy_embedding, {}, ("class",), {"unlearning_accuracy": 0.85}),
         Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}),
-        Method("uce", "UCE, closed form over all tokens", uce, expected={"unlearning_accuracy": 0.85}),
         Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
         Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
+        Method("esd", "ESD-u, all weights", fine_tuned, ESD),
     )
-}
+}  # fmt: skip
 
 
 def read_methods(path: str | Path) -> dict[str, Method]:

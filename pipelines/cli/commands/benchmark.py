@@ -22,7 +22,7 @@ COMMAND = Command(
     run,
     examples=(
         "semu benchmark --methods all --others cat",
-        "semu benchmark cat ship --methods default,uce,copy --work runs/small --output runs/small.md",
+        "semu benchmark cat ship --methods default,closed-form,copy --work runs/small --output runs/small.md",
         "semu benchmark cat sepia --model tiny-sd --methods default,remap --work runs/words --output runs/words.md",
     ),
 )

@@ -24,6 +24,8 @@ COMMAND = Command(
     run,
     examples=(
         "erase-class cat",
+        "erase-class cat --preset deep",
+        "erase-class cat --method closed-form",
         "erase-class cat dog --images-per-class 50 --sampling-steps 25 --output runs/no-pets",
         "erase-class red --model my-ddpm/ --class-names red,green,blue --classifier none",
         "erase-class --config runs/cat/run.json --output runs/cat-again",

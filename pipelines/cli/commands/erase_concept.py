@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from semu_diffusion.domains.config import CONCEPT_PRESETS
 from semu_diffusion.domains.prompts import listed
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.runs.config import EraseConceptConfig
@@ -35,12 +36,14 @@ COMMAND = Command(
     run,
     examples=(
         "erase-concept cat",
+        "erase-concept cat --method closed-form",
         'erase-concept "pencil sketch" --anchor sepia --output runs/no-sketch',
         'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
         'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
         "erase-concept cat --retain-prompts 'a photo of a dog' --layers cross-attention",
         "erase-concept --config runs/cat/run.json --output runs/cat-again",
     ),
+    presets=CONCEPT_PRESETS,
     replays=True,
     read=read,
 )

@@ -1,0 +1,70 @@
+r"""The name in closed form: whatever the erased condition says to the layers that see nothing else, its anchor says.
+
+For every linear layer W that sees nothing but the condition, with rows c of erased, a of anchor and k of kept inputs,
+
+    min_W'  sum ||W' c - W a||^2 + p sum ||W' k - W k||^2 + l ||W' - W||^2
+    W' - W = W (sum (a - c) c^T) (sum c c^T + p sum k k^T + l I)^{-1}
+
+(UCE, Gandikota et al. 2024, arXiv 2308.14761, eq. 7). On a text-to-image UNet these layers are the keys and values of
+cross-attention, and every token of a prompt is an input (the authors' code takes one). On a class-conditional UNet they are
+the resnets' `time_emb_proj`, whose input is the activated sum of time and class embedding: one at every 1/32 of the timesteps.
+A second's work that kept conditions hardly feel; it changes what the name means and no more, so that a learned vector brings
+everything back. The update has the rank of what the erased inputs span, and becomes the factors of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from semu_diffusion.layers import select_layers
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.subspace import Subspace, dominant_subspace
+
+__all__ = ["NameEdit", "name_edit", "name_layers", "update"]
+
+PRESERVE, RIDGE = 0.1, 0.1  # p and l
+KEPT_ENERGY = 1 - 1e-6  # of the update, by its leading singular vectors
+
+
+@dataclass(frozen=True)
+class NameEdit:
+    """The closed form of each layer as U, V and the R between them."""
+
+    subspaces: Mapping[str, Subspace]
+    cores: Mapping[str, torch.Tensor]
+
+
+def name_layers(model: DiffusionModel) -> dict[str, Any]:
+    """The layers that see nothing but the condition (and the time); {} for a network that has none."""
+    layers = select_layers(model.denoiser)
+    return {name: layers[name] for name in model.name_layers if name in layers}
+
+
+@torch.no_grad()
+def name_edit(model: DiffusionModel, anchors: Mapping[int, int], kept: Sequence[int]) -> NameEdit:
+    """The update of every such layer that answers each erased row as its anchor. ``kept`` rows and the null row stay."""
+    null = [] if model.null is None else [model.null]
+    inputs = [
+        model.name_inputs(torch.tensor(list(rows), device=model.device))
+        for rows in (list(anchors), list(anchors.values()), [*kept, *null])
+    ]
+    spaces, cores = {}, {}
+    for name, layer in name_layers(model).items():
+        delta = update(layer.weight.detach(), *inputs)
+        left, energies, right = dominant_subspace(delta.float(), KEPT_ENERGY)
+        rank = torch.tensor([energies.numel()])
+        spaces[name] = Subspace(left[None], right[None], rank, tuple(layer.weight.shape), "full", KEPT_ENERGY, 1.0)
+        cores[name] = energies.sqrt().diag()[None]
+    return NameEdit(spaces, cores)
+
+
+def update(weight: torch.Tensor, erased: torch.Tensor, anchors: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """W' - W (m, n) of the equation above, for inputs (N, n), (N, n) and (M, n); float64, in which it is computed."""
+    c, a, k, w = (tensor.double() for tensor in (erased, anchors, kept, weight))
+    stay = PRESERVE * k.T @ k + RIDGE * torch.eye(c.shape[1], dtype=torch.float64, device=c.device)
+    # D M = W (a - c)^T c with M symmetric positive definite: solve M D^T = c^T (a - c) W^T
+    return torch.linalg.solve(c.T @ c + stay, c.T @ (a - c) @ w.T).T

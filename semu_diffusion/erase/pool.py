@@ -1,0 +1,162 @@
+"""Noised samples that a training draws from, and what the original model predicts on them: made once, remembered.
+
+The samples of a `Pool` lie on the model's own sampling paths, where its predictions decide what a picture becomes, and the
+passes that made the path are the first of those predictions. `Noised` noises clean samples anew at every draw: for given
+pictures, whose noise is the target, and for targets that move while the training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from semu_diffusion.erase.samples import noisy
+from semu_diffusion.erase.task import Images
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.precision import autocast
+from semu_diffusion.models.sampling import piece_size, start_noise
+from semu_diffusion.objectives import NoisyBatch, Predict
+
+__all__ = ["Drawn", "Noised", "Pool", "Source", "paths"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A noised batch with its labels as condition, and ``recall``: the original's predictions on it, from whatever is known."""
+
+    batch: NoisyBatch
+    recall: Callable[[Predict], Predict]
+
+
+class Source(Protocol):
+    """Where noised batches come from."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Drawn:
+        """``count`` of them, with replacement."""
+        ...
+
+    def spread(self, count: int, generator: torch.Generator) -> Drawn:
+        """``count`` different ones, or all there are, in random order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Clean samples, noised anew at every draw; their noise is the batch's target."""
+
+    model: DiffusionModel
+    images: Images
+
+    def draw(self, count: int, generator: torch.Generator) -> Drawn:
+        images, labels = self.images.draw(count, generator)
+        return Drawn(noisy(self.model, images, labels, generator), lambda original: original)
+
+    def spread(self, count: int, generator: torch.Generator) -> Drawn:
+        order = torch.randperm(len(self.images.labels), generator=generator)[:count].to(self.images.labels.device)
+        images, labels = self.images.images[order], self.images.labels[order]
+        return Drawn(noisy(self.model, images, labels, generator), lambda original: original)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Fixed noised samples ``x_t`` (P, C, h, w) at ``t`` (P,) that show the rows ``labels`` (P,).
+
+    ``known`` holds the original's predictions by (sample, row). They are kept where the samples are, in the dtype in which
+    they were made: at most three rows of each sample are ever asked for, its own, its anchor's and the null row.
+    """
+
+    x_t: torch.Tensor
+    t: torch.Tensor
+    labels: torch.Tensor
+    known: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    def draw(self, count: int, generator: torch.Generator) -> Drawn:
+        return self.take(torch.randint(0, len(self.x_t), (count,), generator=generator).tolist())
+
+    def spread(self, count: int, generator: torch.Generator) -> Drawn:
+        return self.take(torch.randperm(len(self.x_t), generator=generator)[:count].tolist())
+
+    def take(self, index: Sequence[int]) -> Drawn:
+        """The samples with these numbers."""
+        x_t, t, labels = (values[list(index)] for values in (self.x_t, self.t, self.labels))
+
+        def recall(original: Predict) -> Predict:
+            def predict(x: torch.Tensor, times: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+                pairs = list(zip(index, rows.tolist(), strict=True))
+                missing = {pair: place for place, pair in enumerate(pairs) if pair not in self.known}
+                if missing:
+                    places = list(missing.values())
+                    made = original(x[places], times[places], rows[places]).detach()
+                    self.known.update(zip(missing, made, strict=True))
+                return torch.stack([self.known[pair] for pair in pairs])
+
+            return predict
+
+        return Drawn(NoisyBatch(x_t, t, labels, x_t), recall)
+
+
+@torch.no_grad()
+def paths(
+    model: DiffusionModel,
+    rows: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    precision: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Pool, Images]:
+    """The guided sampling path of each of ``rows`` from its seed, as a pool of ``steps`` samples each, and where it ends.
+
+    The pool knows the predictions for the row and for the null row, which guidance needs anyway: 2 passes a sample and step.
+    Every path's timesteps are moved within one step by a number of its seed, so that together they cover all.
+    """
+    pixels, size = model.latent_shape == model.image_shape, piece_size(model.latent_shape, model.device)
+    pool, ends = Pool(*(torch.empty(0) for _ in range(3))), []
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for start in range(0, len(rows), size):
+        own, seed = list(rows[start : start + size]), seeds[start : start + size]
+        offset = torch.stack([torch.rand((), generator=torch.Generator().manual_seed(one + 1)) for one in seed])
+        times = model.process.path(steps, offset).to(model.device)
+        x = start_noise(seed, model.latent_shape).to(model.device)
+        labels = torch.tensor(own, device=model.device)
+        for step, t in enumerate(times):
+            with autocast(precision, model.device)():
+                predictions = _guidance(model, x, t, labels, guidance_scale)
+            first = sum(len(part) for part, _, _ in found)
+            for row, prediction in predictions.items():
+                numbers = own if row is None else [row] * len(own)
+                pool.known.update(
+                    ((first + i, number), one) for i, (number, one) in enumerate(zip(numbers, prediction, strict=True))
+                )
+            found.append((x, t, labels))
+            guided = _guided(predictions, model.null, guidance_scale).float()
+            x = model.process.step(x, t, times[step + 1] if step + 1 < steps else None, guided, pixels)
+        ends.append(x)
+        progress(start + len(own), len(rows))
+    x_t, t, shown = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Pool(x_t, t, shown, pool.known), Images(torch.cat(ends), torch.tensor(list(rows), device=model.device))
+
+
+def _guidance(
+    model: DiffusionModel, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance_scale: float
+) -> dict[int | None, torch.Tensor]:
+    """The predictions for the labels (under None) and, where guidance needs it, for the null row."""
+    if model.null is None or guidance_scale == 1.0:
+        return {None: model.predict(x, t, labels)}
+    null = torch.full_like(labels, model.null)
+    own, without = model.predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null])).chunk(2)
+    return {None: own, model.null: without}
+
+
+def _guided(predictions: dict[int | None, torch.Tensor], null: int | None, w: float) -> torch.Tensor:
+    own = predictions[None].float()
+    return own if len(predictions) == 1 else predictions[null].float() * (1 - w) + w * own
+
+
+def pooled(source: Noised, count: int, generator: torch.Generator) -> Pool:
+    """``count`` draws from given images as a pool: whatever the original says of them is asked once."""
+    batch = source.draw(count, generator).batch
+    return Pool(batch.x_t, batch.t, batch.condition)
