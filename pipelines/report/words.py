@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from semu_diffusion.eval.metrics.unlearning import wilson_interval
 from semu_diffusion.eval.results import Evaluation, Scores
 
-__all__ = ["SHARES", "Share", "interval_words", "shares_words"]
+__all__ = ["SHARES", "Share", "interval_words", "percent", "shares_words"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ SHARES = (
         ("concept",),
     ),
 )
+
+
+def percent(share: float) -> str:
+    """``0 %``, ``6.5 %``, ``97 %``: a share in per cent, with as many digits as it says something."""
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value - round(value)) < 0.05 else f"{value:.1f} %"
 
 
 def interval_words(share: float, count: int) -> str:

@@ -22,6 +22,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.patches import is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.report.grid import before_after, save_png
+from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
@@ -60,7 +61,10 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
         probes = make_probes(subject, scorer, images, progress.show)
         evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
         evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, dict.fromkeys(STAGES))
-        write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
+        pictures = shown_pictures(scorer, subject.model, before, after)
+        write_reports(
+            Measured(record, evaluation, before, after, pictures), folder.path, "README.md"
+        )  # the card is the run's own
         if config.save_images:
             folder.save_samples(before, after)
         record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
