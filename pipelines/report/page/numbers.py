@@ -68,7 +68,7 @@ class Probe:
 
     @property
     def share(self) -> Share:
-        return Share(self.name, f"brought back by {self.name.replace('-', ' ')}", self.before, self.after, self.samples)
+        return Share(self.name, f"brought back: {self.name}", self.before, self.after, self.samples)
 
 
 def title_of(group: str) -> str:
@@ -122,10 +122,10 @@ def probes_by_strength(evaluation: Evaluation) -> list[Probe]:
 
 
 def _settings(found: Any) -> str:
-    """``steps 150, lr 0.03, …``: the fields of a probe's result but its numbers."""
+    """``steps: 150; lr: 0.03; …``: the fields of a probe's result but its numbers."""
     fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in ("share", "samples")}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in fields.items()}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items() if value is not None)
+    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items() if value is not None)
 
 
 def measures(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:

@@ -60,22 +60,22 @@ def _peft() -> Usage:
 def _of_stable_diffusion(name: str, run: Run) -> list[Usage]:
     adapter = name.replace("-", "_")
     load = (
-        'pipe.load_lora_weights({where}, weight_name="' + DIFFUSERS_LORA + '", adapter_name="' + adapter + '")\n'
-        'pipe.set_adapters("' + adapter + '", 1.0)'
+        f'pipe.load_lora_weights(\n    {{}},\n    weight_name="{DIFFUSERS_LORA}",\n    adapter_name="{adapter}",\n)\n'
+        f'pipe.set_adapters("{adapter}", 1.0)'
     )
     tag = f"<lora:{name}:1>"
     comfy = (
-        f'{{"class_type": "LoraLoaderModelOnly",\n "inputs": {{"model": ["4", 0], "lora_name": "{name}.safetensors", '
-        '"strength_model": 1.0}}'
+        f'{{"class_type": "LoraLoaderModelOnly", "inputs": {{\n  "model": ["4", 0],\n  "lora_name": "{name}.safetensors",\n'
+        '  "strength_model": 1.0}}'
     )
     unload = f'pipe.delete_adapters("{adapter}"), or pipe.unload_lora_weights() for all of them.'
     words = f"Copy lora/{KOHYA_LORA} to {{}}{name}.safetensors"
     return [
-        Usage("diffusers, from this folder", "Needs PEFT installed.", load.format(where='"lora"'), "python", unload),
+        Usage("diffusers, from this folder", "Needs PEFT installed.", load.format('"lora"'), "python", unload),
         Usage(
             "diffusers, from the Hub",
             f"After semu push {run.folder.name} YOU/{name}.",
-            load.format(where=f'"YOU/{name}", subfolder="lora"'),
+            load.format(f'"YOU/{name}", subfolder="lora"'),
             "python",
             unload,
         ),
@@ -92,15 +92,15 @@ def _of_stable_diffusion(name: str, run: Run) -> list[Usage]:
         Usage(
             "sd-scripts",
             "Generates with the twin in kohya's names.",
-            f"python gen_img.py --ckpt MODEL --network_module networks.lora --network_weights lora/{KOHYA_LORA} "
-            '--network_mul 1.0 --prompt "PROMPT"',
+            "python gen_img.py --ckpt MODEL --outdir OUT --prompt 'PROMPT' \\\n"
+            f"  --network_module networks.lora --network_weights lora/{KOHYA_LORA} --network_mul 1.0",
             "bash",
             "Leave the --network flags out.",
         ),
         Usage(
             "PEFT",
             "The adapter that diffusers loaded is one of PEFT; its strength can be changed in place.",
-            load.format(where='"lora"') + f'\npipe.unet.set_adapters(["{adapter}"], [0.5])',
+            load.format('"lora"') + f'\npipe.unet.set_adapters(["{adapter}"], [0.5])',
             "python",
             "pipe.unet.disable_adapters(); pipe.unet.enable_adapters() puts it back.",
         ),
