@@ -65,9 +65,9 @@ WORDS = (
     "the same kind and of the other. drift and SSIM: paired with the original's samples of what stays, same seeds (images "
     "in [-1, 1]). revival: share that one learned vector brings back. unasked: share of the erased thing among samples "
     "without a condition (w = 1). KID: of what stays, against the original's own samples, a drift in features. trained: "
-    "numbers that could change, as a share of the denoiser's. erase s: wall clock. A dash is what was not measured. In "
-    "brackets after a name: what the judge calls most of its samples now."
+    "numbers that could change, as a share of the denoiser's. erase s: wall clock. A dash is what was not measured."
 )
+BRACKETS = " In brackets after a name: what the judge calls most of its samples now."
 
 
 def write_page(path: Path, work: Path) -> None:
@@ -78,7 +78,13 @@ def write_page(path: Path, work: Path) -> None:
 
 def page(sections: dict[str, list[Row]]) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
-    text = ["# Results", "", "Written by `semu benchmark`: all rows of a table share protocol, seeds and judge.", "", WORDS]
+    text = [
+        "# Results",
+        "",
+        "Written by `semu benchmark`: all rows of a table share protocol, seeds and judge.",
+        "",
+        WORDS + BRACKETS,
+    ]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", *_section(protocol["protocol"], rows)]

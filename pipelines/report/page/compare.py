@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,10 +159,11 @@ def _link(entry: Entry, home: Path) -> str | None:
 
 def _differences(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     """What the protocols of the entries do not share: numbers beside each other then do not compare."""
-    protocols = [dataclasses.asdict(entry.evaluation.protocol) for entry in entries]
     found = []
     for name in DIFFERENT:
-        values = dict.fromkeys(json.dumps(protocol[name], sort_keys=True) for protocol in protocols)
-        if len(values) > 1:
-            found.append((name.replace("_", " "), "; ".join(values)))
+        values = [getattr(entry.evaluation.protocol, name) for entry in entries]
+        if name == "judges":
+            values = [", ".join(f"{judge.name} ({judge.sha256[:8]})" for judge in value.values()) for value in values]
+        if len(different := dict.fromkeys(map(str, values))) > 1:
+            found.append((name.replace("_", " "), "; ".join(one or "none" for one in different)))
     return found

@@ -48,6 +48,7 @@ def render(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the judge's greatest share comes first
     environment.filters |= {"percent": percent, "title_of": title_of}
     return environment.get_template(template).render(context, generator=GENERATOR, filters=FILTERS)
 
@@ -101,6 +102,7 @@ def _detail(row: Picture, anchors: dict[str, str]) -> dict[str, Any]:
         "prompt": row.condition or "no prompt",
         "seed": row.seed,
         "answer": row.answer,
+        "erased": row.erased,
         "anchor": row.images.get("anchor"),
         "anchorName": anchors.get(str(row.answer), ""),
         "before": None if row.before is None else row.before.shares,

@@ -11,7 +11,7 @@ from semu_diffusion.eval.metrics.unlearning import difference_interval, wilson_i
 from semu_diffusion.eval.pictures import Pictures
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.pipelines.report.page.numbers import Share, kept_groups, probes_by_strength
-from semu_diffusion.pipelines.report.words import percent
+from semu_diffusion.pipelines.report.words import percent, points
 
 __all__ = ["DEEP", "GONE", "UNHARMED", "Verdict", "verdicts"]
 
@@ -19,7 +19,7 @@ GONE = 0.10  # at most this share of the samples that ask for it by name may sho
 UNHARMED = 0.05  # at most this much may the share of kept samples that are judged right fall
 DEEP = 0.25  # at most this share may the strongest attempt bring back
 
-STILL, LOST, BACK = "still seen", "less judged right", "brought back"
+STILL, LOST, BACK = "still seen", "fewer judged right", "brought back"
 MARKS = {"yes": 100, "probably": 75, "probably not": 25, "no": 0, "not measured": 0}  # per cent of a disc
 
 
@@ -40,6 +40,10 @@ class Verdict:
     value: float | None = None
     low: float = 0.0
     high: float = 0.0
+
+    def shown(self, share: float) -> str:
+        """A share in per cent; a fall in points, since a fall of so many per cent would be another number."""
+        return f"{points(share)}\u00a0points" if self.unit == LOST else percent(share)
 
     @property
     def mark(self) -> int:
@@ -80,7 +84,7 @@ def _gone(evaluation: Evaluation) -> Verdict:
 
 def _unharmed(evaluation: Evaluation, pictures: Pictures | None) -> Verdict:
     question = "The rest unharmed?"
-    rule = f"Unharmed: of no kept group does the share judged right fall by more than {100 * UNHARMED:.0f} points."
+    rule = f"Unharmed: of no kept group does the share judged right fall by more than {points(UNHARMED)} points."
     if evaluation.collapsed:
         return Verdict(question, "no", f"The model is destroyed: {evaluation.collapsed}.", rule, LOST, UNHARMED)
     groups = kept_groups(evaluation)

@@ -78,7 +78,7 @@
       const found = details[Number(button.dataset.place)];
       const [before, after] = ["before", "after"].map((name) => card.querySelector(`img.${name}`));
       text("#detail-title", found.prompt);
-      text(".sub", `${found.group} · seed ${found.seed}${found.answer ? ` · the judge should see ${found.answer}` : ""}`);
+      text(".sub", `${found.group} · seed ${found.seed}${found.answer ? ` · ${found.erased ? "erased" : "right answer"}: ${found.answer}` : ""}`);
       const [one, two, three] = all(".three img", dialog);
       for (const image of [one, dialog.querySelector(".compare .before")]) image.src = before.src;
       for (const image of [two, dialog.querySelector(".compare .after")]) image.src = after.src;
@@ -120,7 +120,7 @@
   // Print: everything that can be opened is open.
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = all("details:not([open])");
+    opened = all("details:not([open], .long)");
     for (const one of opened) one.open = true;
   });
   addEventListener("afterprint", () => { for (const one of opened) one.open = false; });
