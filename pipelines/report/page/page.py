@@ -71,7 +71,6 @@ def _context(run: Run) -> dict[str, Any]:
         "verdicts": verdicts(evaluation, run.pictures),
         "galleries": galleries,
         "details": [_detail(row, run.anchors) for row in rows],
-        "pixels": _is_small(rows),
         "shares": {
             "erased": [one for name, one in found.items() if about_erased(name, evaluation) and name != "unconditional"],
             "kept": [one for name, one in found.items() if not about_erased(name, evaluation)],
@@ -109,19 +108,6 @@ def _detail(row: Picture, anchors: dict[str, str]) -> dict[str, Any]:
         "after": None if row.after is None else row.after.shares,
         "change": row.change,
     }
-
-
-def _is_small(rows: tuple[Picture, ...]) -> bool:
-    """True for pictures whose every pixel is kept: they are enlarged without smoothing."""
-    import base64
-    import io
-
-    from PIL import Image
-
-    if not rows:
-        return False
-    content = base64.b64decode(rows[0].images["before"].partition(",")[2])
-    return max(Image.open(io.BytesIO(content)).size) <= 64
 
 
 def _mistaken(run: Run) -> list[tuple[str, str, int, str]]:

@@ -70,31 +70,34 @@ def layer_bars(layers: Sequence[Layer]) -> Markup:
     for key in dict.fromkeys(key for layer in layers for key in layer.protection):
         measures[key.replace("_", " ")] = [layer.protection.get(key) for layer in layers]
     parts, top, step = [], 0, WIDTH / max(len(layers), 1)
+    stages = [(name, len(list(group))) for name, group in groupby(layers, key=_stage)]
+    starts = [sum(count for _, count in stages[:place]) for place in range(len(stages))]
     for words, values in measures.items():
         most = max((value for value in values if value is not None), default=0)
         if not most > 0:
             continue
         parts += [_text(0, top + 12, words), _text(WIDTH, top + 12, f"highest {most:.3g}", "end muted")]
-        parts.append(f'<path class="grid" d="M0 {top + 62}H{WIDTH}"/>')
+        parts += [f'<path class="grid" d="M0 {top + 62}H{WIDTH}"/>']
+        parts += [f'<path class="grid" d="M{start * step:.1f} {top + 20}v42"/>' for start in starts[1:]]
         for place, (layer, value) in enumerate(zip(layers, values, strict=True)):
             height = 42 * (value or 0) / most
             title = f"{layer.name}: {words} {'not measured' if value is None else f'{value:.4g}'}"
             parts.append(
-                f'<rect class="bar" x="{place * step + 0.1 * step:.2f}" y="{top + 62 - height:.2f}" width="{0.8 * step:.2f}" '
+                f'<rect class="bar" x="{(place + 0.1) * step:.2f}" y="{top + 62 - height:.2f}" width="{0.8 * step:.2f}" '
                 f'height="{height:.2f}"><title>{escape(title)}</title></rect>'
             )
         top += 76
-    place = 0
-    for stage, group in groupby(layers, key=lambda layer: layer.name.split(".")[0].split("_")[0]):
-        count = len(list(group))
+    for start, (stage, count) in zip(starts, stages, strict=True):
         if count * step >= 7 * len(stage):
-            parts.append(_text((place + count / 2) * step, top + 2, stage, "middle muted"))
-        if place:
-            parts.append(f'<path class="grid" d="M{place * step:.1f} 18V{top - 14}"/>')
-        place += count
+            parts.append(_text((start + count / 2) * step, top + 2, stage, "middle muted"))
     most = max(layers, key=lambda layer: layer.size)
     words = f"Rank, size of the update and protection of {len(layers)} layers; the largest update is in {most.name}."
     return _svg(top + 8, words, parts)
+
+
+def _stage(layer: Layer) -> str:
+    """``down`` of down_blocks.0.resnets.1.conv2."""
+    return layer.name.split(".")[0].split("_")[0]
 
 
 def flow(became: Mapping[str, Mapping[str, int]], erased: str) -> Markup:

@@ -3,6 +3,10 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   document.documentElement.classList.add("js");
 
+  // Small pictures are enlarged without smoothing, so that a pixel of the model stays a pixel.
+  const picture = document.querySelector(".pair img");
+  if (picture) picture.decode().then(() => document.documentElement.classList.toggle("pixels", picture.naturalWidth <= 64), () => {});
+
   // Tabs: one panel at a time, by click, arrow keys, Home, End, or the address's #name.
   const tabs = all("[role=tab]");
   const panel = (tab) => document.getElementById(tab.getAttribute("aria-controls"));
