@@ -9,7 +9,7 @@ DEMO_FLAGS ?= cat --images-per-class 16 --sampling-steps 20
 BENCH_FLAGS ?= --output docs/benchmark.md --images 20 --sampling-steps 20
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --model tiny-sd --images 8 --sampling-steps 20
-FIGURES_FLAGS ?= cat --images-per-class 20 --sampling-steps 20
+FIGURES_FLAGS ?= cat --images-per-class 20 --sampling-steps 20 --revival
 CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
 .DEFAULT_GOAL := help
@@ -46,12 +46,14 @@ bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the
 	@$(BIN)/semu benchmark cat sketch $(CONCEPT_BENCH_FLAGS) --methods retain,unprotected,null-space
 	@$(BIN)/semu benchmark cat+ship+frog $(CONCEPT_BENCH_FLAGS)
 
-figures: $(VENV)/installed-dev ## draw the pictures of the README again
+figures: $(VENV)/installed-dev ## make the pictures of the README and the example reports again
 	@rm -rf runs/figures runs/figures-concept
 	@$(BIN)/erase-class $(FIGURES_FLAGS) --output runs/figures
 	@cp runs/figures/before_after.png assets/before_after.png
+	@cp runs/figures/report.html docs/report-class.html
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
+	@cp runs/figures-concept/report.html docs/report-concept.html
 
 stress: $(VENV)/installed-dev ## thousands of damaged files, a hundred runs ended in the middle (the tests take some)
 	@SEMU_MUTANTS=2000 SEMU_KILLS=120 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_file_fuzz.py tests/test_kills.py

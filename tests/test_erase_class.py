@@ -99,8 +99,8 @@ def refused(capsys: Capture, said: str, code: int) -> None:
 
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     files = {path.name for path in finished.iterdir()}
-    names = "run.json patch.safetensors lora before_after.png metrics.json metrics.jsonl images README.md"
-    assert files == set(names.split())
+    names = "run.json patch.safetensors lora metrics.json metrics.jsonl images README.md before_after.png pictures.json"
+    assert files == {*names.split(), "report.html"}
     assert {p.name for p in (finished / "lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     steps = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [step["index"] for step in steps] == [1, 2]
@@ -258,7 +258,7 @@ def test_a_replayed_config_gives_the_same_patch_and_pictures(tmp_path: Path, fin
     again = tmp_path / "again"
     assert main(["--config", str(finished / "run.json"), "--output", str(again)]) == 0
     old, new = digests(finished), digests(again)
-    same = [name for name in old if name not in ("run.json", "metrics.json", "metrics.jsonl")]
+    same = [name for name in old if name not in ("run.json", "metrics.json", "metrics.jsonl", "report.html")]
     assert {name: new[name] for name in same} == {name: old[name] for name in same}
     first, second = metrics_of(finished), metrics_of(again)
     assert dataclasses.replace(second, cost=first.cost) == first

@@ -54,6 +54,8 @@ def test_a_run_folder_holds_patch_lora_picture_and_numbers(finished: Path) -> No
         "before_after.png",
         "metrics.json",
         "metrics.jsonl",
+        "pictures.json",
+        "report.html",
         "run.json",
         "images",
     }

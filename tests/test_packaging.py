@@ -89,8 +89,9 @@ def test_the_wheel_holds_every_module_and_its_types(names: set[str]) -> None:
     expected = {str(p if p.parts[0] == "semu_diffusion" else Path("semu_diffusion") / p) for p in ours}
     assert {name for name in names if name.endswith(".py")} == expected
     assert "semu_diffusion/py.typed" in names
-    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "pipelines").rglob("*.md")}
-    assert len(templates) == 3
+    others = (path for path in (ROOT / "pipelines").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    templates = {str(path.relative_to(ROOT)) for path in others}
+    assert {Path(name).suffix for name in templates} == {".md", ".html", ".css", ".js"}
     assert {f"semu_diffusion/{name}" for name in templates} <= names
 
 

@@ -110,7 +110,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> N
     first, again = (checkout / "runs" / name / "patch.safetensors" for name in ("cat", "cat-again"))
     assert first.read_bytes() == again.read_bytes()
     made = ("runs/no-red/metrics.json", "ddpm-without-cat/model_index.json", "grid.png", "runs/small.md", "lora")
-    for name in (*made, "runs/no-pets/lora", "runs/tiny-sd-assessed/nearest.png", "without-cat/unet"):
+    for name in (*made, "runs/no-pets/lora", "runs/tiny-sd-assessed/nearest.png", "without-cat/unet", "compared.html"):
         assert (checkout / name).stat().st_size > 0
     assert list((checkout / "train-runs" / "ddpm" / "model").rglob("*.safetensors"))
 

@@ -136,6 +136,7 @@ def clip_network(name: str, class_names: Sequence[str], device: torch.device) ->
         raise InputError("a zero-shot judge needs alternatives to the concept: name some with --alternatives")
     clip = load_clip(f"clip:{name}", device)
     texts = clip.text_features([sentence_of(name) for name in class_names])
+    scale = float(clip.network.logit_scale.exp())  # as trained: the softmax of the bare cosines would be flat
     return JudgeNetwork(
         name=f"CLIP {clip.name}",
         sha256=clip.sha256,
@@ -144,7 +145,7 @@ def clip_network(name: str, class_names: Sequence[str], device: torch.device) ->
         dim=texts.shape[1],
         channels=3,
         chunk=CHUNK,
-        logits=lambda images: clip.encode(images) @ texts.to(images.device).T,
+        logits=lambda images: scale * clip.encode(images) @ texts.to(images.device).T,
         features=clip.encode,
     )
 

@@ -55,7 +55,17 @@ class Judge:
 
         Images are (N, C, H, W), floats in [0, 1] or uint8. The images beside it do not change a prediction.
         """
-        return self.mapping.targets[self._run(self.network.logits, images).argmax(dim=1)]
+        return self.verdicts(images)[0]
+
+    def verdicts(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions as of `predict`, and the shares (N, K + 1) that the judge gives each of ``class_names`` and, last, none.
+
+        A share is the sum of the softmax over the judge's classes that stand for the model's.
+        """
+        logits, targets = self._run(self.network.logits, images), self.mapping.targets
+        shares = torch.zeros(len(logits), len(self.class_names) + 1)
+        shares.index_add_(1, targets.remainder(shares.shape[1]), logits.softmax(dim=1))  # -1 is the last column
+        return targets[logits.argmax(dim=1)], shares
 
     def sees(self, images: torch.Tensor, name: str) -> torch.Tensor:
         """True (N,) where the judge sees the class ``name`` of ``class_names``."""

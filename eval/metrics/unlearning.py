@@ -18,7 +18,16 @@ import torch
 from semu_diffusion.domains.questions import Question, Questions
 from semu_diffusion.errors import InputError
 
-__all__ = ["NO_CLASS", "accuracies", "clustered_interval", "judged_as", "mean", "share", "wilson_interval"]
+__all__ = [
+    "NO_CLASS",
+    "accuracies",
+    "clustered_interval",
+    "difference_interval",
+    "judged_as",
+    "mean",
+    "share",
+    "wilson_interval",
+]
 
 NO_CLASS = "no class of the model"  # what a prediction of -1 is called
 
@@ -93,3 +102,21 @@ def clustered_interval(shares: Sequence[float], each: int) -> tuple[float, float
     if count > 1 and independent > 0:
         effect = max(1.0, sum((share - p) ** 2 for share in shares) / (count * (count - 1)) / independent)
     return wilson_interval(p * total / effect, total / effect)
+
+
+def difference_interval(first: int, second: int, count: int, both: int | None = None) -> tuple[float, float]:
+    r"""The 95 % interval of p_1 - p_2 of two shares of the same ``count`` samples (Newcombe 1998, his method 10).
+
+    With the Wilson limits l, u of each share and the correlation phi of the pairs,
+    ``d - sqrt((p_1 - l_1)^2 - 2 phi (p_1 - l_1)(u_2 - p_2) + (u_2 - p_2)^2)`` below, and alike above. ``both``: samples that
+    count in both shares; None takes phi = 0, which is wider. InputError for what are no shares of ``count``.
+    """
+    (l1, u1), (l2, u2) = wilson_interval(first, count), wilson_interval(second, count)
+    p1, p2, phi = first / count, second / count, 0.0
+    spread = math.sqrt(first * (count - first) * second * (count - second))
+    if both is not None and spread > 0:
+        agree = both * (count - first - second + both) - (first - both) * (second - both)
+        phi = max(agree - count / 2, 0.0) / spread if agree > 0 else agree / spread
+    low = math.sqrt(max((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2, 0.0))
+    high = math.sqrt(max((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2, 0.0))
+    return p1 - p2 - low, p1 - p2 + high

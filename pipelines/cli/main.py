@@ -19,6 +19,7 @@ COMMANDS = CommandGroup(
         "merge": "write a model with the patch in its weights",
         "grid": "draw before and after, same seeds",
         "evaluate": "score a patch again: other counts, steps, judge",
+        "report": "one page of a run, of several, or of a benchmark",
         "apply": "several patches on one model: how much they interfere",
         "export": "write a patch as LoRA files or as a merged pipeline",
         "push": "upload a run's patch, LoRA files and card to the Hub",

@@ -110,9 +110,9 @@ WORDS = (
     "of several learned vectors brings back. unasked: share of the erased thing among samples without a condition (w = 1). "
     "KID: of what stays, against the original's own samples, a drift in features. trained: numbers that could change, as a "
     "share of the denoiser's. passes: images through the denoiser during the erasure (a backward pass counts two). erase s: "
-    "wall clock. ±: standard deviation over seeds of the mean over what was erased. A dash is what was not measured. In "
-    "brackets after a name: what the judge calls most of its samples now."
+    "wall clock. ±: standard deviation over seeds of the mean over what was erased. A dash is what was not measured."
 )
+BRACKETS = " In brackets after a name: what the judge calls most of its samples now."
 PROBES = (
     "Share that each probe without training brings back, from the original and from the edited model; kept: the share of kept "
     "pictures that come back in the same way from the edited model. completion: the original makes the first quarter of the "
@@ -180,7 +180,7 @@ def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = MappingProxyType({})) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
-    text = ["# Results", "", f"{WRITTEN}: all rows of a table share protocol, seeds and judge.", "", WORDS]
+    text = ["# Results", "", f"{WRITTEN}: all rows of a table share protocol, seeds and judge.", "", WORDS + BRACKETS]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", _protocol(protocol["protocol"], rows)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from semu_diffusion.eval.metrics.unlearning import wilson_interval
 from semu_diffusion.eval.results import Evaluation, Scores
 
-__all__ = ["SHARES", "Share", "interval_words", "never_made", "shares_of", "shares_words"]
+__all__ = ["SHARES", "Share", "interval_words", "never_made", "percent", "points", "shares_of", "shares_words"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,17 @@ def _probe(name: str, samples: int) -> Share:
         return sum(one.share for one in found.values()) / len(found) if found else None
 
     return Share(f"brought back by the probe {name}", of, lambda _: samples)
+
+
+def percent(share: float) -> str:
+    """``0 %``, ``6.5 %``, ``97 %``: a share in per cent, with as many digits as it says something; the blank does not break."""
+    return f"{points(share)}\u00a0%"
+
+
+def points(share: float) -> str:
+    """``6.5`` or ``97``: the same as a number of percentage points."""
+    value = round(100 * share, 1)
+    return f"{value + 0.0:.{0 if value == round(value) else 1}f}".replace("-", "\u2212")
 
 
 def interval_words(share: float, count: int, interval: tuple[float, float] | None = None) -> str:

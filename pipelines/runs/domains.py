@@ -66,6 +66,9 @@ class Subject(Protocol):
     def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
         """What replaces each thing erased, in words."""
 
+    def anchored(self, task: Task[Any], result: EditResult) -> tuple[DiffusionModel, dict[str, str]]:
+        """The condition that replaces each erased one, and the model that knows them all."""
+
     def learned_sentence(self, condition: str) -> str | None:
         """The condition with ``{}`` for what was erased; "" where conditions are no sentences, None if it names it not once."""
 
@@ -110,6 +113,9 @@ class ClassSubject:
     def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
         return {self.model.names[erased]: self.model.names[anchor] for erased, anchor in result.anchors.items()}
 
+    def anchored(self, task: Task[Any], result: EditResult) -> tuple[DiffusionModel, dict[str, str]]:
+        return self.model, self.anchors(task, result)
+
     def learned_sentence(self, condition: str) -> str | None:
         return ""
 
@@ -153,6 +159,15 @@ class ConceptSubject:
 
     def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
         return dict(task.anchor_words)
+
+    def anchored(self, task: Task[Any], result: EditResult) -> tuple[DiffusionModel, dict[str, str]]:
+        if not task.anchor_words:
+            return self.model, {}
+        prompts = (*task.model.names, "")
+        trained = {prompts[row]: prompts[anchor] for row, anchor in (task.anchors or {}).items()}
+        asked = {condition: task.reworded(condition) for condition in conditions(self.questions, "forget", "paraphrase")}
+        found = {condition: anchor for condition, anchor in (asked | trained).items() if anchor is not None}
+        return self.model.with_prompts(list(found.values())), found
 
     def learned_sentence(self, condition: str) -> str | None:
         return next((found for one in self.plan.concepts if (found := one.sentence(condition)) is not None), None)

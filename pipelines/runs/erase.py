@@ -20,6 +20,7 @@ from semu_diffusion.files import write_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.report.words import never_made
@@ -114,6 +115,8 @@ def _erase_and_evaluate(
         lora=lora,
         protection=_protection(result),
     )
+    model, anchors = subject.anchored(task, result)
+    pictures = shown_pictures(scorer, model, before, after, anchors, progress.show)
     if subject.config.save_images:
         folder.save_samples(before, after)
     if evaluation.collapsed is not None:
@@ -121,7 +124,7 @@ def _erase_and_evaluate(
             if path.exists():
                 path.replace(path.with_name(f"{path.stem}.collapsed{path.suffix}"))
     record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
-    write_reports(Measured(record, evaluation, before, after), folder.path)
+    write_reports(Measured(record, evaluation, before, after, pictures), folder.path)
     return evaluation
 
 

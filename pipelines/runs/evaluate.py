@@ -21,6 +21,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
 from semu_diffusion.pipelines.report.grid import before_after, new_picture, save_png
+from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.report.words import never_made
@@ -60,7 +61,9 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
             probes = make_probes(subject, scorer, images, progress.show)
             evaluation, before, after = evaluate(scorer, subject.model, patch, probes, progress.show)
             evaluation = measured(evaluation, patch, path.stat().st_size, subject.model, Cost(dict.fromkeys(STAGES)))
-            write_reports(Measured(record, evaluation, before, after), folder.path, "README.md")  # the card is the run's own
+            pictures = shown_pictures(scorer, subject.model, before, after)
+            found = Measured(record, evaluation, before, after, pictures)
+            write_reports(found, folder.path, "README.md")  # the card is the run's own
             if config.save_images:
                 folder.save_samples(before, after)
             record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"

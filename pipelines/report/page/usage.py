@@ -1,0 +1,107 @@
+"""How a patch is used, in lines to copy: for each tool how it is put on, how strong, and how it is taken off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
+from semu_diffusion.pipelines.report.page.run import Run
+
+__all__ = ["LIMITS", "Usage", "usages"]
+
+LIMITS = (
+    "A patch is no safety guarantee: who has the base model can leave it off, and what was erased can be learned again from "
+    "images.",
+    "The place of the edit is itself a hint: who compares the patched weights with the original's sees in which layers and "
+    "directions the concept was, which helps to bring it back.",
+    "That it is no longer seen when asked for by name proves little by itself: a renamed label or word reaches the same in a "
+    "second. Read what was brought back, and what appears unasked.",
+    "The judge is a classifier: what it calls something else may still look like it to you. Look at the pictures.",
+    "Few samples say little: read the intervals, not the percentages.",
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """``language`` of the lines: python, bash, json or text; ``off``: how it is taken off, in words or a line."""
+
+    tool: str
+    said: str
+    lines: str
+    language: str
+    off: str
+
+
+def usages(run: Run) -> list[Usage]:
+    """For every tool that can load what this run wrote; paths are relative to the run folder."""
+    own = Usage(
+        "semu-diffusion",
+        "The exact patch; it refuses a model it was not made for. patch.scale(0.5) is half as strong.",
+        'from semu_diffusion import ErasurePatch\n\npatch = ErasurePatch.load("patch.safetensors")\npatch.apply(pipe.unet)',
+        "python",
+        "patch.remove(pipe.unet) restores every byte.",
+    )
+    if run.evaluation.kind == "class":
+        return [own, *([_peft()] if run.lora else [])]
+    name = "no-" + "-".join("".join(c if c.isalnum() else "-" for c in erased) for erased in run.evaluation.erased)
+    return [own, *(_of_stable_diffusion(name, run) if run.lora else [])]
+
+
+def _peft() -> Usage:
+    return Usage(
+        "PEFT",
+        "A UNet2DModel has no LoRA loader of its own; PEFT puts the same update on it.",
+        'from peft import PeftModel\n\npipe.unet = PeftModel.from_pretrained(pipe.unet, "lora")',
+        "python",
+        "pipe.unet = pipe.unet.unload()",
+    )
+
+
+def _of_stable_diffusion(name: str, run: Run) -> list[Usage]:
+    adapter = name.replace("-", "_")
+    load = (
+        f'pipe.load_lora_weights(\n    {{}},\n    weight_name="{DIFFUSERS_LORA}",\n    adapter_name="{adapter}",\n)\n'
+        f'pipe.set_adapters("{adapter}", 1.0)'
+    )
+    tag = f"<lora:{name}:1>"
+    comfy = (
+        f'{{"class_type": "LoraLoaderModelOnly", "inputs": {{\n  "model": ["4", 0],\n  "lora_name": "{name}.safetensors",\n'
+        '  "strength_model": 1.0}}'
+    )
+    unload = f'pipe.delete_adapters("{adapter}"), or pipe.unload_lora_weights() for all of them.'
+    words = f"Copy lora/{KOHYA_LORA} to {{}}{name}.safetensors"
+    return [
+        Usage("diffusers, from this folder", "Needs PEFT installed.", load.format('"lora"'), "python", unload),
+        Usage(
+            "diffusers, from the Hub",
+            f"After semu push {run.folder.name} YOU/{name}.",
+            load.format(f'"YOU/{name}", subfolder="lora"'),
+            "python",
+            unload,
+        ),
+        Usage(
+            "ComfyUI",
+            words.format("ComfyUI/models/loras/") + " and put a node LoraLoaderModelOnly behind the checkpoint "
+            "(in the API format, 4 being the checkpoint's node):",
+            comfy,
+            "json",
+            "Bypass or delete the node.",
+        ),
+        Usage("A1111", words.format("models/Lora/") + " and write in the prompt:", tag, "text", "Delete the tag."),
+        Usage("Forge", words.format("models/Lora/") + " and write in the prompt:", tag, "text", "Delete the tag."),
+        Usage(
+            "sd-scripts",
+            "Generates with the twin in kohya's names.",
+            "python gen_img.py --ckpt MODEL --outdir OUT --prompt 'PROMPT' \\\n"
+            f"  --network_module networks.lora --network_weights lora/{KOHYA_LORA} --network_mul 1.0",
+            "bash",
+            "Leave the --network flags out.",
+        ),
+        Usage(
+            "PEFT",
+            "The adapter that diffusers loaded is one of PEFT; its strength can be changed in place.",
+            load.format('"lora"') + f'\npipe.unet.set_adapters(["{adapter}"], [0.5])',
+            "python",
+            "pipe.unet.disable_adapters(); pipe.unet.enable_adapters() puts it back.",
+        ),
+    ]
