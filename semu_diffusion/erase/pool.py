@@ -114,7 +114,8 @@ def paths(
     Every path's timesteps are moved within one step by a number of its seed, so that together they cover all.
     """
     pixels, size = model.latent_shape == model.image_shape, piece_size(model.latent_shape, model.device)
-    pool, ends = Pool(*(torch.empty(0) for _ in range(3))), []
+    known: dict[tuple[int, int], torch.Tensor] = {}
+    ends: list[torch.Tensor] = []
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for start in range(0, len(rows), size):
         own, seed = list(rows[start : start + size]), seeds[start : start + size]
@@ -128,7 +129,7 @@ def paths(
             first = sum(len(part) for part, _, _ in found)
             for row, prediction in predictions.items():
                 numbers = own if row is None else [row] * len(own)
-                pool.known.update(
+                known.update(
                     ((first + i, number), one) for i, (number, one) in enumerate(zip(numbers, prediction, strict=True))
                 )
             found.append((x, t, labels))
@@ -137,7 +138,7 @@ def paths(
         ends.append(x)
         progress(start + len(own), len(rows))
     x_t, t, shown = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Pool(x_t, t, shown, pool.known), Images(torch.cat(ends), torch.tensor(list(rows), device=model.device))
+    return Pool(x_t, t, shown, known), Images(torch.cat(ends), torch.tensor(list(rows), device=model.device))
 
 
 def _guidance(

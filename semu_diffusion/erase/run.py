@@ -168,15 +168,15 @@ def gather(task: Task[DiffusionModel], config: ErasureConfig, progress: Progress
         count = (task.forget_samples or config.forget_samples) * len(task.forget)
         forget, own = _own_paths(model, config, task.forget, count, "forget set", progress)
     anchors = chosen_anchors(task, own, phase_generator(config.seed, "anchors"))
-    if fresh or forget is None:
-        noised = Noised(model, own)
-        forget = noised if fresh else pooled(noised, POOL, phase_generator(config.seed, "forget pool"))
+    source: Source = Noised(model, own)
+    if not fresh:
+        source = forget or pooled(Noised(model, own), POOL, phase_generator(config.seed, "forget pool"))
     retain: Source | None = None if task.retain_set is None else Noised(model, task.retain_set)
     if retain is None and (config.protect == "null-space" or config.retain == "self"):
         # of no class if none is kept: the label says nothing to an unconditional model
         kept = list(task.kept) or [model.null or 0]
         retain, _ = _own_paths(model, config, kept, config.kept_samples, "kept samples", progress)
-    return Samples(own, forget, retain, anchors)
+    return Samples(own, source, retain, anchors)
 
 
 def _own_paths(

@@ -144,7 +144,7 @@ def _context(entries: Sequence[Entry], home: Path) -> dict[str, Any]:
             for method, found in groups.items()
         },
         "columns": ["method" if len(groups) > 1 else "run", *(column.heading for column in columns)],
-        "numbers": [(name, *(column.mean([entry.row for entry in found]) for column in columns)) for name, found in lines],
+        "numbers": [(name, *(column.text([entry.row for entry in found]) for column in columns)) for name, found in lines],
         "words": WORDS,
         "differences": _differences(entries),
     }

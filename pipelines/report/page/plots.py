@@ -90,8 +90,8 @@ def layer_bars(layers: Sequence[Layer]) -> Markup:
     for start, (stage, count) in zip(starts, stages, strict=True):
         if count * step >= 7 * len(stage):
             parts.append(_text((start + count / 2) * step, top + 2, stage, "middle muted"))
-    most = max(layers, key=lambda layer: layer.size)
-    words = f"Rank, size of the update and protection of {len(layers)} layers; the largest update is in {most.name}."
+    largest = max(layers, key=lambda layer: layer.size).name
+    words = f"Rank, size of the update and protection of {len(layers)} layers; the largest update is in {largest}."
     return _svg(top + 8, words, parts)
 
 
