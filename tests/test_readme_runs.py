@@ -97,7 +97,8 @@ def shortened(program: str, arguments: Sequence[str]) -> list[str]:
         return [*arguments, "--samples-per-class", "2", "--sampling-steps", "2"]
     if arguments[0] == "grid":
         return [*arguments, *SCORED[2:]]
-    return [*arguments, *(SCORED if arguments[0] in ("evaluate", "benchmark") else ())]
+    few = ("--probe-samples", "2", "--unconditional-samples", "2")
+    return [*arguments, *((*SCORED, *few) if arguments[0] in ("evaluate", "benchmark") else ())]
 
 
 def test_the_commands_of_the_readme_run_one_after_the_other(checkout: Path) -> None:
