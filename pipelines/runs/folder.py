@@ -45,7 +45,7 @@ class RunFolder:
         self, path: str | Path | None, name: str, overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
     ) -> None:
         """``path`` as the user gave it, or None for a new folder ``runs/<name>``, ``runs/<name>-2``, …; with ``overwrite``
-        it is ``runs/<name>`` whether new or not.
+        for ``runs/<name>``, new or not.
 
         ``inputs`` are what the run reads: files and folders, or other words, which are passed over.
         """
