@@ -165,7 +165,7 @@ def test_a_run_is_judged_and_scored_by_clip(weights: str, tmp_path: Path) -> Non
     tiny_pipeline().save_pretrained(tmp_path / "model")
     flags = [
         "cat", "--model", str(tmp_path / "model"), "--anchor", "dog", "--steps", "2", "--forget-samples", "4",
-        "--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival",
+        "--kept-samples", "4", "--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival",
         "--alternatives", "dog,bird", "--classifier", f"clip:tiny-clip:{weights}", "--clip-score", f"clip:tiny-clip:{weights}",
         "--output", str(tmp_path / "run"),
     ]  # fmt: skip

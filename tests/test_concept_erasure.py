@@ -46,7 +46,18 @@ def test_the_concept_is_answered_as_its_anchor_and_the_pipeline_is_unchanged(fam
     pipeline = tiny_pipeline(family)
     weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     patch = semu_diffusion.erase_concept(
-        pipeline, "cat", anchor="dog", overshoot=0.0, retain="none", protect="none", steps=60, lr=3e-3, **BIRD, **QUICK
+        pipeline,
+        "cat",
+        anchor="dog",
+        overshoot=0.0,
+        retain="none",
+        protect="none",
+        unlabelled=0.0,
+        adversarial=0.0,
+        steps=60,
+        lr=3e-3,
+        **BIRD,
+        **QUICK,
     )
     assert all(torch.equal(value, pipeline.unet.state_dict()[name]) for name, value in weights.items())
     assert patch.metadata["concept"] == ["cat"]

@@ -38,7 +38,7 @@ from semu_diffusion.pipelines.train.captions import HELD_OUT_TEMPLATES, HELD_OUT
 
 VOCABULARY = cifar_vocabulary(WORDS)
 QUICK = [
-    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--lr", "3e-3",
+    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--lr", "3e-3",
     "--images-per-prompt", "2", "--sampling-steps", "2",
 ]  # fmt: skip
 

@@ -21,7 +21,6 @@ from saved_models import QUICK, saved_judge, saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
-from semu_diffusion.erase.task import Images
 from semu_diffusion.eval.guards import collapse
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.results import Evaluation, Scores
@@ -626,14 +625,6 @@ def test_titles_that_a_file_system_takes_for_one_get_folders_of_their_own() -> N
     assert found[""] == "(no condition)"
     assert found["(no label)"] == "(no label)"
     assert all(not set(name) & set('/\\:*?"<>|') for name in found.values())
-
-
-def test_a_part_of_a_large_set_is_of_different_images(generator: torch.Generator) -> None:
-    images = Images(torch.arange(50.0).view(50, 1, 1, 1), torch.arange(50))
-    some = images.subset(20, generator)
-    assert len(set(some.labels.tolist())) == 20
-    assert torch.equal(some.images.flatten().long(), some.labels)
-    assert images.subset(50, generator) is images
 
 
 def test_the_python_face_refuses_what_the_command_line_refuses() -> None:

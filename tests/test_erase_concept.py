@@ -22,7 +22,7 @@ from semu_diffusion.pipelines.cli.commands.erase_concept import main
 
 Capture = pytest.CaptureFixture[str]
 QUICK = [
-    "--anchor", "dog", "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--lr", "3e-3",
+    "--anchor", "dog", "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--lr", "3e-3",
     "--images-per-prompt", "1", "--judged-prompts", "3", "--sampling-steps", "2",
 ]  # fmt: skip
 

@@ -31,7 +31,7 @@ from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 Capture = pytest.CaptureFixture[str]
 QUICK: dict[str, Any] = {"steps": 3, "forget_samples": 4, "kept_samples": 4, "retain_prompts": ("a tree",)}
 FLAGS = [
-    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1",
+    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--images-per-prompt", "1",
     "--judged-prompts", "2", "--sampling-steps", "2", "--anchor", "dog",
 ]  # fmt: skip
 

@@ -124,7 +124,7 @@ class Hub:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     tiny_pipeline().save_pretrained(folder / "model")
-    counts = dict.fromkeys(("steps", "forget-samples", "kept-samples", "anchor-samples", "judged-prompts", "sampling-steps"), 2)
+    counts = dict.fromkeys(("steps", "forget-samples", "kept-samples", "judged-prompts", "sampling-steps"), 2)
     flags = [word for name, count in {**counts, "images-per-prompt": 1}.items() for word in (f"--{name}", str(count))]
     words = ["cat", "--anchor", "dog", "--model", str(folder / "model"), "--classifier", "none", *flags]
     assert erase_concept([*words, "--output", str(folder / "run")]) == 0

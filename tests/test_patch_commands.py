@@ -276,7 +276,7 @@ def concept_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_pipeline().save_pretrained(folder / "model")
     cifar_vocabulary(WORDS).save(folder / "model")
     given = ["cat", "--model", str(folder / "model"), "--anchor", "dog", "--steps", "2", "--forget-samples", "4"]
-    few = ["--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival"]
+    few = ["--kept-samples", "4", "--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival"]
     assert erase_concept([*given, *few, "--output", str(folder / "cat")]) == 0
     return folder / "cat"
 

@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_model
 
 from semu_diffusion.erase.meter import Meter
-from semu_diffusion.erase.pool import Noised, paths, pooled
+from semu_diffusion.erase.pool import Noised, Pool, paths, pooled
 from semu_diffusion.erase.task import Images
 from semu_diffusion.models.process import Ddpm, RectifiedFlow
 from semu_diffusion.models.sampling import ddim
@@ -93,3 +93,12 @@ def test_a_pass_is_an_image_forward_and_its_backward_two_more() -> None:
     model.predict(x, t, rows)
     assert meter.passes == {"seen": 3, "trained": 9}
     assert set(meter.seconds) == {"seen", "trained"}
+
+
+def test_a_part_of_the_samples_is_of_different_ones(generator: torch.Generator) -> None:
+    model = tiny_model()
+    images = Images(torch.zeros(50, *model.latent_shape), torch.arange(50))
+    assert len(set(Noised(model, images).spread(20, generator).batch.condition.tolist())) == 20
+    pool = Pool(torch.zeros(50, *model.latent_shape), torch.zeros(50), torch.arange(50))
+    assert len(set(pool.spread(20, generator).batch.condition.tolist())) == 20
+    assert len(pool.spread(99, generator).batch.condition) == 50

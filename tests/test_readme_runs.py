@@ -30,7 +30,7 @@ from semu_diffusion.pipelines.train.picture_styles import STYLES
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SCORED = ("--images-per-class", "2", "--sampling-steps", "2")
 CONCEPT = (
-    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--anchor-samples", "2", "--images-per-prompt", "1",
+    "--steps", "2", "--forget-samples", "4", "--kept-samples", "4", "--images-per-prompt", "1",
     "--sampling-steps", "2",
 )  # fmt: skip
 SMALL = {
@@ -88,7 +88,7 @@ def shortened(program: str, arguments: Sequence[str]) -> list[str]:
     """The command as shown, with a few flags behind it that make it fast."""
     if program == "erase-class":
         replayed = "--config" in arguments  # it has them from the run that it replays
-        return [*arguments, *(() if replayed else (*QUICK, "--anchor-samples", "4"))]
+        return [*arguments, *(() if replayed else QUICK)]
     if program == "erase-concept":
         return [*arguments, *CONCEPT]
     if arguments[0] == "train":

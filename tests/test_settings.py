@@ -172,7 +172,7 @@ def test_an_unusable_config_file_is_one_line(tmp_path: Path) -> None:
             parse(["--config", write_run(tmp_path, config)])
     (tmp_path / "broken.json").write_text("{")
     for path in (tmp_path / "broken.json", tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match="not a readable run"):
+        with pytest.raises(InputError, match="is not readable JSON"):
             parse(["--config", str(path)])
 
 
@@ -215,7 +215,7 @@ WRONG = [
     ("a --step 3", "unrecognized arguments: --step( 3)?; did you mean --steps"),
     ("a --protect null-spce", "did you mean null-space"),
     ("a --zzz 3", r"unrecognized arguments: --zzz( 3)? \(see"),
-    ("--forget a --config none.json", "not a readable run.json"),
+    ("--forget a --config none.json", "is not readable JSON"),
 ]
 
 

@@ -82,7 +82,7 @@ DRIFT = Column("drift", ".4f", _at("evaluation", "side_effects", "paired", "mse"
 REVIVAL = _both("revival", "revival", ".2f")
 UNASKED = _both("unasked", "unconditional_share")
 PASSES = Column("passes", ".0f", _passes)
-SECONDS = Column("erase s", ".1f", lambda row: sum(row["seconds"].values()))
+SECONDS = Column("erase s", ".1f", lambda row: sum(row["seconds"].values()) if row["seconds"] else None)
 COLUMNS = (
     UA,
     Column("seen before", ".3f", _at("evaluation", "before", "forget_accuracy")),

@@ -193,7 +193,7 @@ def adversary_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Sam
     if not adversarial_share(model, config.adversarial) or task.target == "ascent":
         return None
     generator = phase_generator(config.seed, "adversary")
-    adversary = Adversary(model, config, [*samples.anchors, *task.kept], samples.forget, generator)
+    adversary = Adversary(model, config, [*task.forget, *task.kept], samples.forget, generator)
     with autocast(config.precision, model.device)():
         adversary.prepare(original)
     return adversary

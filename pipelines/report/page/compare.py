@@ -73,15 +73,15 @@ def _of_benchmark(path: Path) -> list[Entry]:
     _, *rows = read_rows(path)
     if not all("evaluation" in row and "method" in row for row in rows):
         raise InputError(f"{path} was written by an earlier version: measure again")
-    for row in rows:
-        row["erase_seconds"] = sum(row["seconds"].values())
     return [Entry(row["erased"], row["title"], Evaluation.from_json(row["evaluation"]), row) for row in rows]
 
 
 def _as_row(run: Run) -> Row:
     patch = run.evaluation.patch
     size = {} if patch is None else {"trained_fraction": patch.fraction, "bytes": patch.bytes}
-    return {"evaluation": run.evaluation.to_json(), "erase_seconds": run.evaluation.cost.erasure, **size}
+    spent = run.evaluation.cost.erasure
+    seconds = {} if spent is None else {"erase": spent}
+    return {"evaluation": run.evaluation.to_json(), "seconds": seconds, **size}
 
 
 def _writable(path: Path) -> Path:

@@ -113,7 +113,13 @@ def _steps(path: Path) -> tuple[Mapping[str, Any], ...]:
 def _layers(path: Path, made: Mapping[str, Any]) -> tuple[Layer, ...]:
     if not path.is_file():
         return ()
-    patch, known = ErasurePatch.load(path), (made.get("protection") or {}).get("by_layer", {})
+    try:
+        patch = ErasurePatch.load(path)
+    except InputError:  # a collapsed one may be beyond measure, and its page is still to be written
+        if "collapsed" not in path.name:
+            raise
+        return ()
+    known = (made.get("protection") or {}).get("by_layer", {})
     found = (
         Layer(name, layer.shape, int(layer.ranks.max()), abs(patch.strength) * layer.norm_squared() ** 0.5, known.get(name, {}))
         for name, layer in patch.layers.items()
