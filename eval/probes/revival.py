@@ -152,7 +152,7 @@ def learn_vectors(
     count, each = len(vectors), how.batch_size
     optimizer = torch.optim.Adam([vectors], lr=how.lr * unit, betas=(0.9, 0.99))
     owner = [restart for restart in range(count) for _ in range(each)]
-    losses: list[float] = []
+    losses: list[torch.Tensor] = []
     for step in range(how.steps):
         optimizer.param_groups[0]["lr"] = how.lr * unit * (1 + math.cos(math.pi * step / how.steps)) / 2
         chosen = torch.randint(len(clean), (count * each,), generator=generator)
@@ -165,10 +165,10 @@ def learn_vectors(
             loss = (model.process.image_weight(t) * error).view(count, each).mean(1).sum()  # a restart's step is its own
             (vectors.grad,) = torch.autograd.grad(loss, vectors)
         optimizer.step()
-        losses.append(float(loss.detach()) / count)
+        losses.append(loss.detach() / count)  # a number only at the end: an accelerator need not wait
         if progress is not None:
             progress("learning vectors", step + 1, how.steps)
-    return losses
+    return torch.stack(losses).tolist()
 
 
 class WithVectors(nn.Module):

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Point", "front"]
 
-SIDE, GAP, MARGIN = 300, 70, 48  # of a panel, between panels, around all
+SIDE, GAP, MARGIN = 300, 76, 56  # of a panel, between panels, around all
 LINE = 18  # height of a line of the legend
 FLOOR = 1e-5  # what does not move at all stands at the left edge of a logarithmic axis
 WORDS = {
@@ -36,7 +36,7 @@ def front(points: Sequence[Point], title: str) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{MARGIN}" y="24" font-size="15">{escape(title)}</text>',
+        f'<text x="{MARGIN}" y="24" font-size="15">{escape(title.replace("`", ""))}</text>',
     ]
     for number, (x, y) in enumerate(panels):
         left, top = MARGIN + number % 2 * (SIDE + GAP), MARGIN + number // 2 * (SIDE + GAP)
@@ -50,7 +50,7 @@ def front(points: Sequence[Point], title: str) -> str:
 def _panel(points: Sequence[Point], x: str, y: str) -> Iterator[str]:
     yield f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#888"/>'
     yield _text(SIDE / 2, SIDE + 34, WORDS[x], "middle")
-    yield f'<text transform="translate(-32,{SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(WORDS[y])}</text>'
+    yield f'<text transform="translate(-40,{SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(WORDS[y])}</text>'
     shown = [(number, p, p.values.get(x), p.values.get(y)) for number, p in enumerate(points, 1)]
     pairs = [(n, p, max(a, FLOOR), b) for n, p, a, b in shown if a is not None and b is not None]
     if not pairs:

@@ -23,6 +23,8 @@ COMMAND = Command(
     examples=(
         "semu benchmark --methods all --others cat",
         "semu benchmark cat ship --methods default,closed-form,copy --work runs/small --output runs/small.md",
+        "semu benchmark cat --seeds 0,1,2 --cache runs/original --work runs/part-1 --output runs/part-1.md",
+        "semu benchmark --merge runs/part-1,runs/part-2 --output runs/all.md",
         "semu benchmark cat sepia --model tiny-sd --methods default,remap --work runs/words --output runs/words.md",
     ),
 )

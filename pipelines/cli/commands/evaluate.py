@@ -20,7 +20,7 @@ COMMAND = Command(
     EvaluatePatchConfig,
     run,
     examples=(
-        "semu evaluate runs/cat --images-per-class 500 --revival",
+        "semu evaluate runs/cat --images-per-class 500 --revival --probes all",
         "semu evaluate runs/cat --classifier my-judge/ --strength 0.5 --output runs/cat-half",
     ),
 )
