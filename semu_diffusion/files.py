@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -215,5 +216,5 @@ def tensors_only() -> Iterator[None]:
 def strip_local_paths(folder: Path) -> None:
     """Take out of a saved model's configs where its parts were loaded from: that tells of a machine, not of the model."""
     for config in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
-        content = read_json(config)
+        content = read_json(config, largest=math.inf)
         write_json(config, {key: value for key, value in content.items() if key not in LOCAL_KEYS})

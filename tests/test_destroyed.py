@@ -89,7 +89,7 @@ def test_latents_of_noise_are_no_pictures_of_the_embedded_text_model() -> None:
 def test_a_destroyed_model_is_seen_without_a_judge_and_with_two_images(embedded: ClassConditional) -> None:
     questions = class_questions(embedded.names, ["cat"])
     questions = {**questions, "in_domain": questions["in_domain"][:2]}
-    scorer = Scorer("class", ("cat",), questions, Sampling(images=1, unconditional=1, steps=4, guidance_scale=3.0))
+    scorer = Scorer("class", ("cat",), questions, Sampling(images=1, unconditional=1, steps=3, guidance_scale=3.0))
     patch = random_patch(embedded.denoiser, rank=8, size=0.5)
     destroyed, before, _ = evaluate(scorer, embedded, patch)
     assert destroyed.collapsed is not None

@@ -109,7 +109,7 @@ MUTATIONS: list[Callable[[File, random.Random], bytes]] = [
 
 @pytest.mark.parametrize("checksum", [True, False], ids=["as written", "from before there was a checksum"])
 def test_a_mutated_patch_is_refused_in_one_line_or_is_the_same_patch(checksum: bool, tmp_path: Path) -> None:
-    """Without a checksum the numbers may be others, but never such that are not finite."""
+    """Without a checksum the numbers may be others, but never such that are not finite; nor are its words anything else."""
     path, patch = tmp_path / "mutant.safetensors", random_patch(net(), size=0.3)
     whole = File(patch.save(path).read_bytes())
     if not checksum:

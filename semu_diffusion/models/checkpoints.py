@@ -20,7 +20,7 @@ from semu_diffusion.files import read_json, tensors_only
 from semu_diffusion.models.class_names import class_names as names_of_classes
 from semu_diffusion.models.ddpm import ClassConditional, adapt_pipeline, check_unet
 from semu_diffusion.models.families import family_of_folder
-from semu_diffusion.models.guards import check_network, noise_schedule
+from semu_diffusion.models.guards import check_network, count_timesteps, noise_schedule
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.stable_diffusion import check_family
@@ -169,7 +169,7 @@ def _of_parts(folder: Path, index: dict[str, Any], source: str, dtype: torch.dty
     """The pipeline of a folder whose networks are loaded one by one, so that each is whole, in whatever variant it has."""
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        noise_schedule(_read_object(scheduler), source)  # before one is made of it, of whatever size it says
+        count_timesteps(_read_object(scheduler), source)  # before one is made of them
     networks = {}
     for part, described in index.items():
         kind = _network_class(described)

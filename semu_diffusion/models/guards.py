@@ -26,6 +26,7 @@ __all__ = [
     "check_runs",
     "check_text_condition",
     "check_tokenizer",
+    "count_timesteps",
     "noise_schedule",
     "refusing",
     "require_finite",
@@ -140,9 +141,7 @@ def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DD
         raise InputError(f"{source}: prediction_type {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
     if config.get("timestep_type") == "continuous":
         raise InputError(f"{source}: timestep_type 'continuous' is EDM's, and only DDPMs are erased from")
-    count = config.get("num_train_timesteps", 1000)
-    if type(count) is not int or not 0 < count <= MOST_TIMESTEPS:
-        raise InputError(f"{source}: num_train_timesteps is {count!r}, which is no number of timesteps")
+    count = count_timesteps(config, source)
     with refusing(f"{source}: the scheduler's is not the config of a noise schedule"):
         schedule = DDPMScheduler.from_config(dict(config))
         if not bool((schedule.alphas_cumprod >= 0).all() and (schedule.alphas_cumprod <= 1).all()):
@@ -158,6 +157,14 @@ def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DD
             for one in t[:20]:
                 require_finite(sampled.step(x, int(one), x).prev_sample)
     return schedule
+
+
+def count_timesteps(config: Mapping[str, Any], source: str) -> int:
+    """The timesteps of a scheduler's config. Raises InputError for what is no number of them, or one that no memory holds."""
+    count = config.get("num_train_timesteps", 1000)
+    if type(count) is not int or not 0 < count <= MOST_TIMESTEPS:
+        raise InputError(f"{source}: num_train_timesteps is {count!r}, which is no number of timesteps")
+    return count
 
 
 @contextmanager

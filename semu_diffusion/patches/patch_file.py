@@ -108,6 +108,9 @@ def _content(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pat
     _require(header.get("overlap") is None or _is_number(header["overlap"]), "overlap")
     _require(isinstance(structure, str) and isinstance(metadata, dict), "structure or metadata")
     _require(structure.isalnum() and len(structure) <= 64, "structure")
+    for key in ("concept", "anchor", "prompts", "forget", "class_names"):
+        words = metadata.get(key) or []
+        _require(isinstance(words, list) and all(isinstance(word, str) for word in words), f"{key} {words!r}")
     layers, rows = header["layers"], tensors["fingerprint"]
     _require(isinstance(layers, dict), "layers")
     _require(rows.dtype == torch.float32 and rows.shape == (len(layers), 5), "fingerprint")
