@@ -15,7 +15,7 @@ from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.erase.samples import kept_batches, kept_images, training_images
 from semu_diffusion.erase.task import Images
 from semu_diffusion.eval.scorer import Sampling, Scorer
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.pipelines.runs.config import EraseClassConfig
 
 FOUR = ("red", "green", "blue", "grey")

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from semu_diffusion.eval.probes.revival import Attached, Learning, RevivalProbe, Shown, WithVector, frozen
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 
 __all__ = ["ClassVectorProbe", "injected_class"]
 
@@ -23,7 +22,7 @@ class ClassVectorProbe(RevivalProbe):
 
     @staticmethod
     def applies(model: Any) -> bool:
-        return isinstance(getattr(model.denoiser, "class_embedding", None), nn.Embedding)
+        return isinstance(model, ClassConditional) and model.conditional
 
     def start(self, model: Any, shown: Shown) -> tuple[torch.Tensor, float]:
         """The null class's vector, or the mean of the other classes' if there is no null class; the unit is 1."""
@@ -49,11 +48,13 @@ def injected_class(model: ClassConditional, vector: torch.Tensor) -> Iterator[in
     On leaving, also by an exception, the model is as it was: embedding, ``requires_grad``, ``.grad`` and the mode of every
     module.
     """
-    denoiser: Any = model.denoiser
-    embedding = denoiser.class_embedding
-    with frozen(denoiser):
+    places = model.class_embeddings
+    embeddings = [getattr(module, name) for module, name in places]
+    with frozen(model.denoiser):
         try:
-            denoiser.class_embedding = WithVector(embedding, vector).eval()
-            yield embedding.num_embeddings
+            for (module, name), embedding, part in zip(places, embeddings, model.vector_parts, strict=True):
+                setattr(module, name, WithVector(embedding, vector, part=part).eval())
+            yield embeddings[0].num_embeddings
         finally:
-            denoiser.class_embedding = embedding
+            for (module, name), embedding in zip(places, embeddings, strict=True):
+                setattr(module, name, embedding)

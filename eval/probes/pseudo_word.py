@@ -1,50 +1,59 @@
 """Revival of a concept by a pseudo-word (textual inversion, Gal et al. 2022, eq. 2).
 
-The token embedding of a word that does not exist is learned in the sentences that named the concept ("a photo of a *"), from
-the mean of all token embeddings, at a learning rate in units of their root mean square.
+The token embedding of a word that does not exist is learned in the sentences that named the concept ("a photo of a *"), in
+every text encoder of the model at once, from the mean of all token embeddings, in units of their root mean square.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.probes.revival import Attached, Learning, RevivalProbe, Shown, WithVector, frozen
-from semu_diffusion.models.stable_diffusion import TextConditional, on_device
+from semu_diffusion.models.prompt_table import Text, encode_texts, on_device, text_encoders
+from semu_diffusion.models.text_conditional import TextConditional
 
 __all__ = ["PseudoWordProbe"]
 
-PLACE = "{}"
+PLACE, WORD = "{}", "<learned-word>"
 
 
 class PseudoWordProbe(RevivalProbe):
-    """Learns a word under which the model denoises images of an erased concept best; not for two text encoders (SDXL)."""
+    """Learns a word under which the model denoises images of an erased concept best."""
 
     name = "pseudo-word"
     default = Learning(steps=200, lr=0.3, batch_size=16, sampling_steps=25)
 
     @staticmethod
     def applies(model: Any) -> bool:
-        return isinstance(model, TextConditional) and model.table.pooled is None
+        return isinstance(model, TextConditional)
 
     def start(self, model: Any, shown: Shown) -> tuple[torch.Tensor, float]:
-        rows = model.pipeline.text_encoder.get_input_embeddings().weight.detach().float()
-        return rows.mean(0), float(rows.square().mean().sqrt())
+        """The mean embedding of each encoder, in units of its root mean square, side by side (D,)."""
+        tables = [_embedding(encoder).weight.detach().float() for encoder in text_encoders(model.pipeline).values()]
+        return torch.cat([rows.mean(0) / _size(rows) for rows in tables]), 1.0
 
     @contextmanager
     def attached(self, model: Any, shown: Shown, vector: torch.Tensor) -> Iterator[Attached]:
         sentences = shown.sentences
         if len(sentences) != len(shown.clean) or any(sentence.count(PLACE) != 1 for sentence in sentences):
             raise InputError("revival needs images of the concept, and for each a sentence with one {} in it")
-        how, spoken, encoder = self.learning, list(dict.fromkeys(sentences)), model.pipeline.text_encoder
-        with on_device(encoder, model.device), frozen(encoder, model.denoiser), _injected_word(model, vector) as encode:
+        how, spoken, encoders = self.learning, list(dict.fromkeys(sentences)), text_encoders(model.pipeline).values()
+        with ExitStack() as stack:
+            for encoder in encoders:
+                stack.enter_context(on_device(encoder, model.device))
+            stack.enter_context(frozen(*encoders, model.denoiser))
+            encode = stack.enter_context(_injected_word(model, vector))
 
             def condition(chosen: list[int]) -> torch.Tensor:
-                return encode([sentences[index] for index in chosen]).to(model.device).flatten(1)
+                said = list(dict.fromkeys(sentences[index] for index in chosen))
+                places = torch.tensor([said.index(sentences[index]) for index in chosen], device=model.device)
+                return encode(said).vectors()[places]
 
             def sample(seeds: Sequence[int]) -> Iterator[torch.Tensor]:
                 with torch.no_grad():
@@ -56,26 +65,37 @@ class PseudoWordProbe(RevivalProbe):
 
 
 @contextmanager
-def _injected_word(model: TextConditional, vector: torch.Tensor) -> Iterator[Callable[[Sequence[str]], torch.Tensor]]:
-    """Inside, a function of sentences with ``{}`` that gives their embeddings (N, T, D) with ``vector`` in that place."""
-    encoder, tokenizer = model.pipeline.text_encoder, model.pipeline.tokenizer
-    embedding = encoder.get_input_embeddings()
+def _injected_word(model: TextConditional, vector: torch.Tensor) -> Iterator[Callable[[Sequence[str]], Text]]:
+    """Inside, a function of sentences with ``{}`` that gives what the network is told, with ``vector`` in that place.
 
-    def encode(sentences: Sequence[str]) -> torch.Tensor:
-        ids = torch.tensor([_tokens(tokenizer, sentence, embedding.num_embeddings) for sentence in sentences])
-        return encoder(ids.to(encoder.device))[0].float()
+    The pipeline's own code encodes them, in a copy whose tokenizers know one word more; the encoders are the same.
+    """
+    pipeline, encoders = copy.copy(model.pipeline), text_encoders(model.pipeline)
+    embeddings = {ending: _embedding(encoder) for ending, encoder in encoders.items()}
+
+    def encode(sentences: Sequence[str]) -> Text:
+        said = [sentence.replace(PLACE, WORD) for sentence in sentences]
+        return encode_texts(type(model), pipeline, said, len(said))
 
     try:
-        encoder.set_input_embeddings(WithVector(embedding, vector).eval())
+        start = 0
+        for ending, embedding in embeddings.items():
+            tokenizer = copy.deepcopy(getattr(pipeline, f"tokenizer{ending}"))
+            tokenizer.add_tokens(WORD)
+            setattr(pipeline, f"tokenizer{ending}", tokenizer)
+            place, unit = int(tokenizer.convert_tokens_to_ids(WORD)), _size(embedding.weight.detach())
+            part = slice(start, start := start + embedding.weight.shape[1])
+            encoders[ending].set_input_embeddings(WithVector(embedding, vector, place, part, unit).eval())
         yield encode
     finally:
-        encoder.set_input_embeddings(embedding)
+        for ending, embedding in embeddings.items():
+            encoders[ending].set_input_embeddings(embedding)
 
 
-def _tokens(tokenizer: Any, sentence: str, learned: int) -> list[int]:
-    before, after = (tokenizer(part).input_ids[1:-1] for part in sentence.split(PLACE))
-    longest = tokenizer.model_max_length
-    ids = [tokenizer.bos_token_id, *before, learned, *after, tokenizer.eos_token_id]
-    if len(ids) > longest:
-        raise InputError(f"the sentence {sentence!r} has {len(ids)} tokens, the text encoder takes {longest}")
-    return ids + [tokenizer.pad_token_id] * (longest - len(ids))
+def _embedding(encoder: Any) -> Any:
+    return encoder.get_input_embeddings()
+
+
+def _size(rows: torch.Tensor) -> float:
+    """Root mean square of all the embeddings' numbers."""
+    return float(rows.float().square().mean().sqrt())

@@ -199,11 +199,21 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
 
 
 class WithVector(nn.Module):
-    """An embedding with one more row, which is a vector of its own."""
+    """An embedding in which the index ``place``, by default the next after its own, stands for a vector of its own: the
+    ``part`` of ``vector`` times ``unit``."""
 
-    def __init__(self, embedding: nn.Embedding, vector: torch.Tensor) -> None:
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        vector: torch.Tensor,
+        place: int | None = None,
+        part: slice = slice(None),
+        unit: float = 1.0,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.part, self.unit = part, unit
+        self.place = embedding.num_embeddings if place is None else place
         self.vector = vector  # no Parameter: it must not join the model's own
 
     @property
@@ -212,6 +222,7 @@ class WithVector(nn.Module):
         return self.embedding.weight
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        extra = labels == self.embedding.num_embeddings
+        extra = labels == self.place
         rows = self.embedding(labels.masked_fill(extra, 0))
-        return torch.where(extra[..., None], self.vector.to(rows.dtype), rows)
+        vector = self.vector[self.part] * self.unit  # here, not before: the vector changes at every step of learning
+        return torch.where(extra[..., None], vector.to(rows.dtype), rows)

@@ -9,11 +9,10 @@ from pathlib import Path
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_folder, strip_local_paths
 from semu_diffusion.interference import interference
-from semu_diffusion.lora import save_lora, save_peft_folder
-from semu_diffusion.models.stable_diffusion import family_of
+from semu_diffusion.models.families import family_of
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
-from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, is_of_concepts, load_patch
+from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, load_patch
 
 __all__ = ["apply", "export", "interferences", "new_folder"]
 
@@ -52,13 +51,11 @@ def export(path: str, strength: float, config: BaseModel, merged: Path | None, l
     patch = load_patch(path, strength)
     base = base_model([patch], config)
     patch.check(base.network)
+    family = family_of(base.pipeline)
     if lora is not None:
         with atomic_folder(lora) as beside:
-            if is_of_concepts(patch):
-                save_lora(patch, beside, family=family_of(base.pipeline))
-            else:
-                save_peft_folder(patch, beside, base.source)
-        yield f"{lora}: LoRA files for " + ("diffusers, ComfyUI and A1111" if is_of_concepts(patch) else "PEFT")
+            family.save_lora(patch, beside, base.source)
+        yield f"{lora}: LoRA files for {family.clients}"
     if merged is not None:
         patch.merge(base.network)
         _save(base, merged)

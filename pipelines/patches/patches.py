@@ -12,7 +12,8 @@ from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.checkpoints import load_text_pipeline
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.families import network_of
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
@@ -89,4 +90,4 @@ def base_model(patches: Sequence[ErasurePatch], config: BaseModel) -> LoadedBase
     named = config.model or str(patches[0].metadata.get("base_model") or EMBEDDED)
     source = str(assets.folder("tiny-sd")) if named == EMBEDDED else named
     pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)
-    return LoadedBase(pipeline, pipeline.unet, named, read_vocabulary(source))
+    return LoadedBase(pipeline, network_of(pipeline), named, read_vocabulary(source))

@@ -106,8 +106,8 @@ def _made(
     progress: Progress | None,
     stage: str,
 ) -> Images:
-    """``count`` images of the rows in turn."""
-    rows = [conditions[i % len(conditions)] for i in range(count)]
+    """``count`` images of the rows in turn; of more rows than images, evenly spaced ones."""
+    rows = [conditions[i * len(conditions) // count if len(conditions) > count else i % len(conditions)] for i in range(count)]
     seeds = image_seeds([_name(model, row) for row in rows], config.seed, stage)
     return self_made(model, rows, seeds, config.guidance_scale, config.precision, progress, stage)
 

@@ -1,13 +1,13 @@
 """What every family of diffusion models offers the erasure: noise, predictions, guidance and samples, by condition.
 
-A condition is a row number: a class, or a prompt of a fixed list. `ClassConditional` and `TextConditional` add what only
-their family knows; nothing outside this room asks which of them it has.
+A condition is a row number: a class, or a prompt of a fixed list. `ClassConditional` and `TextConditional` add what each kind
+knows, the adapters what only their family does; nothing outside this room asks which of them it has.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,9 @@ class DiffusionModel(ABC):
         """The network that is edited."""
 
     @property
-    @abstractmethod
     def scheduler(self) -> Any:
-        """The noise schedule, with ``add_noise``, ``get_velocity`` and ``alphas_cumprod``."""
+        """The noise schedule of a DDPM, with ``add_noise``, ``get_velocity`` and ``alphas_cumprod``."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -82,6 +82,11 @@ class DiffusionModel(ABC):
     def process(self) -> Process:
         """How clean samples are noised, and what the network predicts."""
         return Ddpm(self.scheduler)
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        """Settings of an evaluation that this model is usually sampled with, where they differ from others of its kind."""
+        return {}
 
     @property
     def num_timesteps(self) -> int:

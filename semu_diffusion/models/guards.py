@@ -1,7 +1,7 @@
 """One guard for every network that comes in: it can be erased from as it is, or one line says what stands in the way.
 
 A hook that does not fire, an adapter that renames layers, a condition that is left out: each would make an erasure wrong
-without a word, so each is looked for here, by `adapt_pipeline` and `adapt_text_pipeline`.
+without a word, so each is looked for here, by the adapters.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from torch import nn
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.patches.wrappers import eager, unwrapped
 
-__all__ = ["check_network", "check_text_condition", "noise_schedule", "sides", "with_plain_unet"]
+__all__ = ["check_network", "check_text_condition", "noise_schedule", "sides", "with_plain_network"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+NETWORKS = {"unet": "UNet", "transformer": "transformer"}
 DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
-def with_plain_unet(pipeline: Any, source: str) -> Any:
-    """The pipeline; if its UNet is compiled or wrapped, another of the same parts around the UNet itself, and a notice."""
-    inside = unwrapped(pipeline.unet)
+def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
+    """The pipeline; if its network ``part`` is compiled or wrapped, another of the same parts around the network itself, and a
+    notice."""
+    given = getattr(pipeline, part)
+    inside = unwrapped(given)
     network = eager(inside)
-    if network is pipeline.unet:
+    if network is given:
         return pipeline
-    how = type(pipeline.unet).__name__ if inside is not pipeline.unet else "compiled"
-    message = f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled"
-    warnings.warn(message, Notice, stacklevel=4)
+    how = type(given).__name__ if inside is not given else "compiled"
+    message = f"{source}: the {NETWORKS[part]} is wrapped ({how}); the erasure runs on the network inside, uncompiled"
+    warnings.warn(message, Notice, stacklevel=5)
     other = copy.copy(pipeline)
-    other.unet = network
+    setattr(other, part, network)
     return other
 
 
