@@ -94,7 +94,7 @@ class ClassSubject:
 
     @property
     def base(self) -> dict[str, Any]:
-        return {"source": self.model.source, "revision": self.model.revision}
+        return {"source": self.model.source, "revision": self.model.revision, **_loaded_by(self.model.pipeline)}
 
     @property
     def judges(self) -> dict[str, str]:
@@ -207,7 +207,14 @@ def concepts_of(pipeline: Any, plan: concepts.ConceptsPlan, config: Any, source:
     questions = _concept_questions(plan, config)
     model = concepts.bind(pipeline, plan, conditions(questions))
     config = settled(concepts.with_guidance_scale(config, plan.vocabulary, model.usual), "concept", model.usual)
-    return ConceptSubject(model, plan, config, {"source": config.model, "revision": hub_revision(source)}, questions)
+    base = {"source": config.model, "revision": hub_revision(source), **_loaded_by(pipeline)}
+    return ConceptSubject(model, plan, config, base, questions)
+
+
+def _loaded_by(pipeline: Any) -> dict[str, str]:
+    """What a report says of how the patch is used: the pipeline's name of the network, and the form of its LoRA."""
+    family = family_of(pipeline)
+    return {"network": family.adapter.part, "lora": family.lora}
 
 
 def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:
