@@ -51,8 +51,8 @@ def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -
     options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if hasattr(pipeline, "encode_prompt") and not hasattr(pipeline, "unet"):
         options["max_sequence_length"] = 256 if getattr(pipeline, "text_encoder_3", pipeline) is None else TOKENS
-    if kind == "FluxPipeline":
-        options |= {"height": 8, "width": 8}
+    if kind in ("FluxPipeline", "SanaPipeline"):
+        options |= dict.fromkeys(("height", "width"), 8 if kind == "FluxPipeline" else 32)
     if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
         options["use_resolution_binning"] = False
     if kind == "SanaPipeline":
