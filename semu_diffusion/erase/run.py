@@ -115,11 +115,16 @@ def _train(
             betas=(0.9, config.adam_beta2),
             warmup=config.warmup,
             decay=config.lr_decay,
-            metadata=task.metadata,
+            metadata=_metadata(task, named),
         )
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
     return patch, protection_of(patch, layers, gradients, moments, subspaces)
+
+
+def _metadata(task: Task[DiffusionModel], named: NameEdit) -> dict[str, Any]:
+    """What the patch says of itself; ``closed_form`` are the layers in which nothing was trained."""
+    return {**task.metadata, **({"closed_form": sorted(named.subspaces)} if named.subspaces else {})}
 
 
 def _original(model: DiffusionModel, patched: PatchedLayers) -> Predict:
@@ -144,7 +149,7 @@ def _name(task: Task[DiffusionModel], config: ErasureConfig, anchors: Mapping[in
 
 
 def _named_patch(task: Task[DiffusionModel], named: NameEdit) -> ErasurePatch:
-    return PatchedLayers(task.model.denoiser, {}, named.subspaces, named.cores).patch(task.metadata)
+    return PatchedLayers(task.model.denoiser, {}, named.subspaces, named.cores).patch(_metadata(task, named))
 
 
 def run_to_end(steps: Generator[Step, None, Result], watch: Callable[[Step], None] | None = None) -> Result:
