@@ -139,7 +139,7 @@ class TrainingConfig:
         metavar="self|none|DATASET",
         group="erase",
     )
-    retain_weight: float = option(4.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
+    retain_weight: float = option(8.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
     steps: int = option(60, "training steps", metavar="N", group="training")
     batch_size: int = option(12, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
