@@ -17,7 +17,7 @@ from semu_diffusion.eval.judges.networks import JudgeNetwork
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.probes.probe import Shown
 from semu_diffusion.eval.probes.revival import Learning
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.adapters.ddpm import PixelDdpm
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 SHAPES = ("bar", "pole", "square", "cross")
@@ -38,7 +38,7 @@ def drawn(shape: str, count: int, generator: torch.Generator) -> torch.Tensor:
     return (pictures + 0.05 * torch.randn(pictures.shape, generator=generator)).clamp(-1, 1)
 
 
-def trained(names: tuple[str, ...], steps: int, generator: torch.Generator) -> ClassConditional:
+def trained(names: tuple[str, ...], steps: int, generator: torch.Generator) -> PixelDdpm:
     """A class-conditional DDPM of the named shapes, a tenth of the labels dropped."""
     null = len(names)
     with torch.random.fork_rng(devices=[]):
@@ -61,7 +61,7 @@ def trained(names: tuple[str, ...], steps: int, generator: torch.Generator) -> C
         loss.backward()
         optimizer.step()
     pipeline = ClassConditionalPipeline(unet.eval(), schedule, dict(enumerate(names)), null)
-    return ClassConditional(pipeline, names, null)
+    return PixelDdpm(pipeline, names, null)
 
 
 def judge(generator: torch.Generator) -> Judge:

@@ -18,7 +18,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "ClassConditional": "semu_diffusion.models.ddpm",
+    "ClassConditional": "semu_diffusion.models.class_conditional",
     "load_class_conditional": "semu_diffusion.models.checkpoints",
     "ClassConditionalPipeline": "semu_diffusion.models.pipeline",
     "ErasurePatch": "semu_diffusion.patch",

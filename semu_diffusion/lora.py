@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,7 +23,6 @@ __all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_pe
 
 DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for in a folder
 KOHYA_LORA = "comfyui_a1111_lora.safetensors"  # says who takes it: they load next to nothing of the other, without a word
-Family = Literal["sd1", "sd2", "sdxl"]
 FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 sorts LoRA files
     "sd1": {"ss_base_model_version": "sd_v1"},
     "sd2": {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
@@ -48,7 +47,7 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor
     return up.float(), down.float()
 
 
-def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", family: Family | None = None) -> Path:
+def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None) -> Path:
     """Write the patch as LoRA files that other tools load, and return the folder.
 
     ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
@@ -57,10 +56,11 @@ def save_lora(patch: ErasurePatch, folder: str | Path, prefix: str = "unet", fam
     ``up`` times the rank, since diffusers reads a per-layer alpha of this format wrongly on attention layers. Of SDXL it has
     the original UNet's names, by which sd-scripts and A1111 know it, of SD 1 and 2 diffusers' names.
 
-    ``prefix`` is the pipeline's name of the network (unet, transformer); ``family`` (default: the patch's own, else sd1) is
-    written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions.
+    ``family`` (default: the patch's own, else sd1) says whether the network is the pipeline's ``unet`` or its ``transformer``,
+    and is written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions.
     """
-    family = family or patch.metadata.get("family", "sd1")
+    family = family or str(patch.metadata.get("family", "sd1"))
+    prefix = "unet" if family in FAMILIES else "transformer"
     diffusers: dict[str, torch.Tensor] = {}
     kohya: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}

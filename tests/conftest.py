@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 

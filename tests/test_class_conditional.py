@@ -19,8 +19,9 @@ from tiny_models import NAMES, tiny_model, tiny_unet
 from semu_diffusion.domains.classes import plan, task
 from semu_diffusion.domains.config import ClassErasureConfig
 from semu_diffusion.errors import InputError, Notice
-from semu_diffusion.models.checkpoints import adapt_pipeline, load_class_conditional
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.checkpoints import load_class_conditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.peers.embedding_copy import copy_embedding
 

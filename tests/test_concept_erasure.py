@@ -21,7 +21,7 @@ from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
 from semu_diffusion.erase.task import Task
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
+from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.pipelines.data.images import load_plain_images
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 

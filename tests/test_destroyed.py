@@ -19,8 +19,8 @@ from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 from semu_diffusion.eval.results import Evaluation, Protocol, Scores
 from semu_diffusion.eval.scorer import Sampling, Scorer
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
-from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.pipelines.cli.commands.erase_class import main
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report.words import never_made

@@ -12,7 +12,7 @@ from torch import nn
 from toy_batches import batch_of, predict, subspaces_of
 
 from semu_diffusion.erasure import Diverged, Step, train_patch
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import denoising, relabel
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patched import PatchedLayers

@@ -20,7 +20,7 @@ from semu_diffusion.erase.run import gather
 from semu_diffusion.erase.task import Images
 from semu_diffusion.eval.scorer import Sampling, Scorer
 from semu_diffusion.models import sampling
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.pipelines.runs.config import EraseClassConfig
 
 FOUR = ("red", "green", "blue", "grey")

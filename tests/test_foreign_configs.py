@@ -16,10 +16,10 @@ from tiny_models import tiny_unet
 
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.models.adapters.ddpm import check_unet
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
-from semu_diffusion.models.ddpm import check_unet
+from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.models.guards import noise_schedule, sides, small_sides
-from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 
 
 def edited(folder: Path, file: str, **changes: Any) -> None:

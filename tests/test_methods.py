@@ -18,7 +18,7 @@ from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConf
 from semu_diffusion.domains.vocabulary import Vocabulary
 from semu_diffusion.erase.task import Task
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.stable_diffusion import encode_prompts
+from semu_diffusion.models.families import encode_prompts
 from semu_diffusion.peers.methods import METHODS, read_methods
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 

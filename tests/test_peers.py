@@ -13,7 +13,7 @@ from tiny_models import tiny_unet
 from torch import nn
 
 from semu_diffusion.erasure import Diverged
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.peers.embedding_copy import copy_class_embedding
 from semu_diffusion.peers.fine_tuning import fine_tune
 from semu_diffusion.peers.weight_edit import WeightEdit

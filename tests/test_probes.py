@@ -21,7 +21,8 @@ from semu_diffusion.eval.probes.class_vector import ClassVectorProbe, injected_c
 from semu_diffusion.eval.probes.probe import Shown
 from semu_diffusion.eval.probes.revival import Learning, learn_vectors
 from semu_diffusion.eval.results import Revival
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.adapters.ddpm import PixelDdpm
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.process import Ddpm
 
@@ -60,7 +61,7 @@ def wrap(unet: Any, null: int | None = NULL) -> ClassConditional:
     names = NAMES if null is not None else (*NAMES, "fourth")
     pipeline = ClassConditionalPipeline(unet, DDPMScheduler(), dict(enumerate(names)), null)
     pipeline.set_progress_bar_config(disable=True)
-    return ClassConditional(pipeline, names, null)
+    return PixelDdpm(pipeline, names, null)
 
 
 def painter(white: float = 0.9, reach: float = 1.0) -> ClassConditional:

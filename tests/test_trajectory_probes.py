@@ -29,7 +29,7 @@ from semu_diffusion.eval.probes.probe import Kept, Sampled, Shown
 from semu_diffusion.eval.probes.quantised import fp8, int8, rounded
 from semu_diffusion.eval.probes.trajectory import CLEAN, levels, travel
 from semu_diffusion.eval.results import Revival
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.sampling import start_noise
 
 HOW = Sampled(samples=6, sampling_steps=8)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.adapters.ddpm import PixelDdpm
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 
 NAMES = ("red", "green", "blue")
@@ -35,4 +36,4 @@ def tiny_model(seed: int = 0, names: tuple[str, ...] = NAMES, **changes: object)
     null = len(names) if unet.config.num_class_embeds == len(names) + 1 else None
     pipeline = ClassConditionalPipeline(unet, scheduler, dict(enumerate(names)), null)
     pipeline.set_progress_bar_config(disable=True)
-    return ClassConditional(pipeline, names, null, "tiny")
+    return PixelDdpm(pipeline, names, null, "tiny")

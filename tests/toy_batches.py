@@ -6,7 +6,7 @@ import torch
 
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import NoisyBatch, denoising
 from semu_diffusion.subspace import layer_subspace
 

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from semu_diffusion.eval.probes.probe import Shown, frozen
 from semu_diffusion.eval.probes.revival import Attached, Learning, RevivalProbe, WithVectors
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
 
 __all__ = ["ClassVectorProbe", "injected_classes"]
 
@@ -24,7 +23,7 @@ class ClassVectorProbe(RevivalProbe):
 
     @staticmethod
     def applies(model: Any) -> bool:
-        return isinstance(getattr(model.denoiser, "class_embedding", None), nn.Embedding)
+        return isinstance(model, ClassConditional) and model.conditional
 
     def start(self, model: Any, shown: Shown, generator: torch.Generator) -> tuple[torch.Tensor, float]:
         """The null class's vector (the mean of the other classes' if there is no null class), then other classes' in turn.
@@ -56,11 +55,13 @@ def injected_classes(model: ClassConditional, vectors: torch.Tensor) -> Iterator
     On leaving, also by an exception, the model is as it was: embedding, ``requires_grad``, ``.grad`` and the mode of every
     module.
     """
-    denoiser: Any = model.denoiser
-    embedding = denoiser.class_embedding
-    with frozen(denoiser):
+    places = model.class_embeddings
+    embeddings = [getattr(module, name) for module, name in places]
+    with frozen(model.denoiser):
         try:
-            denoiser.class_embedding = WithVectors(embedding, vectors).eval()
-            yield embedding.num_embeddings
+            for (module, name), embedding, part in zip(places, embeddings, model.vector_parts, strict=True):
+                setattr(module, name, WithVectors(embedding, vectors, part=part).eval())
+            yield embeddings[0].num_embeddings
         finally:
-            denoiser.class_embedding = embedding
+            for (module, name), embedding in zip(places, embeddings, strict=True):
+                setattr(module, name, embedding)

@@ -104,7 +104,7 @@ class Sampled:
 
 def guided_passes(model: DiffusionModel, guidance_scale: float) -> int:
     """Image passes of the denoiser for one step of one sample."""
-    return 2 if model.conditional and model.null is not None and guidance_scale != 1 else 1
+    return 2 if model.guided_by_null and guidance_scale != 1 else 1
 
 
 def seen(judge: Judge, images: torch.Tensor, answers: Sequence[str]) -> float:

@@ -172,11 +172,21 @@ def learn_vectors(
 
 
 class WithVectors(nn.Module):
-    """An embedding with more rows, vectors (R, D) of their own after those it has."""
+    """An embedding in which the R indices from ``first`` on, by default the next after its own, stand for vectors of their
+    own: the ``part`` of each of ``vectors`` (R, D), times ``unit``."""
 
-    def __init__(self, embedding: nn.Embedding, vectors: torch.Tensor) -> None:
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        vectors: torch.Tensor,
+        first: int | None = None,
+        part: slice = slice(None),
+        unit: float = 1.0,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.part, self.unit = part, unit
+        self.first = embedding.num_embeddings if first is None else first
         self.vectors = vectors  # no Parameter: they must not join the model's own
 
     @property
@@ -185,6 +195,8 @@ class WithVectors(nn.Module):
         return self.embedding.weight
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        index = labels - self.embedding.num_embeddings
-        rows = self.embedding(labels.masked_fill(index >= 0, 0))
-        return torch.where((index >= 0)[..., None], self.vectors.to(rows.dtype)[index.clamp(min=0)], rows)
+        index = labels - self.first
+        extra = (index >= 0) & (index < len(self.vectors))
+        rows = self.embedding(labels.masked_fill(extra, 0))
+        vectors = self.vectors[:, self.part] * self.unit  # here, not before: they change at every step of learning
+        return torch.where(extra[..., None], vectors.to(rows.dtype)[index.clamp(0, len(vectors) - 1)], rows)

@@ -20,8 +20,8 @@ from semu_diffusion.eval.metrics.nearest import nearest
 from semu_diffusion.eval.scorer import Sampling
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.checkpoints import load_text_pipeline
+from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.models.precision import autocast
-from semu_diffusion.models.stable_diffusion import adapt_text_pipeline
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.images import ImageSet, spread
 from semu_diffusion.pipelines.report.grid import contact_sheet, save_png

@@ -23,6 +23,7 @@ COMMANDS = CommandGroup(
         "apply": "several patches on one model: how much they interfere",
         "export": "write a patch as LoRA files or as a merged pipeline",
         "push": "upload a run's patch, LoRA files and card to the Hub",
+        "import": "make a model for erase-class of a SalUn or Selective Amnesia checkpoint",
         "assess": "what a model can do before anything is erased, and whether it copies",
         "benchmark": "erase classes or concepts in turn with several methods: one table",
         "benchmark-subspace": "time the subspace against torch.linalg.svd",

@@ -13,13 +13,12 @@ from typing import Any
 
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.files import atomic_folder, save_tensors, strip_local_paths, write_json
-from semu_diffusion.lora import save_lora, save_peft_folder
 from semu_diffusion.models.class_names import ClassNames, class_names
-from semu_diffusion.models.stable_diffusion import family_of
+from semu_diffusion.models.families import family_of
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.interference import interference
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
-from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, is_of_concepts, load_patch
+from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, load_patch
 from semu_diffusion.pipelines.patches.single_file import original_tensors
 
 __all__ = ["apply", "export", "interferences", "new_place"]
@@ -64,21 +63,19 @@ def export(
 ) -> Iterator[str]:
     """Write one patch as the full pipeline ``merged`` or ``single_file``, or as LoRA files. Yields a line for each."""
     patch = load_patch(path, strength)
-    if single_file is not None and not is_of_concepts(patch):
-        raise InputError("--single-file is a layout of Stable Diffusion; --merged writes any model as a diffusers folder")
     base = base_model([path], [patch], config)
+    family = family_of(base.pipeline)
+    if single_file is not None and family.lora != "kohya":
+        raise InputError("--single-file is a layout of Stable Diffusion 1, 2 and XL; --merged writes any model as a folder")
     if merged is None and single_file is None:
         patch.check(base.network)
     else:
         patch.merge(base.network)
-    tensors = {} if single_file is None else original_tensors(base.pipeline, family_of(base.pipeline))
+    tensors = {} if single_file is None else original_tensors(base.pipeline, family.name)
     if lora is not None:
         with atomic_folder(lora) as beside:
-            if is_of_concepts(patch):
-                save_lora(patch, beside, family=family_of(base.pipeline))
-            else:
-                save_peft_folder(patch, beside)
-        yield f"{lora}: LoRA files for " + ("diffusers, and for ComfyUI and A1111" if is_of_concepts(patch) else "PEFT")
+            family.save_lora(patch, beside)
+        yield f"{lora}: LoRA files for {family.clients}"
     if single_file is not None:
         save_tensors(tensors, single_file, {"format": "pt"})
         yield f"{single_file}: the model with the patch in its weights, in the original layout"

@@ -14,8 +14,10 @@ from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.models.checkpoints import FILES, load_text_pipeline
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.families import network_of
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
+from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
@@ -96,7 +98,7 @@ def _class_model(patch: ErasurePatch, source: str, config: BaseModel) -> ClassCo
 class LoadedBase:
     """A pipeline, its network that patches go on, and its vocabulary if it has one.
 
-    ``folder`` is where the files of a model of classes lie: in memory it is a pipeline of ours, whatever it was there.
+    ``folder`` is where the files of a DDPM on pixels lie: in memory it is a pipeline of ours, whatever it was there.
     """
 
     pipeline: Any
@@ -115,7 +117,8 @@ def base_model(paths: Sequence[str], patches: Sequence[ErasurePatch], config: Ba
     source = str(assets.folder("tiny-sd" if of_concepts[0] else "ddpm-cifar10")) if named == EMBEDDED else named
     if of_concepts[0]:
         pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)
-        return LoadedBase(pipeline, pipeline.unet, read_vocabulary(source))
+        return LoadedBase(pipeline, network_of(pipeline), read_vocabulary(source))
     model = _class_model(patches[0], named, config)
-    folder, _ = folder_or_snapshot(source, "", FILES)
+    ours = isinstance(model.pipeline, ClassConditionalPipeline)
+    folder = folder_or_snapshot(source, "", FILES)[0] if ours else None
     return LoadedBase(model.pipeline, model.denoiser, None, folder)

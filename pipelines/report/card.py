@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["for_repository", "patch_card"]
 
 TEMPLATE = Path(__file__).with_name("patch_card.md")
 LOADING = Path(__file__).with_name("patch_loading.md")
-LOADERS = ("diffusers", "peft", "none")
+LOADERS = tuple(product(("kohya", "diffusers", "peft", "none"), ("unet", "transformer")))
 
 
 def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -33,6 +34,8 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     base = base if hub else Path(base).absolute().name  # a path tells of a machine, not of a model
     anchors = record.get("anchors") or {}
     rows, missing = _rows(evaluation)
+    network = str(record["base_model"].get("network", "unet"))
+    lora = str(record["base_model"].get("lora", "kohya" if words else "peft"))
     data = ModelCardData(
         library_name="diffusers",
         base_model=base if hub else None,
@@ -48,7 +51,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         base=base,
         anchors="; ".join(f"{name} is replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items()),
         patch=evaluation.patch,
-        loading=_loading("none" if config.get("matricisation") != "full" else "diffusers" if words else "peft"),
+        loading=_loading("none" if config.get("matricisation") != "full" else lora, network),
         rows=rows,
         said=_said(evaluation),
         protocol=_protocol(evaluation),
@@ -59,15 +62,15 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 def for_repository(card: str, repository: str) -> str:
     """The card with the lines by which the patch is loaded from its repository on the Hub."""
-    for loader in LOADERS:
-        card = card.replace(_loading(loader), _loading(loader, repository))
+    for loader, network in LOADERS:
+        card = card.replace(_loading(loader, network), _loading(loader, network, repository))
     return card
 
 
-def _loading(loader: str, repository: str | None = None) -> str:
+def _loading(loader: str, network: str, repository: str | None = None) -> str:
     from jinja2 import Template
 
-    return Template(LOADING.read_text(encoding="utf-8")).render(loads=loader, repository=repository)
+    return Template(LOADING.read_text(encoding="utf-8")).render(loads=loader, network=network, repository=repository)
 
 
 def _license(source: str, kind: str, hub: bool) -> dict[str, Any]:

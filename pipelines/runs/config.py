@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -129,6 +130,9 @@ class EvaluationConfig(GuidedConfig):
     judged_prompts: int = option(
         12, "retain prompts that are compared if no judge has its own", metavar="N", group="evaluation"
     )
+    judged_classes: int = option(
+        100, "kept classes that are asked for, spread over all of a model that has more", metavar="N", group="evaluation"
+    )
     revival: bool | None = option(
         None, "measure what a learned vector brings back (needs a judge; default: for concepts)", group="evaluation"
     )
@@ -168,6 +172,7 @@ class EvaluationConfig(GuidedConfig):
             "sampling_steps",
             "eval_batch_size",
             "judged_prompts",
+            "judged_classes",
             "probe_samples",
             "unconditional_samples",
         ):
@@ -179,9 +184,9 @@ class EvaluationConfig(GuidedConfig):
         )
 
 
-def settled(config: Config, kind: Kind) -> Config:
-    """The settings with what the user left open as it is usual for this kind."""
-    left = {name: value for name, value in DEFAULTS[kind].items() if getattr(config, name) is None}
+def settled(config: Config, kind: Kind, usual: Mapping[str, Any]) -> Config:
+    """The settings with what the user left open as it is ``usual`` for the model, or else for this kind."""
+    left = {name: value for name, value in {**DEFAULTS[kind], **usual}.items() if getattr(config, name) is None}
     if config.classifier == "none":
         left.pop("revival", None)
     return dataclasses.replace(config, **left)

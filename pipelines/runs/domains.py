@@ -17,11 +17,11 @@ from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.erase.task import EditResult, Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import sentence_of
-from semu_diffusion.lora import save_lora, save_peft_folder
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.checkpoints import hub_revision
-from semu_diffusion.models.ddpm import ClassConditional
-from semu_diffusion.models.stable_diffusion import TextConditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.families import family_of
+from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.data.images import spread, to_stderr
 from semu_diffusion.pipelines.runs.config import settled
@@ -94,7 +94,7 @@ class ClassSubject:
 
     @property
     def base(self) -> dict[str, Any]:
-        return {"source": self.model.source, "revision": self.model.revision}
+        return {"source": self.model.source, "revision": self.model.revision, **_loaded_by(self.model.pipeline)}
 
     @property
     def judges(self) -> dict[str, str]:
@@ -123,7 +123,7 @@ class ClassSubject:
         return sentence_of(condition)
 
     def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
-        save_peft_folder(patch, folder)
+        family_of(self.model.pipeline).save_lora(patch, folder)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class ConceptSubject:
         return condition
 
     def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
-        save_lora(patch, folder)
+        family_of(self.model.pipeline).save_lora(patch, folder)
 
 
 def load_classes(config: Any) -> ClassSubject:
@@ -188,8 +188,10 @@ def load_classes(config: Any) -> ClassSubject:
 def classes_of(loaded: ClassConditional, plan: classes.ClassPlan, config: Any) -> ClassSubject:
     """The same from a plan."""
     model = classes.bind(loaded, plan)
-    questions = class_questions(model.names, plan.erased, model.conditional)
-    return ClassSubject(model, plan, settled(config, "class"), questions)
+    kept = [name for name in model.names if name not in plan.erased]
+    asked = {*plan.erased, *(kept[index] for index in spread(len(kept), config.judged_classes))}
+    questions = class_questions([name for name in model.names if name in asked], plan.erased, model.conditional)
+    return ClassSubject(model, plan, settled(config, "class", model.usual), questions)
 
 
 def load_concepts(config: Any) -> ConceptSubject:
@@ -202,10 +204,17 @@ def load_concepts(config: Any) -> ConceptSubject:
 
 def concepts_of(pipeline: Any, plan: concepts.ConceptsPlan, config: Any, source: str) -> ConceptSubject:
     """The same from a plan; ``source`` is the folder or id that the pipeline was loaded from."""
-    config = concepts.with_guidance_scale(settled(config, "concept"), plan.vocabulary)
     questions = _concept_questions(plan, config)
     model = concepts.bind(pipeline, plan, conditions(questions))
-    return ConceptSubject(model, plan, config, {"source": config.model, "revision": hub_revision(source)}, questions)
+    config = settled(concepts.with_guidance_scale(config, plan.vocabulary, model.usual), "concept", model.usual)
+    base = {"source": config.model, "revision": hub_revision(source), **_loaded_by(pipeline)}
+    return ConceptSubject(model, plan, config, base, questions)
+
+
+def _loaded_by(pipeline: Any) -> dict[str, str]:
+    """What a report says of how the patch is used: the pipeline's name of the network, and the form of its LoRA."""
+    family = family_of(pipeline)
+    return {"network": family.adapter.part, "lora": family.lora}
 
 
 def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:

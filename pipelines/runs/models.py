@@ -11,7 +11,8 @@ from semu_diffusion import assets
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
-from semu_diffusion.models.ddpm import ClassConditional
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.families import network_of
 from semu_diffusion.pipelines.runs.config import ClassModelConfig, TextModelConfig
 
 __all__ = ["checked_device", "load_model", "load_text_model"]
@@ -42,5 +43,5 @@ def load_text_model(config: TextModelConfig) -> tuple[Any, str]:
     source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
     pipeline = load_text_pipeline(source, checked_device(config.device), DTYPES[config.weights], prediction=config.prediction)
     if config.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
+        network_of(pipeline).enable_gradient_checkpointing()
     return pipeline, source

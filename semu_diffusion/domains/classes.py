@@ -14,8 +14,8 @@ from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.layers import select_layers
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import NO_NULL
-from semu_diffusion.models.ddpm import ClassConditional
 
 __all__ = ["ClassPlan", "bind", "forget_set_of", "plan", "task"]
 

@@ -23,7 +23,8 @@ from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.layers import select_layers
-from semu_diffusion.models.stable_diffusion import TextConditional, adapt_text_pipeline, check_family
+from semu_diffusion.models.families import adapt_text_pipeline, check_family, network_of
+from semu_diffusion.models.text_conditional import TextConditional
 
 __all__ = ["ConceptsPlan", "bind", "plan", "task", "with_guidance_scale"]
 
@@ -50,12 +51,12 @@ class ConceptsPlan:
         return tuple(dict.fromkeys(prompt for one in self.concepts for prompt in one.prompts))
 
 
-def with_guidance_scale(config: Any, vocabulary: Vocabulary | None) -> Any:
-    """The settings with a guidance scale: the given one, the model's own, or 7.5 as Stable Diffusion is used."""
+def with_guidance_scale(config: Any, vocabulary: Vocabulary | None, usual: Mapping[str, Any]) -> Any:
+    """The settings with a guidance scale: the given one, the model's own, its family's, or 7.5 as Stable Diffusion is used."""
     if config.guidance_scale is not None:
         return config
-    own = STABLE_DIFFUSION_GUIDANCE if vocabulary is None else vocabulary.guidance_scale
-    return dataclasses.replace(config, guidance_scale=own)
+    family = usual.get("guidance_scale", STABLE_DIFFUSION_GUIDANCE)
+    return dataclasses.replace(config, guidance_scale=family if vocabulary is None else vocabulary.guidance_scale)
 
 
 def plan(
@@ -71,10 +72,8 @@ def plan(
     """
     concepts, kept = plan_words(config, vocabulary)
     check_family(pipeline, source)
-    require_trainable(pipeline.unet, config)
-    select_layers(pipeline.unet, config.layers)
-    if config.adversarial and getattr(pipeline, "text_encoder_2", None) is not None:
-        raise InputError("--adversarial is not made for SDXL, which has a pooled condition beside the text")
+    require_trainable(network_of(pipeline), config)
+    select_layers(network_of(pipeline), config.layers)
     if images_given and len(concepts) > 1:
         raise InputError("--forget-images shows one concept: erase several in runs of their own, then semu apply")
     return ConceptsPlan(tuple(concepts), tuple(kept), vocabulary, source)
@@ -126,8 +125,8 @@ def task(
 
 def _unusual_blocks(model: TextConditional) -> dict[str, int]:
     """The number by which the LoRA's names are found, of an XL that is not built as the published one."""
-    layers = model.denoiser.config.layers_per_block
-    return {"layers_per_block": layers} if model.family == "sdxl" and isinstance(layers, int) and layers != 2 else {}
+    layers = model.denoiser.config.layers_per_block if model.family == "sdxl" else 2
+    return {"layers_per_block": layers} if isinstance(layers, int) and layers != 2 else {}
 
 
 def _reworded(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str], prompt: str) -> str | None:

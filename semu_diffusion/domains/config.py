@@ -10,6 +10,9 @@ from semu_diffusion.options import option, require
 
 __all__ = ["CONCEPT_PRESETS", "DEEP", "PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
 
+# of cross-attention, and of the text tokens in joint attention
+KEYS_OF_TEXT = ("attn2.to_k", "attn2.to_v", "add_k_proj", "add_v_proj")
+
 
 @dataclass(frozen=True)
 class ClassErasureConfig(ErasureConfig):
@@ -108,9 +111,9 @@ class ConceptErasureConfig(ErasureConfig):
         "self", "retain term: the model's own predictions on images it makes of the retain prompts, or none", group="erase"
     )
     layers: tuple[str, ...] = option(
-        ("attention", "conv", "!*.attn2.to_k", "!*.attn2.to_v"),
+        ("attention", "conv", *(f"!*.{name}" for name in KEYS_OF_TEXT), "!*.conv_depth"),
         "layers to edit: all, attention, cross-attention, conv, linear, globs; !x leaves x out (keys and values of text only "
-        "remap words)",
+        "remap words, and a depthwise filter is no LoRA)",
         metavar="A,B,…", comma=True, group="subspace",
     )  # fmt: skip
     guidance_scale: float | None = option(  # type: ignore[assignment]

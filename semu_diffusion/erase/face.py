@@ -12,7 +12,7 @@ from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS, ClassErasure
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.checkpoints import adapt_pipeline
+from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.options import build_config
 from semu_diffusion.patch import ErasurePatch
 
@@ -46,9 +46,9 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)
     source = str(getattr(pipeline.config, "_name_or_path", ""))
     vocabulary = read_vocabulary(source) if source else None
-    config = concepts.with_guidance_scale(config, vocabulary)
     planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
     model = concepts.bind(pipeline, planned)
+    config = concepts.with_guidance_scale(config, vocabulary, model.usual)
     return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
 
 

@@ -111,6 +111,7 @@ def paths(
     """The guided sampling path of each of ``rows`` from its seed, as a pool of ``steps`` samples each, and where it ends.
 
     The pool knows the predictions for the row and for the null row, which guidance needs anyway: 2 passes a sample and step.
+    A network that is told how far to guide is told what it is usually told, as in the training that follows.
     Every path's timesteps are moved within one step by a number of its seed, so that together they cover all.
     """
     pixels, size = model.latent_shape == model.image_shape, piece_size(model.latent_shape, model.device)
@@ -145,8 +146,9 @@ def _guidance(
     model: DiffusionModel, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance_scale: float
 ) -> dict[int | None, torch.Tensor]:
     """The predictions for the labels (under None) and, where guidance needs it, for the null row."""
-    if model.null is None or guidance_scale == 1.0:
+    if not model.guided_by_null or guidance_scale == 1.0:
         return {None: model.predict(x, t, labels)}
+    assert model.null is not None
     null = torch.full_like(labels, model.null)
     own, without = model.predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null])).chunk(2)
     return {None: own, model.null: without}

@@ -66,8 +66,9 @@ def training_images(
 def in_turn(
     model: DiffusionModel, conditions: Sequence[int], count: int, seed: int, purpose: str
 ) -> tuple[list[int], list[int]]:
-    """``count`` rows, the conditions in turn, and a seed for an image of each."""
-    rows = [conditions[i % len(conditions)] for i in range(count)]
+    """``count`` rows, the conditions in turn (of more than so many, evenly spaced ones), and a seed for an image of each."""
+    many = len(conditions)
+    rows = [conditions[i * many // count if many > count else i % many] for i in range(count)]
     return rows, image_seeds([_name(model, row) for row in rows], seed, purpose)
 
 

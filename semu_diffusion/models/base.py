@@ -1,13 +1,13 @@
 """What every family of diffusion models offers the erasure: noise, predictions, guidance and samples, by condition.
 
-A condition is a row number: a class, or a prompt of a fixed list. `ClassConditional` and `TextConditional` add what only
-their family knows; nothing outside this room asks which of them it has.
+A condition is a row number: a class, or a prompt of a fixed list. `ClassConditional` and `TextConditional` add what each kind
+knows, the adapters what only their family does; nothing outside this room asks which of them it has.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,9 @@ class DiffusionModel(ABC):
         """The network that is edited."""
 
     @property
-    @abstractmethod
     def scheduler(self) -> Any:
-        """The noise schedule, with ``add_noise``, ``get_velocity`` and ``alphas_cumprod``."""
+        """The noise schedule of a DDPM, with ``add_noise``, ``get_velocity`` and ``alphas_cumprod``."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -98,6 +98,16 @@ class DiffusionModel(ABC):
         return Ddpm(self.scheduler)
 
     @property
+    def guided_by_null(self) -> bool:
+        """Whether guidance is a second prediction, of the null row; else the network has no guidance, or is told of it."""
+        return self.conditional and self.null is not None
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        """Settings of an evaluation that this model is usually sampled with, where they differ from others of its kind."""
+        return {}
+
+    @property
     def num_timesteps(self) -> int:
         return self.process.num_timesteps
 
@@ -126,8 +136,9 @@ class DiffusionModel(ABC):
         self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
         """eps(x_t, null) + w (eps(x_t, c) - eps(x_t, null)); plain prediction for w = 1 or without a null row."""
-        if guidance_scale == 1.0 or self.null is None or not self.conditional or labels is None:
+        if guidance_scale == 1.0 or not self.guided_by_null or labels is None:
             return self.predict(x_t, t, labels)
+        assert self.null is not None
         null = torch.full((len(x_t),), self.null, device=x_t.device)
         both = torch.cat([labels, self.condition_vectors(null) if labels.is_floating_point() else null])
         conditional, unconditional = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)

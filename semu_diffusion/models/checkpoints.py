@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,19 +17,21 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json, tensors_only
+from semu_diffusion.models.adapters.ddpm import PixelDdpm, check_unet
+from semu_diffusion.models.adapters.dit import DiT
+from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import class_names as names_of_classes
-from semu_diffusion.models.ddpm import ClassConditional, adapt_pipeline, check_unet
-from semu_diffusion.models.families import family_of_folder
+from semu_diffusion.models.families import FAMILIES, adapt_pipeline, check_family, family_of_folder, network_of, takes
 from semu_diffusion.models.guards import check_network, count_timesteps, noise_schedule
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
-from semu_diffusion.models.stable_diffusion import check_family
 from semu_diffusion.models.weight_files import load_network, names_of
 
 __all__ = ["FILES", "adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
 
+PLACES = ("", *(f"{part}/" for part in ("unet", "transformer", "vae", "scheduler")))
 # nothing that carries code; the card says under which license
-FILES = ("*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*.json", "README.md")
+FILES = (*(f"{place}*.{kind}" for place in PLACES for kind in ("json", "safetensors")), "README.md")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # what a pipeline may lack, and its index leave out
 TEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # SD 1 and 2: (320, text width)
 SD2_TEXT_WIDTH = 1024
@@ -42,9 +44,9 @@ def load_class_conditional(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClassConditional:
-    """Load a diffusers folder or Hub id whose denoiser is a UNet2DModel.
+    """Load a diffusers folder or Hub id of a class-conditional model: one of a UNet2DModel, or a DiTPipeline.
 
-    Layouts: ``model_index.json`` of DDPMPipeline, DDIMPipeline or ClassConditionalPipeline; bare ``unet/`` (+
+    Layouts: ``model_index.json`` of DiTPipeline, DDPMPipeline, DDIMPipeline or ClassConditionalPipeline; bare ``unet/`` (+
     ``scheduler/``); or the files at the root, as ``google/ddpm-cifar10-32`` has them. Weights must be safetensors.
 
     Names and null class are those of `semu_diffusion.models.class_names`. Raises InputError, one line, for anything that is
@@ -53,6 +55,10 @@ def load_class_conditional(
     name = str(source)
     folder, revision = folder_or_snapshot(name, "--model takes a diffusers folder or a Hub id", FILES)
     index = _read_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    if str(index.get("_class_name")) in FAMILIES["dit"].pipelines:
+        pipeline = _loaded(name, lambda: _from_folder(folder, index, name, dtype, True))
+        pipeline.transformer.to(device)
+        return DiT.adapt(pipeline, class_names, null_class, name, revision)
     unet_folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     _require_unet2d(folder, unet_folder, index, name)
     unet = load_network(unet_folder, UNet2DModel, name, dtype)
@@ -62,15 +68,13 @@ def load_class_conditional(
     found = names_of_classes(name, unet.config.num_class_embeds, tuple(class_names), index, null_class)
     unet = unet.to(device).to(memory_format=torch.channels_last)
     pipeline = ClassConditionalPipeline(unet.eval(), scheduler, found.labels(), found.null)
-    return ClassConditional(pipeline, found.names, None if found.null is None else len(found.names), name, revision)
+    return PixelDdpm(pipeline, found.names, None if found.null is None else len(found.names), name, revision)
 
 
 def _require_unet2d(folder: Path, unet_folder: Path, index: dict[str, Any], source: str) -> None:
     """InputError, saying what it is, for a folder of another family."""
     if any(part in index for part in ("vae", "vqvae")) or "transformer" in index:
-        raise InputError(
-            f"{source} is {family_of_folder(index)}; erase-class takes one that works on pixels, with a UNet2DModel"
-        )
+        raise InputError(f"{source} is {family_of_folder(index)}; {takes('class')}")
     if not (unet_folder / "config.json").is_file():
         raise InputError(f"{source} is not a diffusers model: it has neither unet/config.json nor config.json")
     found = _read_object(unet_folder / "config.json").get("_class_name")
@@ -106,27 +110,35 @@ def load_text_pipeline(
     Raises InputError, one line, for anything that is no text-to-image pipeline with a UNet.
     """
     path = Path(source).expanduser()
-    try:
+
+    def load() -> Any:
         if path.is_file():
-            pipeline = _single_file(path, dtype, prediction)
-        elif prediction is not None:
+            return _single_file(path, dtype, prediction)
+        if prediction is not None:
             raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
-        elif not path.is_dir() and not is_hub_id(source):
+        if not path.is_dir() and not is_hub_id(source):
             raise InputError(f"{source}: no such folder or file, and not a Hub id of the form owner/name")
-        else:
-            place, _ = folder_or_snapshot(source, "", ["model_index.json"])
-            pipeline = _from_folder(path if path.is_dir() else source, _text_index(place, source), source, dtype, checked)
+        place, _ = folder_or_snapshot(source, "", ["model_index.json"])
+        return _from_folder(path if path.is_dir() else source, _text_index(place, source), source, dtype, checked)
+
+    pipeline = _loaded(source, load)
+    check_family(pipeline, source)
+    if getattr(pipeline, "safety_checker", None) is not None and not checked:
+        pipeline.safety_checker = None  # black pictures would count as erased ones
+    pipeline.set_progress_bar_config(disable=True)
+    network_of(pipeline).to(device)  # text encoders and autoencoder come to the device when they are needed, and leave it again
+    return pipeline
+
+
+def _loaded(source: str, load: Callable[[], Any]) -> Any:
+    """What ``load`` returns; InputError for whatever it raises."""
+    try:
+        return load()
     except InputError:
         raise
     except Exception as error:  # diffusers, transformers and the Hub client raise a dozen classes; each means the same here
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason})") from error
-    check_family(pipeline, source)
-    if getattr(pipeline, "safety_checker", None) is not None and not checked:
-        pipeline.safety_checker = None  # black pictures would count as erased ones
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.unet.to(device)  # text encoders and autoencoder come to the device when they are needed, and leave it again
-    return pipeline
 
 
 def _text_index(folder: Path, source: str) -> dict[str, Any]:
@@ -134,10 +146,12 @@ def _text_index(folder: Path, source: str) -> dict[str, Any]:
         raise InputError(f"{source} is no diffusers pipeline: it has no model_index.json")
     index = _read_object(folder / "model_index.json")
     texts = "text_encoder" in index or "text_encoder_2" in index
-    if "unet" in index and not texts and "vae" not in index and "vqvae" not in index:
+    pipeline = str(index.get("_class_name"))
+    if pipeline in FAMILIES["dit"].pipelines or ("unet" in index and not texts and "vae" not in index and "vqvae" not in index):
         raise InputError(f"{source} is a class-conditional model: erase-class takes classes out of it")
-    if "unet" not in index or not texts:
-        raise InputError(f"{source} is {family_of_folder(index)}; erase-concept takes Stable Diffusion 1, 2 or XL")
+    known = any(pipeline in family.pipelines for family in FAMILIES.values())
+    if not texts or not ("unet" in index or known):
+        raise InputError(f"{source} is {family_of_folder(index)}; {takes('concept')}")
     return index
 
 

@@ -7,6 +7,7 @@ The rest of the package speaks of rows: 0 to N - 1 are the classes in their orde
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -85,11 +86,13 @@ def _null_of(source: str, named: Mapping[int, str], embeddings: int, in_order: b
 
 
 def _labels(source: str, id2label: Any) -> dict[int, str]:
-    """Names of a pipeline's ``id2label`` by embedding; {} if it has none."""
+    """Names of a pipeline's ``id2label`` by embedding; {} if it has none. Two of one name get their numbers too."""
     try:
-        return {int(number): str(name) for number, name in (id2label or {}).items()}
+        found = {int(number): str(name) for number, name in (id2label or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{source}: id2label must map class indices to names") from error
+    times = Counter(found.values())
+    return {number: name if times[name] == 1 else f"{name} ({number})" for number, name in found.items()}
 
 
 def _checked(source: str, found: ClassNames, embeddings: int) -> ClassNames:

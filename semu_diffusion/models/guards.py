@@ -1,7 +1,7 @@
 """One guard for every network that comes in: it can be erased from as it is, or one line says what stands in the way.
 
 A hook that does not fire, an adapter that renames layers, a condition that is left out: each would make an erasure wrong
-without a word, so each is looked for here, by `adapt_pipeline` and `adapt_text_pipeline`.
+without a word, so each is looked for here, by the adapters.
 """
 
 from __future__ import annotations
@@ -32,27 +32,30 @@ __all__ = [
     "require_finite",
     "sides",
     "small_sides",
-    "with_plain_unet",
+    "with_plain_network",
 ]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 MOST_TIMESTEPS = 100_000
 LARGEST_SIDE = 8192
+NETWORKS = {"unet": "UNet", "transformer": "transformer"}
 DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
-def with_plain_unet(pipeline: Any, source: str) -> Any:
-    """The pipeline; if its UNet is compiled or wrapped, another of the same parts around the UNet itself, and a notice."""
-    inside = unwrapped(pipeline.unet)
+def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
+    """The pipeline; if its network ``part`` is compiled or wrapped, another of the same parts around the network itself, and a
+    notice."""
+    given = getattr(pipeline, part)
+    inside = unwrapped(given)
     network = eager(inside)
-    if network is pipeline.unet:
+    if network is given:
         return pipeline
-    how = type(pipeline.unet).__name__ if inside is not pipeline.unet else "compiled"
-    message = f"{source}: the UNet is wrapped ({how}); the erasure runs on the network inside, uncompiled"
-    warnings.warn(message, Notice, stacklevel=4)
+    how = type(given).__name__ if inside is not given else "compiled"
+    message = f"{source}: the {NETWORKS[part]} is wrapped ({how}); the erasure runs on the network inside, uncompiled"
+    warnings.warn(message, Notice, stacklevel=5)
     other = copy.copy(pipeline)
-    other.unet = network
+    setattr(other, part, network)
     return other
 
 
@@ -200,11 +203,12 @@ def check_runs(network: nn.Module, what: str, attempt: Callable[[], torch.Tensor
         network.train(training)
 
 
-def check_parts(model: Any, source: str, levels: int) -> None:
-    """InputError if the network of a latent model, of so many resolutions, or its autoencoder do not compute on something
-    small, or not with each other and the text."""
+def check_parts(model: Any, source: str) -> None:
+    """InputError if the network of a latent model or its autoencoder do not compute on something small, or not with each
+    other and the condition."""
     channels, *size = model.latent_shape
-    row, t = (torch.tensor([value], device=model.device) for value in (model.null, 1))
+    levels = len(model.denoiser.config.get("block_out_channels", (1, 1)))  # a transformer gets 4x4, some tokens
+    row, t = (torch.tensor([value], device=model.device) for value in (model.null or 0, 1))
     latents = torch.zeros(1, channels, *small_sides(size, levels), device=model.device)
     check_runs(model.denoiser, f"{source}: the denoiser", lambda: model.predict(latents, t, row), latents.shape)
     latents = latents[..., :4, :4]

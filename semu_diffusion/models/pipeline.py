@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from semu_diffusion.models.sampling import ddim
+from semu_diffusion.models.sampling import ddim, set_steps
 
 __all__ = ["ClassConditionalPipeline"]
 
@@ -93,10 +93,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             if guided:
                 labels = torch.cat([labels, torch.full_like(labels, self.config.null_class)])
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        beyond = int(self.scheduler.timesteps.max()) - (self.scheduler.config.num_train_timesteps - 1)
-        if beyond > 0:  # steps_offset moves the first of as many steps as there are timesteps out of the schedule
-            self.scheduler.timesteps = self.scheduler.timesteps - beyond
+        set_steps(self.scheduler, num_inference_steps, device)
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
             noise_pred = self.unet(inputs.to(dtype), t.expand(len(inputs)), class_labels=labels).sample.float()

@@ -2,32 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.guards import check_tokenizer, refusing, require_finite, sides
+from semu_diffusion.models.guards import check_tokenizer, refusing, require_finite
 
-__all__ = ["PromptTable", "encode_prompts", "on_device"]
+__all__ = [
+    "ENCODERS",
+    "PromptTable",
+    "Text",
+    "TextFamily",
+    "encode_prompts",
+    "encode_texts",
+    "on_device",
+    "text_encoders",
+    "token_limits",
+]
 
+ENCODERS = ("", "_2", "_3")  # endings of text_encoder and tokenizer in a pipeline
 LONGEST = 100_000  # transformers gives 10^30 for a length that is not known
 
 
 @dataclass(frozen=True)
-class PromptTable:
-    """Prompts and their embeddings (P, T, D); the last row is the empty prompt.
+class Text:
+    """What a network is told of N prompts: ``embeddings`` (N, T, D) of their tokens, ``pooled`` (N, E) of each as a whole, and
+    the ``mask`` (N, T), 1 for a token that counts; None where the family has no such thing."""
 
-    ``pooled`` (P, E) and ``time_ids`` (6,) are the added conditions of SDXL, else None.
-    """
-
-    prompts: tuple[str, ...]
     embeddings: torch.Tensor
     pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def apply(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Text:
+        """The same with every tensor changed."""
+        pooled, mask = (None if one is None else change(one) for one in (self.pooled, self.mask))
+        return Text(change(self.embeddings), pooled, mask)
+
+    def vectors(self) -> torch.Tensor:
+        """(N, T D + E + T): everything that belongs to a prompt side by side."""
+        parts = (self.embeddings.flatten(1), self.pooled, self.mask)
+        return torch.cat([part.float() for part in parts if part is not None], dim=1)
+
+    def of_vectors(self, vectors: torch.Tensor) -> Text:
+        """Vectors (n, T D + E + T) taken apart again, in this text's shapes."""
+        tokens, width = self.embeddings.shape[1:]
+        sizes = [tokens * width, 0 if self.pooled is None else self.pooled.shape[1], 0 if self.mask is None else tokens]
+        embeddings, pooled, mask = vectors.split(sizes, dim=1)
+        return Text(
+            embeddings.reshape(-1, tokens, width),
+            None if self.pooled is None else pooled,
+            None if self.mask is None else (mask > 0.5).to(self.mask),  # a learned vector moves what a token says, not whether
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTable(Text):
+    """Prompts and what the network is told of them; the last row is the empty prompt. ``time_ids`` (6,) are SDXL's sizes."""
+
+    prompts: tuple[str, ...]
     time_ids: torch.Tensor | None = None
+
+    def rows(self, labels: torch.Tensor) -> Text:
+        """Of rows (N,) int64, or of vectors (N, T D + E + T) float."""
+        return self.of_vectors(labels) if labels.is_floating_point() else self.apply(lambda one: one[labels])
+
+    def joined(self, prompts: Sequence[str], more: Text) -> PromptTable:
+        """The table with more prompts before the empty one."""
+
+        def put(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+            return torch.cat([mine[:-1], theirs.to(mine), mine[-1:]])
+
+        def both(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
+            return None if mine is None or theirs is None else put(mine, theirs)
+
+        return PromptTable(
+            put(self.embeddings, more.embeddings),
+            both(self.pooled, more.pooled),
+            both(self.mask, more.mask),
+            prompts=(*self.prompts[:-1], *prompts, ""),
+            time_ids=self.time_ids,
+        )
+
+    def replaced(self, text: Text) -> PromptTable:
+        """The same prompts, told as ``text``."""
+        return dataclasses.replace(self, embeddings=text.embeddings, pooled=text.pooled, mask=text.mask)
+
+
+class TextFamily(Protocol):
+    """What is asked of a family's adapter to encode prompts."""
+
+    part: ClassVar[str]  # the pipeline's name of the network
+
+    @classmethod
+    def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
+        """What the pipeline's network is told of the prompts, by the pipeline's own text encoders, on the network's device."""
+        ...
+
+    @classmethod
+    def time_ids(cls, pipeline: Any) -> torch.Tensor | None:
+        """SDXL's sizes, None for others."""
+        ...
+
+    @classmethod
+    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
+        """Tokens that this encoder is given at most; None: as many as it can take."""
+        ...
 
 
 @contextmanager
@@ -44,60 +128,80 @@ def on_device(module: Any, device: torch.device) -> Iterator[None]:
         module.to(home)
 
 
-@refusing("the tokenizer and the text encoder do not encode")
-@torch.no_grad()
-def encode_prompts(pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
-    """The table of the prompts, in order and once each, and the empty prompt as its last row.
+def encode_texts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str], batch_size: int) -> Text:
+    """What the network is told of the prompts, float32; gradients flow to the text encoders.
 
     Prompts are encoded ``batch_size`` at a time, the last batch filled up, so that no embedding depends on the others.
 
     Raises InputError, naming the prompt, if one is longer than a text encoder takes: it would be cut silently.
     """
-    wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
-    towers = _towers(pipeline)
-    for tokenizer, most in towers:
-        _check_lengths(pipeline, tokenizer, most, wanted)
-    device = pipeline.unet.device
-    options: dict[str, Any] = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    embeddings, pooled = [], []
+    limits = token_limits(family, pipeline)
+    for tokenizer, most in limits:
+        _check_lengths(pipeline, tokenizer, most, prompts)
+    texts: list[Text] = []
+    device = getattr(pipeline, family.part).device
     with ExitStack() as stack:
-        for tokenizer, most in towers:
+        for tokenizer, most in limits:
             stack.enter_context(_padded_to(tokenizer, most))
-        for name in ("text_encoder", "text_encoder_2"):
-            if getattr(pipeline, name, None) is not None:
-                stack.enter_context(on_device(getattr(pipeline, name), device))
-        for start in range(0, len(wanted), batch_size):
-            part = list(wanted[start : start + batch_size])
-            found = pipeline.encode_prompt(part + [""] * (batch_size - len(part)), **options)  # always as many, see above
-            embeddings.append(found[0][: len(part)].float())
-            if len(found) == 4:
-                pooled.append(found[2][: len(part)].float())
-    table = torch.cat(embeddings)
-    require_finite(table)
-    if not pooled:
-        return PromptTable(wanted, table)
-    added = torch.cat(pooled)
-    if pipeline.config.force_zeros_for_empty_prompt:  # XL was trained with zeros, not with an encoded empty prompt
-        table[-1], added[-1] = 0.0, 0.0
-    size = [side * pipeline.vae_scale_factor for side in sides(pipeline.unet.config.sample_size, "the pipeline")]
-    time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=device)  # as drawn: its size, uncropped
-    return PromptTable(wanted, table, added, time_ids)
+        for encoder in text_encoders(pipeline).values():
+            stack.enter_context(on_device(encoder, device))
+            stack.enter_context(_evaluated(encoder))
+        for start in range(0, len(prompts), batch_size):
+            part = list(prompts[start : start + batch_size])
+            texts.append(family.encode_text(pipeline, part + [""] * (batch_size - len(part))))
+
+    def joined(name: str) -> Any:
+        parts = [getattr(text, name) for text in texts]
+        return None if parts[0] is None else torch.cat(parts)[: len(prompts)].float()
+
+    return Text(joined("embeddings"), joined("pooled"), joined("mask"))
 
 
-def _towers(pipeline: Any) -> list[tuple[Any, int]]:
+def text_encoders(pipeline: Any) -> dict[str, Any]:
+    """The pipeline's text encoders by the endings of their names."""
+    found = {ending: getattr(pipeline, f"text_encoder{ending}", None) for ending in ENCODERS}
+    return {ending: encoder for ending, encoder in found.items() if encoder is not None}
+
+
+@refusing("the tokenizer and the text encoder do not encode")
+@torch.no_grad()
+def encode_prompts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
+    """The table of the prompts, in order and once each, and the empty prompt as its last row; as `encode_texts`."""
+    for ending, encoder in text_encoders(pipeline).items():
+        if getattr(pipeline, f"tokenizer{ending}", None) is not None:
+            check_tokenizer(getattr(pipeline, f"tokenizer{ending}"), encoder)
+    wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
+    text = encode_texts(family, pipeline, wanted, batch_size)
+    require_finite(text.vectors())
+    return PromptTable(text.embeddings, text.pooled, text.mask, prompts=wanted, time_ids=family.time_ids(pipeline))
+
+
+def token_limits(family: type[TextFamily], pipeline: Any) -> list[tuple[Any, int]]:
     """Each tokenizer, and how many tokens its encoder takes: a copied folder may not say it, the encoder's positions do."""
     found = []
-    for end in ("", "_2"):
-        tokenizer, encoder = (getattr(pipeline, name + end, None) for name in ("tokenizer", "text_encoder"))
-        if tokenizer is not None and encoder is not None:
-            check_tokenizer(tokenizer, encoder)
+    for ending, encoder in text_encoders(pipeline).items():
+        tokenizer = getattr(pipeline, f"tokenizer{ending}", None)
+        if tokenizer is not None:
             positions = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
-            found.append((tokenizer, int(min(tokenizer.model_max_length, positions))))
-            if found[-1][1] > LONGEST:
+            given = family.max_tokens(pipeline, ending)
+            most = int(min(tokenizer.model_max_length, positions)) if given is None else given
+            if most > LONGEST:
                 raise InputError(
                     "neither the tokenizer nor the text encoder says how many tokens it takes: set model_max_length"
                 )
+            found.append((tokenizer, most))
     return found
+
+
+@contextmanager
+def _evaluated(encoder: Any) -> Iterator[None]:
+    """Inside, the encoder is in eval mode: the dropout of one fresh from training would draw other embeddings each time."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train(training)
 
 
 @contextmanager

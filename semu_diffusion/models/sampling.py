@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
-__all__ = ["ddim", "in_pieces", "piece_size", "start_noise"]
+__all__ = ["ddim", "in_pieces", "piece_size", "set_steps", "start_noise"]
 
 DDIM_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -19,6 +19,15 @@ def ddim(config: Mapping[str, Any], **changes: Any) -> Any:
     own = config.get("trained_betas") is not None or config.get("beta_schedule") in DDIM_SCHEDULES
     betas = {} if own else {"trained_betas": DDPMScheduler.from_config(dict(config)).betas.tolist()}
     return DDIMScheduler.from_config(dict(config), **betas, **changes)
+
+
+def set_steps(sampler: Any, steps: int, device: torch.device) -> Any:
+    """The DDIMScheduler with its timesteps set, all of them within the schedule."""
+    sampler.set_timesteps(steps, device=device)
+    beyond = int(sampler.timesteps.max()) - (sampler.config.num_train_timesteps - 1)
+    if beyond > 0:
+        sampler.timesteps = sampler.timesteps - beyond  # steps_offset moves the first of as many steps as there are timesteps
+    return sampler
 
 
 def start_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:

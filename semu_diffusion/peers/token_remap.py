@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.task import EditResult, Progress, Task
-from semu_diffusion.models.stable_diffusion import TextConditional
+from semu_diffusion.models.text_conditional import TextConditional
 
 __all__ = ["TokenRemap", "remap_prompts", "remapped"]
 
@@ -54,12 +56,7 @@ def remap_prompts(model: TextConditional, answers: Mapping[str, str]) -> TextCon
 
     Raises KeyError for a prompt or an answer that the model's table does not have.
     """
-    table = model.table
-    embeddings = table.embeddings.clone()
-    pooled = None if table.pooled is None else table.pooled.clone()
+    rows = torch.arange(len(model.table.prompts))
     for prompt, answer in answers.items():
-        place, source = model.row(prompt), model.row(answer)
-        embeddings[place] = table.embeddings[source]
-        if pooled is not None and table.pooled is not None:
-            pooled[place] = table.pooled[source]
-    return dataclasses.replace(model, table=dataclasses.replace(table, embeddings=embeddings, pooled=pooled))
+        rows[model.row(prompt)] = model.row(answer)
+    return dataclasses.replace(model, table=model.table.replaced(model.table.rows(rows.to(model.device))))

@@ -57,6 +57,16 @@ class Run:
         return source if is_hub_id(source) and revision is not None else Path(source).name
 
     @property
+    def network(self) -> str:
+        """The pipeline's name of the network that the patch goes on."""
+        return str(self.record.get("base_model", {}).get("network", "unet"))
+
+    @property
+    def lora_form(self) -> str:
+        """kohya, diffusers or peft: which tools load the LoRA."""
+        return str(self.record.get("base_model", {}).get("lora", "kohya" if self.evaluation.kind == "concept" else "peft"))
+
+    @property
     def anchors(self) -> dict[str, str]:
         return dict(self.made.get("anchors") or {})
 

@@ -37,39 +37,37 @@ def usages(run: Run) -> list[Usage]:
     own = Usage(
         "semu-diffusion",
         "The exact patch; it refuses a model it was not made for. patch.scale(0.5) is half as strong.",
-        'from semu_diffusion import ErasurePatch\n\npatch = ErasurePatch.load("patch.safetensors")\npatch.apply(pipe.unet)',
+        'from semu_diffusion import ErasurePatch\n\npatch = ErasurePatch.load("patch.safetensors")\n'
+        f"patch.apply(pipe.{run.network})",
         "python",
-        "patch.remove(pipe.unet) restores every byte.",
+        f"patch.remove(pipe.{run.network}) restores every byte.",
     )
-    if run.evaluation.kind == "class":
-        return [own, *([_peft()] if run.lora else [])]
+    if run.lora_form == "peft":
+        return [own, *([_peft(run.network)] if run.lora else [])]
     name = "no-" + "-".join("".join(c if c.isalnum() else "-" for c in erased) for erased in run.evaluation.erased)
-    return [own, *(_of_stable_diffusion(name, run) if run.lora else [])]
+    if not run.lora:
+        return [own]
+    by_name = _by_diffusers(name, run)
+    return [own, *by_name[:-1], *(_by_others(name) if run.lora_form == "kohya" else []), by_name[-1]]
 
 
-def _peft() -> Usage:
+def _peft(network: str) -> Usage:
     return Usage(
         "PEFT",
-        "A UNet2DModel has no LoRA loader of its own; PEFT puts the same update on it.",
-        'from peft import PeftModel\n\npipe.unet = PeftModel.from_pretrained(pipe.unet, "lora")',
+        "Its pipeline has no LoRA loader of its own; PEFT puts the same update on the network.",
+        f'from peft import PeftModel\n\npipe.{network} = PeftModel.from_pretrained(pipe.{network}, "lora")',
         "python",
-        "pipe.unet = pipe.unet.unload()",
+        f"pipe.{network} = pipe.{network}.unload()",
     )
 
 
-def _of_stable_diffusion(name: str, run: Run) -> list[Usage]:
-    adapter = name.replace("-", "_")
+def _by_diffusers(name: str, run: Run) -> list[Usage]:
+    adapter, network = name.replace("-", "_"), f"pipe.{run.network}"
     load = (
         f'pipe.load_lora_weights(\n    {{}},\n    weight_name="{DIFFUSERS_LORA}",\n    adapter_name="{adapter}",\n)\n'
         f'pipe.set_adapters("{adapter}", 1.0)'
     )
-    tag = f"<lora:{name}:1>"
-    comfy = (
-        f'{{"class_type": "LoraLoaderModelOnly", "inputs": {{\n  "model": ["4", 0],\n  "lora_name": "{name}.safetensors",\n'
-        '  "strength_model": 1.0}}'
-    )
     unload = f'pipe.delete_adapters("{adapter}"), or pipe.unload_lora_weights() for all of them.'
-    words = f"Copy lora/{KOHYA_LORA} to {{}}{name}.safetensors"
     return [
         Usage("diffusers, from this folder", "Needs PEFT installed.", load.format('"lora"'), "python", unload),
         Usage(
@@ -79,6 +77,24 @@ def _of_stable_diffusion(name: str, run: Run) -> list[Usage]:
             "python",
             unload,
         ),
+        Usage(
+            "PEFT",
+            "The adapter that diffusers loaded is one of PEFT; its strength can be changed in place.",
+            load.format('"lora"') + f'\n{network}.set_adapters(["{adapter}"], [0.5])',
+            "python",
+            f"{network}.disable_adapters(); {network}.enable_adapters() puts it back.",
+        ),
+    ]
+
+
+def _by_others(name: str) -> list[Usage]:
+    """By the tools that have the single file of a Stable Diffusion."""
+    tag, words = f"<lora:{name}:1>", f"Copy lora/{KOHYA_LORA} to {{}}{name}.safetensors"
+    comfy = (
+        f'{{"class_type": "LoraLoaderModelOnly", "inputs": {{\n  "model": ["4", 0],\n  "lora_name": "{name}.safetensors",\n'
+        '  "strength_model": 1.0}}'
+    )
+    return [
         Usage(
             "ComfyUI",
             words.format("ComfyUI/models/loras/") + " and put a node LoraLoaderModelOnly behind the checkpoint "
@@ -96,12 +112,5 @@ def _of_stable_diffusion(name: str, run: Run) -> list[Usage]:
             f"  --network_module networks.lora --network_weights lora/{KOHYA_LORA} --network_mul 1.0",
             "bash",
             "Leave the --network flags out.",
-        ),
-        Usage(
-            "PEFT",
-            "The adapter that diffusers loaded is one of PEFT; its strength can be changed in place.",
-            load.format('"lora"') + f'\npipe.unet.set_adapters(["{adapter}"], [0.5])',
-            "python",
-            "pipe.unet.disable_adapters(); pipe.unet.enable_adapters() puts it back.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The class-conditional family: DDPMs whose denoiser is a UNet2DModel, conditioned on a class index or on nothing.
+"""DDPMs on pixels whose denoiser is a UNet2DModel, conditioned on a class index or on nothing.
 
 This adapter is all that the rest of the package knows of the family: how an image is noised, what the network
 predicts, how it is guided and sampled. `semu_diffusion.models.checkpoints` finds the files of such a model.
@@ -7,39 +7,31 @@ predicts, how it is guided and sampled. `semu_diffusion.models.checkpoints` find
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 from torch import nn
-from torch.nn import functional
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.models.class_names import class_names, row_of
-from semu_diffusion.models.guards import check_network, check_runs, noise_schedule, sides, small_sides, with_plain_unet
+from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.class_names import class_names
+from semu_diffusion.models.guards import check_network, check_runs, noise_schedule, sides, small_sides, with_plain_network
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.sampling import in_pieces
 
-__all__ = ["ClassConditional", "adapt_pipeline", "check_unet"]
-
-TIMES = 32  # timesteps at which a name is read
+__all__ = ["PixelDdpm", "check_unet"]
 
 
-@dataclass(frozen=True)
-class ClassConditional(DiffusionModel):
-    """A class-conditional (or unconditional) DDPM and what its classes are called.
+class PixelDdpm(ClassConditional):
+    """A DDPM on pixels, class-conditional or unconditional; the pipeline is a `ClassConditionalPipeline`."""
 
-    ``names`` is empty for an unconditional model; ``null`` is None if the model has no "no class" index.
-    ``source`` and ``revision`` say where it came from (folder or Hub id, commit).
-    """
+    part = "unet"
+    network = UNet2DModel
 
-    pipeline: ClassConditionalPipeline
-    names: tuple[str, ...]
-    null: int | None
-    source: str = ""
-    revision: str | None = None
+    @classmethod
+    def family_of(cls, pipeline: Any) -> str:
+        return "ddpm"
 
     @property
     def denoiser(self) -> UNet2DModel:
@@ -50,36 +42,20 @@ class ClassConditional(DiffusionModel):
         return self.pipeline.scheduler
 
     @property
-    def conditional(self) -> bool:
-        return self.denoiser.config.num_class_embeds is not None
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return int(self.denoiser.config.in_channels), *sides(self.denoiser.config.sample_size, self.source)
-
-    def class_index(self, name: str | int) -> int:
-        """Row of a class given by name, in any writing, or by number; InputError with the nearest names if there is none."""
-        return row_of(name, self.names)
+    def class_embeddings(self) -> list[tuple[nn.Module, str]]:
+        return [] if self.denoiser.config.num_class_embeds is None else [(self.denoiser, "class_embedding")]
 
     @property
     def null_index(self) -> int | None:
-        """The null class's index among the embeddings, None without one."""
         if self.null is None:
             return None
         own = self.pipeline.config.null_class
         return self.null if own is None else int(own)
 
-    def embedding_index(self, labels: torch.Tensor) -> torch.Tensor:
-        """Index (N,) among the class embeddings of rows (N,); they differ where the null class is not the last embedding.
-
-        Numbers beyond the null row are as they are: a probe may have added embeddings.
-        """
-        index = self.null_index
-        if index is None or self.null is None or index == self.null:
-            return labels
-        moved = labels + ((labels >= index) & (labels < self.null)).to(labels.dtype)
-        return torch.where(labels == self.null, index, moved)
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return int(self.denoiser.config.in_channels), *sides(self.denoiser.config.sample_size, self.source)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -91,27 +67,8 @@ class ClassConditional(DiffusionModel):
     def decode(self, clean: torch.Tensor) -> torch.Tensor:
         return (clean / 2 + 0.5).clamp(0, 1)
 
-    def predict(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """The network's prediction (N, C, H, W) for labels (N,) int64, or for class vectors (N, D) float.
-
-        Class vectors stand in for rows of the class embedding. Labels are ignored by an unconditional model. ``x_t`` is
-        cast to the network's dtype, and the prediction has that dtype.
-        """
-        x_t = x_t.to(self.denoiser.dtype)
-        if not self.conditional or labels is None:
-            return self.denoiser(x_t, t).sample
-        if not labels.is_floating_point():
-            return self.denoiser(x_t, t, class_labels=self.embedding_index(labels)).sample
-        embedding = self.denoiser.class_embedding
-        embedding.forward = lambda _: labels
-        try:
-            return self.denoiser(x_t, t, class_labels=torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)).sample
-        finally:
-            del embedding.forward
-
-    def condition_vectors(self, labels: torch.Tensor) -> torch.Tensor:
-        """Class embeddings (N, D) of rows (N,), without gradient."""
-        return self.denoiser.class_embedding.weight.detach()[self.embedding_index(labels)]
+    def denoise(self, x_t: torch.Tensor, t: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+        return self.denoiser(x_t, t, class_labels=classes).sample
 
     @property
     def name_layers(self) -> list[str]:
@@ -119,13 +76,9 @@ class ClassConditional(DiffusionModel):
         modules = self.denoiser.named_modules() if self.conditional else ()
         return [name for name, module in modules if name.endswith(".time_emb_proj") and isinstance(module, nn.Linear)]
 
-    @torch.no_grad()
-    def name_inputs(self, labels: torch.Tensor) -> torch.Tensor:
-        """silu(time embedding + class embedding) at `TIMES` timesteps, spread evenly, of each row."""
-        unet = self.denoiser
-        t = torch.linspace(0, self.num_timesteps - 1, TIMES, device=self.device).round()
-        times = unet.time_embedding(unet.time_proj(t).to(self.dtype))
-        return functional.silu(times[None] + self.condition_vectors(labels)[:, None]).flatten(0, 1)
+    def time_embeddings(self, t: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.denoiser.time_embedding(self.denoiser.time_proj(t).to(self.dtype))
+        return found
 
     def sample(
         self,
@@ -171,25 +124,25 @@ class ClassConditional(DiffusionModel):
         for images in self.sample(labels, seeds, steps, guidance_scale, batch_size):
             yield images * 2 - 1
 
+    @classmethod
+    def adapt(cls, pipeline: Any) -> PixelDdpm:
+        """The adapter of a pipeline that is already in memory, with the names of its ``id2label``.
 
-def adapt_pipeline(pipeline: Any) -> ClassConditional:
-    """The adapter of a pipeline that is already in memory, with the names of its ``id2label``.
-
-    Raises InputError for a pipeline whose UNet is not supported, or whose names do not fit it.
-    """
-    if not isinstance(getattr(pipeline, "unet", None), nn.Module) or hasattr(pipeline, "vae"):
-        raise InputError(
-            f"the pipeline is a {type(pipeline).__name__}; erase-class takes one of a UNet2DModel that works on pixels"
-        )
-    pipeline = with_plain_unet(pipeline, "the pipeline")
-    check_network(pipeline.unet, "the pipeline")
-    check_unet(pipeline.unet, "the pipeline")
-    noise_schedule(pipeline.scheduler.config, "the pipeline")
-    saved = {name: pipeline.config.get(name) for name in ("id2label", "null_class")}
-    found = class_names("the pipeline", pipeline.unet.config.num_class_embeds, (), saved, None)
-    if not isinstance(pipeline, ClassConditionalPipeline) or saved["null_class"] != found.null:
-        pipeline = ClassConditionalPipeline(pipeline.unet, pipeline.scheduler, found.labels(), found.null)
-    return ClassConditional(pipeline, found.names, None if found.null is None else len(found.names))
+        Raises InputError for a pipeline whose UNet is not supported, or whose names do not fit it.
+        """
+        if hasattr(pipeline, "vae"):
+            raise InputError(
+                f"the pipeline is a {type(pipeline).__name__}; erase-class takes a UNet2DModel that works on pixels"
+            )
+        pipeline = with_plain_network(pipeline, "the pipeline", cls.part)
+        check_network(pipeline.unet, "the pipeline")
+        check_unet(pipeline.unet, "the pipeline")
+        noise_schedule(pipeline.scheduler.config, "the pipeline")
+        saved = {name: pipeline.config.get(name) for name in ("id2label", "null_class")}
+        found = class_names("the pipeline", pipeline.unet.config.num_class_embeds, (), saved, None)
+        if not isinstance(pipeline, ClassConditionalPipeline) or saved["null_class"] != found.null:
+            pipeline = ClassConditionalPipeline(pipeline.unet, pipeline.scheduler, found.labels(), found.null)
+        return cls(pipeline, found.names, None if found.null is None else len(found.names))
 
 
 def check_unet(unet: Any, source: str) -> None:

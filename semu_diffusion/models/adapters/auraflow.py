@@ -1,0 +1,57 @@
+"""AuraFlow: a rectified flow by a transformer of joint and of single blocks, told by a T5 whose padding is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AuraFlowTransformer2DModel
+
+from semu_diffusion.models.adapters.flow import FlowModel, check_flow
+from semu_diffusion.models.adapters.latents import check_components
+from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.prompt_table import Text
+from semu_diffusion.patches.wrappers import unwrapped
+
+__all__ = ["AuraFlow"]
+
+T5_TOKENS = 256  # the pipeline's default
+
+
+class AuraFlow(FlowModel):
+    """An AuraFlowPipeline and the prompts that are spoken of."""
+
+    network = AuraFlowTransformer2DModel
+
+    @classmethod
+    def family_of(cls, pipeline: Any) -> str:
+        return "auraflow"
+
+    @classmethod
+    def check(cls, pipeline: Any, source: str) -> None:
+        check_components(pipeline, source, "vae", "transformer", "text_encoder", "tokenizer")
+        check_network(unwrapped(pipeline.transformer), source)
+        check_flow(pipeline, source)
+        sides(pipeline.transformer.config.sample_size, source)
+
+    @classmethod
+    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
+        return int(min(T5_TOKENS, pipeline.tokenizer.model_max_length))
+
+    @classmethod
+    def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
+        embeddings, _, _, _ = pipeline.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=pipeline.transformer.device,
+            max_sequence_length=cls.max_tokens(pipeline, ""),
+        )
+        return Text(embeddings)
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        return {"guidance_scale": 3.5}
+
+    def denoise(self, x_t: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
+        return self.denoiser(x_t, text.embeddings, t.to(x_t.dtype) / self.process.num_timesteps).sample

@@ -1,0 +1,114 @@
+"""Flux.1: a rectified flow on 2x2 packed latents; dev is distilled for guidance, schnell for few steps.
+
+Guidance is an input of dev's network, and nothing is guided against the empty prompt; schnell has none at all. T5 gives the
+tokens, CLIP the pooled condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.adapters.flow import FlowModel, check_flow
+from semu_diffusion.models.adapters.latents import check_components
+from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.prompt_table import Text
+from semu_diffusion.patches.wrappers import unwrapped
+
+__all__ = ["Flux"]
+
+GUIDANCE = 3.5
+T5_TOKENS = {"dev": 512, "schnell": 256}
+PACKED = 2  # side of the square of latents that is one token
+
+
+class Flux(FlowModel):
+    """A FluxPipeline and the prompts that are spoken of. Latents (N, 16, h, w) are packed for each call of the network."""
+
+    network = FluxTransformer2DModel
+
+    @classmethod
+    def family_of(cls, pipeline: Any) -> str:
+        return "flux"
+
+    @classmethod
+    def check(cls, pipeline: Any, source: str) -> None:
+        texts = [f"{part}{ending}" for ending in ("", "_2") for part in ("text_encoder", "tokenizer")]
+        check_components(pipeline, source, "vae", "transformer", *texts)
+        check_network(unwrapped(pipeline.transformer), source)
+        check_flow(pipeline, source)
+        sides(pipeline.vae.config.sample_size, source)
+        config = pipeline.transformer.config
+        if config.in_channels != PACKED**2 * pipeline.vae.config.latent_channels:
+            raise InputError(
+                f"{source} is made for filling, redrawing or editing (its transformer takes {config.in_channels} channels a "
+                f"token); erase-concept takes FLUX.1 dev and schnell"
+            )
+
+    @classmethod
+    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
+        if ending == "":
+            return int(pipeline.tokenizer_max_length)
+        most = T5_TOKENS["dev" if pipeline.transformer.config.guidance_embeds else "schnell"]
+        return int(min(most, pipeline.tokenizer_2.model_max_length))
+
+    @classmethod
+    def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
+        embeddings, pooled, _ = pipeline.encode_prompt(
+            prompts, device=pipeline.transformer.device, max_sequence_length=cls.max_tokens(pipeline, "_2")
+        )
+        return Text(embeddings, pooled)
+
+    @property
+    def guided_by_null(self) -> bool:
+        return False
+
+    @property
+    def distilled_for_steps(self) -> bool:
+        return not self.denoiser.config.guidance_embeds
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        if self.distilled_for_steps:
+            return {"guidance_scale": 1.0, "sampling_steps": 4}
+        return {"guidance_scale": GUIDANCE, "sampling_steps": 28}
+
+    @property
+    def patch_size(self) -> int:
+        return PACKED
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """As the autoencoder's size says: the network takes any."""
+        height, width = sides(self.pipeline.vae.config.sample_size, self.source)
+        factor = self.pipeline.vae_scale_factor
+        return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
+
+    def sigmas(self, steps: int) -> list[float]:
+        return [1 - step / steps for step in range(steps)]
+
+    def predict_guided(
+        self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float
+    ) -> torch.Tensor:
+        """The prediction told to be guided so far; without this input (schnell) the plain one."""
+        return self.denoise(x_t.to(self.dtype), t, self.told(labels, len(x_t)), guidance_scale)
+
+    def denoise(self, x_t: torch.Tensor, t: torch.Tensor, text: Text, guidance_scale: float = GUIDANCE) -> torch.Tensor:
+        count, channels, height, width = x_t.shape
+        pipeline: Any = self.pipeline
+        like: dict[str, Any] = {"device": x_t.device, "dtype": x_t.dtype}
+        packed = self.denoiser(
+            hidden_states=pipeline._pack_latents(x_t, count, channels, height, width),
+            timestep=t.float() / self.process.num_timesteps,
+            guidance=None if self.distilled_for_steps else torch.full((count,), guidance_scale, device=x_t.device),
+            encoder_hidden_states=text.embeddings,
+            pooled_projections=text.pooled,
+            txt_ids=torch.zeros(text.embeddings.shape[1], 3, **like),
+            img_ids=pipeline._prepare_latent_image_ids(count, height // PACKED, width // PACKED, **like),
+        ).sample
+        factor = pipeline.vae_scale_factor
+        return pipeline._unpack_latents(packed, height * factor, width * factor, factor)

@@ -1,0 +1,211 @@
+"""Promises of every family in `FAMILIES`: sampled as diffusers samples it, erased from, evaluated, its LoRA loaded back, and
+its patch taken off again to the last bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_models import BUILDERS, TOKENS, built, tiny_dit, tiny_flux, tiny_sd3
+from patches import weight_bytes
+from saved_models import saved_judge
+
+from semu_diffusion.erase.closed_form import name_layers
+from semu_diffusion.erase.pool import paths
+from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.families import FAMILIES, adapt_pipeline, adapt_text_pipeline, network_of
+from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
+from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
+from semu_diffusion.pipelines.cli.main import main as semu
+
+LATENT = [name for name in BUILDERS if name != "ddpm"]  # its own pipeline is ours, and has tests of its own
+CONCEPTS = [name for name in BUILDERS if FAMILIES[name].kind == "concept"]
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "dit of one embedder": lambda: tiny_dit(alike=True),
+    "sd3 without T5": lambda: tiny_sd3(t5=False),
+    "flux schnell": lambda: tiny_flux(schnell=True),
+}
+PROMPTS = ("a photo of a cat", "a photo of a dog")
+GUIDANCE = 3.0
+QUICK = [
+    "--steps", "2", "--forget-samples", "2", "--kept-samples", "4", "--images-per-condition", "1",
+    "--sampling-steps", "2", "--judged-prompts", "2", "--judged-classes", "2", "--precision", "fp32", "--revival",
+]  # fmt: skip
+
+
+def adapted(pipeline: Any) -> DiffusionModel:
+    return adapt_text_pipeline(pipeline, PROMPTS) if hasattr(pipeline, "encode_prompt") else adapt_pipeline(pipeline)
+
+
+def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -> torch.Tensor:
+    """Images in [0, 1] as the pipeline itself samples them."""
+    from diffusers import DDIMScheduler
+
+    kind = type(pipeline).__name__
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "pt"}
+    options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if hasattr(pipeline, "encode_prompt") and not hasattr(pipeline, "unet"):
+        options["max_sequence_length"] = 256 if getattr(pipeline, "text_encoder_3", pipeline) is None else TOKENS
+    if kind == "FluxPipeline":
+        options |= {"height": 8, "width": 8}
+    if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
+        options["use_resolution_binning"] = False
+    if kind == "SanaPipeline":
+        options["max_sequence_length"] = 2 * TOKENS
+    if hasattr(pipeline, "unet") or kind == "PixArtSigmaPipeline":  # we sample these by DDIM at trailing timesteps
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    if hasattr(pipeline, "encode_prompt"):
+        return pipeline([PROMPTS[row] for row in rows], **options).images
+    return pipeline(rows, **options).images
+
+
+def test_every_family_has_a_tiny_pipeline_that_is_tested() -> None:
+    assert set(BUILDERS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", [*LATENT, *VARIANTS])
+def test_samples_are_those_of_diffusers_own_pipeline(family: str) -> None:
+    pipeline = built(VARIANTS.get(family, family))
+    model = adapted(pipeline)
+    rows, seeds = [0, 1, 1], [3, 4, 5]
+    ours = torch.cat(list(model.sample(rows, seeds, steps=3, guidance_scale=GUIDANCE)))
+    theirs = by_diffusers(pipeline, rows, seeds, 3)
+    assert ours.shape == theirs.shape == (3, *model.image_shape)
+    assert ours[0].std() > 0.01
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    (alone,) = model.sample([1], [5], steps=3, guidance_scale=GUIDANCE)
+    assert torch.equal(alone[0], ours[2])  # of its seed and condition alone
+
+
+@pytest.mark.parametrize("family", [*BUILDERS, *VARIANTS])
+def test_a_condition_and_its_vector_are_predicted_alike(family: str) -> None:
+    model = adapted(built(VARIANTS.get(family, family)))
+    rows, t = torch.tensor([0, 1, model.null]), torch.tensor([20, 50, 80])
+    x = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model.predict(x, t, rows)
+        assert found.shape == x.shape == model.process.target(x, x, t).shape
+        torch.testing.assert_close(model.predict(x, t, model.condition_vectors(rows)), found)
+        torch.testing.assert_close(model.predict(x, t, rows), found)  # the model is itself again
+        assert not torch.allclose(model.predict(x, t, rows.flip(0)), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [*BUILDERS, *VARIANTS])
+def test_sampling_paths_know_the_predictions_on_them(family: str) -> None:
+    model = adapted(built(VARIANTS.get(family, family)))
+    pool, ends = paths(model, [0, 1], [3, 4], 3, GUIDANCE, "fp32")
+    assert (pool.x_t.shape, ends.images.shape) == ((6, *model.latent_shape), (2, *model.latent_shape))
+    assert torch.isfinite(ends.images).all()
+    assert model.process.num_timesteps >= pool.t[0] > pool.t[2] > pool.t[4] >= 0
+    assert len(pool.known) == (12 if model.guided_by_null else 6)
+    with torch.no_grad():
+        for (sample, row), known in pool.known.items():
+            expected = model.predict(pool.x_t[sample : sample + 1], pool.t[sample : sample + 1], torch.tensor([row]))
+            torch.testing.assert_close(known, expected[0], rtol=1e-4, atol=1e-5)
+
+
+NAMED = ("ddpm", "dit of one embedder", "sd1", "sd2", "sdxl", "pixart", "sana")
+
+
+@pytest.mark.parametrize("family", [*BUILDERS, *VARIANTS])
+def test_the_layers_of_the_name_see_nothing_but_the_condition(family: str) -> None:
+    model = adapted(built(VARIANTS.get(family, family)))
+    layers = name_layers(model)
+    assert list(layers) == model.name_layers
+    assert bool(layers) == (family in NAMED)
+    if not layers:
+        return
+    said = model.name_inputs(torch.tensor([1]))
+    text = hasattr(model.pipeline, "encode_prompt")
+    t = torch.tensor([20]) if text else torch.linspace(0, model.num_timesteps - 1, len(said)).round()
+    seen: dict[str, torch.Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]}))
+        for name, layer in layers.items()
+    ]
+    counts = torch.ones(len(said), dtype=torch.bool)
+    if text and model.table.mask is not None:
+        counts = model.table.mask[1] > 0
+    for seed in range(2):
+        x = torch.randn(len(t), *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            model.predict(x, t, torch.ones(len(t), dtype=torch.long))
+        for found in seen.values():
+            torch.testing.assert_close(found.flatten(0, -2)[counts], said[counts], rtol=1e-4, atol=1e-5)
+    for handle in handles:
+        handle.remove()
+    last = said[counts][-1]
+    assert torch.equal(said[~counts], last.expand(int((~counts).sum()), -1))
+
+
+@pytest.mark.parametrize("family", LATENT)
+def test_images_go_through_the_autoencoder_and_back_in_its_own_scale(family: str) -> None:
+    pipeline = built(family)
+    model = adapted(pipeline)
+    images = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = model.encode(images)
+    assert latents.shape[1:] == model.latent_shape
+    shift, factor = getattr(pipeline.vae.config, "shift_factor", None) or 0.0, pipeline.vae.config.scaling_factor
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(latents / factor + shift).sample
+    torch.testing.assert_close(model.decode(latents), (decoded / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_judge(tmp_path_factory.mktemp("judge"), ("golden retriever", "cat", "dog", "tench", "red"))
+
+
+def erased(family: str, folder: Path, judge: str) -> Path:
+    """A run on the family's saved pipeline, by the command that a user types."""
+    built(family).save_pretrained(folder / "model")
+    given = ["--model", str(folder / "model"), "--classifier", judge, *QUICK, "--output", str(folder / "run")]
+    if FAMILIES[family].kind == "class":
+        assert erase_class(["red" if family == "ddpm" else "golden retriever", *given]) == 0
+    else:
+        others = ["--anchor", "dog", "--alternatives", "dog", "--retain-prompts", "a photo of a bird"]
+        assert erase_concept(["cat", *given, *others]) == 0
+    return folder / "run"
+
+
+def predicted(model: DiffusionModel) -> torch.Tensor:
+    x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    rows = [model.row("golden retriever") if "golden retriever" in model.names else 0, 1]
+    with torch.no_grad():
+        return model.predict(x, torch.tensor([20, 70]), torch.tensor(rows))
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_whole_way_of_every_family(family: str, tmp_path: Path, judge: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = erased(family, tmp_path, judge)
+    assert "unloading restores every weight" in capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["lora"]["same"]
+    assert metrics["lora"]["share_of_effect"] == pytest.approx(1, abs=1e-2)
+    assert [list(found) for found in metrics["after"]["probes"].values()] == [list(metrics["erased"])]
+
+    pipeline, patch = built(family), ErasurePatch.load(run / "patch.safetensors")
+    model, network = adapted(pipeline), network_of(pipeline)
+    before, plain = weight_bytes(network), predicted(model)
+    patch.apply(network)
+    changed = predicted(model)
+    patch.remove(network)
+    assert weight_bytes(network) == before
+    assert float((changed - plain).norm()) > 1e-3 * float(plain.norm())
+
+    if FAMILIES[family].lora != "peft":
+        pipeline.load_lora_weights(run / "lora", adapter_name="semu")
+    else:
+        from peft import PeftModel
+
+        PeftModel.from_pretrained(network, str(run / "lora"))
+    torch.testing.assert_close(predicted(model), changed, rtol=1e-4, atol=1e-4)
+
+    again = ["evaluate", str(run), "--images-per-condition", "1", "--sampling-steps", "2", "--classifier", judge]
+    more = ["--judged-classes", "2"] if FAMILIES[family].kind == "class" else ["--judged-prompts", "1"]
+    assert semu([*again, *more, "--output", str(tmp_path / "again")]) == 0
