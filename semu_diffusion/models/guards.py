@@ -139,7 +139,7 @@ def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DD
         raise InputError(f"{source}: {name} has no beta_schedule, so the model is no DDPM")
     prediction = config.get("prediction_type", "epsilon")
     if config.get("use_flow_sigmas") or "flow" in str(prediction):
-        raise InputError(f"{source}: the scheduler ({name}) is one of flow matching, and only DDPMs are erased from")
+        raise InputError(f"{source}: the scheduler ({name}) is one of flow matching, and the network is a DDPM's")
     if prediction not in PREDICTIONS:
         raise InputError(f"{source}: prediction_type {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
     if config.get("timestep_type") == "continuous":
@@ -240,10 +240,8 @@ def sides(size: Any, source: str) -> tuple[int, int]:
     """(height, width) of a config's ``sample_size``. Raises InputError for a missing one, and for what is no size."""
     given = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(given) != 2 or not all(type(one) is int and 0 < one <= LARGEST_SIDE for one in given):
-        hint = "set it, as unet.register_to_config(sample_size=64)"
-        raise InputError(
-            f"{source}: unet/config.json has no sample_size that is a size ({size!r}), so the image size is unknown: {hint}"
-        )
+        hint = "set it, as pipe.unet.register_to_config(sample_size=64)"
+        raise InputError(f"{source}: the config has no sample_size that is a size ({size!r}), so none is known: {hint}")
     return given[0], given[1]
 
 

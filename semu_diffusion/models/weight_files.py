@@ -26,7 +26,10 @@ OTHER_FILES = (
     ((".core", ".left", ".right"), "a patch, not a model: semu merge makes one of it"),
     (("control_model.", "controlnet_cond_embedding."), "a ControlNet, not a model"),
     (("emb_params", "string_to_param"), "a textual inversion, not a model"),
-    (("double_blocks.", "joint_blocks."), "a diffusion transformer; erase-concept takes Stable Diffusion 1, 2 or XL"),
+    (
+        ("double_blocks.", "joint_blocks."),
+        "a diffusion transformer alone, not a model: give the diffusers folder that it belongs to",
+    ),
     (("down_blocks.",), "a UNet alone, not a model: give the diffusers folder that it belongs to"),
     (("encoder.down.", "decoder.up."), "an autoencoder alone, not a model"),
 )
