@@ -36,7 +36,7 @@ __all__ = [
 FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which torch.load obeys
 MAX_DEPTH = 32
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
-TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
+TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
 
 
 @contextmanager

@@ -88,6 +88,7 @@ def test_a_classifier_learns_and_says_how_well(data: Path, tmp_path: Path) -> No
     assert f"**{lines[-1]['test_accuracy']:.4f}**" in (folder / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_and_resumed_classifier_equals_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
