@@ -51,8 +51,8 @@ def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -
     options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if hasattr(pipeline, "encode_prompt") and not hasattr(pipeline, "unet"):
         options["max_sequence_length"] = 256 if getattr(pipeline, "text_encoder_3", pipeline) is None else TOKENS
-    if kind == "FluxPipeline":
-        options |= {"height": 8, "width": 8}
+    if kind in ("FluxPipeline", "SanaPipeline", "AuraFlowPipeline"):  # whose defaults are those of the full size
+        _, options["height"], options["width"] = adapted(pipeline).image_shape
     if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
         options["use_resolution_binning"] = False
     if kind == "SanaPipeline":
@@ -187,7 +187,9 @@ def test_the_whole_way_of_every_family(family: str, tmp_path: Path, judge: str, 
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["lora"]["same"]
     assert metrics["lora"]["share_of_effect"] == pytest.approx(1, abs=1e-2)
-    assert [list(found) for found in metrics["after"]["probes"].values()] == [list(metrics["erased"])]
+    probes = metrics["after"]["probes"]
+    assert all(list(found) == list(metrics["erased"]) for found in probes.values())
+    assert any(one["steps"] for found in probes.values() for one in found.values())  # one of them learned
 
     pipeline, patch = built(family), ErasurePatch.load(run / "patch.safetensors")
     model, network = adapted(pipeline), network_of(pipeline)

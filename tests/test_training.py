@@ -115,7 +115,7 @@ def test_a_trained_ddpm_is_a_model_with_names_and_a_null_class(ddpm: Path) -> No
     card = (ddpm / "model" / "README.md").read_text()
     assert "6 steps, 96 images seen" in card
     assert "judge" not in card  # nothing was measured, so nothing is claimed
-    assert sorted(path.name for path in ddpm.iterdir()) == ["checkpoint.pt", "model", "train.jsonl"]
+    assert sorted(path.name for path in ddpm.iterdir()) == ["checkpoint.pt", "model", "train.jsonl", "training.json"]
 
 
 def test_a_stopped_and_resumed_ddpm_equals_one_that_was_not(
