@@ -221,7 +221,7 @@ def test_a_patch_that_was_scored_again_has_its_own_page_with_the_patch_of_the_ru
     flags = ["--model", model, "--classifier", judge, "--images-per-class", "3", "--sampling-steps", "2"]
     assert semu(["evaluate", str(run), *flags, "--probes", "none", "--output", str(folder)]) == 0
     said = text(page(folder))
-    assert "Nobody tried to bring it back" in said
+    assert "Nothing was learned to bring it back" in said
     assert "Where in the network" in said
     assert "Training" in said
     assert "--config run.json" not in said
