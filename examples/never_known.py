@@ -65,13 +65,13 @@ def trained(names: tuple[str, ...], steps: int, generator: torch.Generator) -> P
 
 
 def judge(generator: torch.Generator) -> Judge:
-    """Sees the shape whose mean squared distance from the picture, at the best place, is least; none if it is over 0.15."""
+    """Sees the shape whose mean squared distance from the picture, at the best place, is least; none if it is over 0.3."""
     stamps = [drawn(shape, 400, generator) for shape in SHAPES]
 
     def logits(x: torch.Tensor) -> torch.Tensor:
         flat = (2 * x - 1).flatten(1)
         near = [torch.cdist(flat, stamp.flatten(1)).square().amin(1) / 64 for stamp in stamps]
-        return -torch.stack([*near, torch.full_like(near[0], 0.15)], 1)
+        return -torch.stack([*near, torch.full_like(near[0], 0.3)], 1)
 
     network = JudgeNetwork("nearest", "0", 5, (*SHAPES, "none"), 5, 1, 64, logits, logits)
     return Judge(network, SHAPES, ClassMapping(torch.tensor([0, 1, 2, 3, -1]), ()), torch.device("cpu"))
@@ -84,13 +84,15 @@ def main(steps: int = 1000, attack_steps: int = 120, samples: int = 40) -> dict[
     found = {}
     for name, known in (("knew it", SHAPES), ("never knew it", SHAPES[:3])):
         model = trained(known, steps, generator)
-        shown, how = Shown("cross", seen, crosses), Learning(samples=samples, sampling_steps=20, steps=attack_steps)
-        found[name] = ClassVectorProbe((shown,), how).run(model)["cross"].share
         if "cross" in known:
             asked = torch.cat(list(model.sample([known.index("cross")] * samples, range(samples), 20, 3.0)))
             found["by its label"] = float(seen.sees(asked, "cross").double().mean())
-    for name, share in found.items():
-        print(f"crosses, {name}: {share:.2f}")
+        shown, how = Shown("cross", seen, crosses), Learning(samples=samples, sampling_steps=20, steps=attack_steps)
+        revival = ClassVectorProbe((shown,), how).run(model)["cross"]
+        found[name] = revival.share
+        print(
+            f"a model that {name}: revival {revival.share:.2f}, restarts {revival.restarts}, label {found['by its label']:.2f}"
+        )
     return found
 
 

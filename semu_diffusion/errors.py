@@ -9,6 +9,17 @@ class InputError(ValueError):
     The commands print it without a traceback and exit with code 2.
     """
 
+    def __init__(self, message: object) -> None:
+        super().__init__(_one_line(str(message)))
+
 
 class Notice(UserWarning):
     """What was decided for the user, and may be meant otherwise. The commands print it as one line."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(_one_line(str(message)))
+
+
+def _one_line(text: str) -> str:
+    """Without what a terminal would obey: a message cites words of files that strangers wrote."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

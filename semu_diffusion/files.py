@@ -36,7 +36,7 @@ __all__ = [
 FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which torch.load obeys
 MAX_DEPTH = 32
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
-TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
+TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
 
 
 @contextmanager
@@ -170,10 +170,9 @@ def depth(content: object) -> int:
 
 def _as_new_files(path: Path) -> None:
     """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
-    probe = path.with_name(f".{os.getpid()}.new")
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
+    mask = os.umask(0)  # there is no other way to ask for it
+    os.umask(mask)
+    mode = 0o666 & ~mask
     for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(mode)

@@ -51,8 +51,9 @@ class ErasurePatch:
 
     @property
     def trained_parameters(self) -> int:
-        """How many numbers were trained: the sum of r^2 over all matrices."""
-        return sum(int(layer.ranks.square().sum()) for layer in self.layers.values())
+        """How many numbers were trained: the sum of r^2 over all matrices, but for those that a closed form gave."""
+        given = self.metadata.get("closed_form", ())
+        return sum(int(layer.ranks.square().sum()) for name, layer in self.layers.items() if name not in given)
 
     @property
     def nbytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,16 @@ def same_random_numbers() -> Iterator[None]:
 @pytest.fixture
 def model() -> ClassConditional:
     return tiny_model()
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals that end a process do, also where the tests were started so that they are ignored (``nohup``, ``&``)."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

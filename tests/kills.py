@@ -110,6 +110,7 @@ def _child(run: Callable[[], int], write: int, end: str, operation: int, size: i
     sys.addaudithook(count)
     if size >= 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process behind & ignores it
     code = 99
     try:
         code = run()

@@ -172,7 +172,7 @@ PLANTED = [
     (the_method_knows_no_shell, "semu_diffusion/patch.py", "from semu_diffusion.models import pipeline"),
     (the_method_knows_no_shell, "semu_diffusion/patch.py", "from .models.pipeline import Pipeline"),
     (the_method_knows_no_shell, "semu_diffusion/erasure.py", "def run():\n    from tqdm import tqdm"),
-    (the_method_knows_no_shell, "semu_diffusion/models/adapters/ddpm.py", "from ..eval import metrics"),
+    (the_method_knows_no_shell, "semu_diffusion/models/adapters/ddpm.py", "from ...eval import metrics"),
     (the_method_knows_no_shell, "semu_diffusion/peers/esd.py", "import semu_diffusion.pipelines.cli.main"),
     (the_method_knows_no_shell, "semu_diffusion/lora.py", "import_module('semu_diffusion.eval')"),
     (eval_sees_only_models, "eval/fid.py", "from semu_diffusion.patch import ErasurePatch"),

@@ -151,10 +151,10 @@ def test_a_folder_of_the_hubs_cache_is_answered_with_its_snapshot(tmp_path: Path
     assert load_class_conditional(cache / "snapshots" / "0123abc").names
 
 
-def dit(folder: Path) -> None:
+def other(folder: Path) -> None:
     index = {
-        "_class_name": "DiTPipeline",
-        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "_class_name": "UnCLIPPipeline",
+        "transformer": ["diffusers", "PriorTransformer"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "transformer").mkdir(parents=True)
@@ -162,9 +162,9 @@ def dit(folder: Path) -> None:
 
 
 def test_a_folder_of_another_family_is_said_to_be_what_it_is(tmp_path: Path, folder: Path) -> None:
-    dit(tmp_path / "dit")
-    refused(tmp_path / "dit", "DiTPipeline with a DiTTransformer2DModel; erase-class takes", load_class_conditional)
-    refused(tmp_path / "dit", "DiTPipeline")
+    other(tmp_path / "other")
+    refused(tmp_path / "other", "UnCLIPPipeline with a PriorTransformer; erase-class takes", load_class_conditional)
+    refused(tmp_path / "other", "UnCLIPPipeline")
     refused(folder, "Stable Diffusion 1 or Stable Diffusion 2 .*; erase-class takes", load_class_conditional)
     saved_model(tmp_path / "ddpm")
     refused(tmp_path / "ddpm", "a class-conditional model: erase-class takes classes out of it")
@@ -249,5 +249,5 @@ def test_a_byte_order_mark_before_json_is_read_over(tmp_path: Path, name: str) -
 def test_every_family_says_how_it_is_adapted_and_exported() -> None:
     assert FAMILIES["ddpm"].adapter.adapt(tiny_model().pipeline).names == tiny_model().names
     assert FAMILIES["sdxl"].adapter.adapt(tiny_pipeline("sdxl"), ["a cat"]).family == "sdxl"
-    assert FAMILIES["sdxl"].clients == "diffusers, ComfyUI and A1111"
+    assert FAMILIES["sdxl"].clients == "diffusers, and for ComfyUI and A1111"
     assert family_of_folder({"_class_name": "StableDiffusionXLPipeline"}) == "Stable Diffusion XL (StableDiffusionXLPipeline)"

@@ -48,6 +48,7 @@ def test_the_erased_condition_is_predicted_as_its_anchor_and_the_kept_ones_as_be
     wanted, before, kept = predicted(model, task.anchors[row]), predicted(model, row), predicted(model, task.kept[-1])
     result = run_to_end(run_erasure(task, config))
     assert sum(result.passes.values()) == 0  # with a named anchor the network is not asked once
+    assert result.edit.trained_parameters == 0
     patch = ErasurePatch.load(result.edit.save(tmp_path / "patch.safetensors"))
     with patch.applied(model):
         assert (predicted(model, row) - wanted).square().mean() < 0.3 * (before - wanted).square().mean()

@@ -54,7 +54,7 @@ def test_the_example_of_methods_prints_a_line_each(tmp_path: Path, capsys: pytes
 def test_the_control_of_revival_attacks_a_model_that_knew_and_one_that_did_not(capsys: pytest.CaptureFixture[str]) -> None:
     found = example("never_known")["main"](steps=2, attack_steps=2, samples=4)
     assert set(found) == {"knew it", "by its label", "never knew it"}
-    assert "crosses, never knew it: " in capsys.readouterr().out
+    assert "a model that never knew it: revival " in capsys.readouterr().out
 
 
 def test_every_example_is_run_here() -> None:

@@ -14,7 +14,8 @@ from saved_models import saved_model
 from text_models import tiny_pipeline
 from tiny_models import tiny_unet
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.domains.vocabulary import read_vocabulary
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.adapters.ddpm import check_unet
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
 from semu_diffusion.models.families import adapt_text_pipeline
@@ -169,3 +170,35 @@ def test_weights_of_a_whole_clip_make_its_text_encoder(tmp_path: Path) -> None:
     save_file({**load_file(file), **more}, file, metadata={"format": "pt"})
     found = load_text_pipeline(str(tmp_path)).text_encoder.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objects": {"cat": "kitten"}}, "lists of words"),
+        ({"objects": {}}, "an object without a word"),
+        ({"styles": {}}, "a style without a sentence"),
+        ({"prompts": {"photo": 3.5}}, "no readable vocabulary"),
+        ({"prompts": {"photo": "a photo of {thing}"}}, "no readable vocabulary"),
+        ({"prompts": ["photo"]}, "no readable vocabulary"),
+        ({"guidance_scale": "strong"}, "a guidance scale that is no number"),
+        ({"judges": {"object": 3}}, "a judge that is no name"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_vocabulary_of_other_kinds_of_values_is_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    content: dict[str, Any] = {
+        "objects": {"cat": ["kitten"]}, "styles": {"photo": ["photo"]}, "prompts": {"photo": "a photo of a {}"},
+        "templates": {"photo": ["{} here"]}, "held_out_templates": {"photo": ["see {}"]}, "guidance_scale": 3.0, "judges": {},
+    }  # fmt: skip
+    (tmp_path / "vocabulary.json").write_text(json.dumps(content))
+    assert read_vocabulary(tmp_path) is not None
+    (tmp_path / "vocabulary.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(InputError, match=said) as caught:
+        read_vocabulary(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_refusal_cites_a_strangers_words_without_what_a_terminal_obeys() -> None:
+    for kind in (InputError, Notice):
+        assert str(kind("the class \x1b[2J\u202e\r\nis none")) == "the class  [2J   is none"

@@ -92,7 +92,7 @@ def test_a_variant_of_a_method_is_a_line_of_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    ("{", "needs"), ("[]", "needs"), ("{}", "names none"), ('{"a": 3}', "needs"),
+    ("{", "is not readable JSON"), ("[]", "needs"), ("{}", "names none"), ('{"a": 3}', "needs"),
     ('{"a": {"base": "magic"}}', "no method 'magic'"),
 ])  # fmt: skip
 def test_a_file_of_no_methods_is_refused_in_one_line(content: str, said: str, tmp_path: Path) -> None:

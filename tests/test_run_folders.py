@@ -127,9 +127,10 @@ def test_the_folder_one_is_in_is_never_emptied(here: Path, monkeypatch: pytest.M
 
 
 def test_other_runs_below_are_seen(here: Path) -> None:
-    run_in(here / "runs" / "deep" / "cat")
+    runs = run_in(here / "runs")
+    run_in(runs / "deep" / "cat")
     with pytest.raises(InputError, match=r"another run lies in it, .*deep.cat"):
-        again(run_in(here / "runs"))
+        again(runs)
 
 
 @pytest.mark.parametrize("form", ["{}", "timm:local-dir:{}", "clip:ViT-B-32:{}/open_clip.safetensors"])
@@ -183,6 +184,7 @@ def test_a_run_whose_process_is_gone_is_said_to_be(here: Path, capsys: Capture) 
     assert status_of(here) is None
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_said_and_leaves_interrupted(
     here: Path, number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
@@ -201,6 +203,7 @@ def test_a_signal_is_said_and_leaves_interrupted(
     assert signal.getsignal(number) == former
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_signal_while_the_status_is_written_waits(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.replace
 

@@ -88,6 +88,7 @@ def test_a_classifier_learns_and_says_how_well(data: Path, tmp_path: Path) -> No
     assert f"**{lines[-1]['test_accuracy']:.4f}**" in (folder / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_and_resumed_classifier_equals_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -114,7 +115,7 @@ def test_a_trained_ddpm_is_a_model_with_names_and_a_null_class(ddpm: Path) -> No
     card = (ddpm / "model" / "README.md").read_text()
     assert "6 steps, 96 images seen" in card
     assert "judge" not in card  # nothing was measured, so nothing is claimed
-    assert sorted(path.name for path in ddpm.iterdir()) == ["checkpoint.pt", "model", "train.jsonl"]
+    assert sorted(path.name for path in ddpm.iterdir()) == ["checkpoint.pt", "model", "train.jsonl", "training.json"]
 
 
 def test_a_stopped_and_resumed_ddpm_equals_one_that_was_not(

@@ -44,6 +44,7 @@ LOADERS = {
     ("pipelines/train/text_to_image_parts.py", "from_pretrained"),
     ("semu_diffusion/models/checkpoints.py", "from_pretrained"),
     ("semu_diffusion/models/checkpoints.py", "from_single_file"),
+    ("semu_diffusion/models/weight_files.py", "from_pretrained"),
 }
 HARMLESS = re.compile(r".*Tokenizer\.from_pretrained|.*\.FrechetInceptionDistance")  # JSON; a network that is there already
 

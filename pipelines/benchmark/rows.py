@@ -42,7 +42,7 @@ class Rows:
         return len(self.found) - 1
 
     def has(self, method: str, erased: str, seed: int) -> bool:
-        return (method, erased, seed) in {(row["method"], row["erased"], row["seed"]) for row in self.found[1:]}
+        return (method, erased, seed) in {_key(row) for row in self.found[1:]}
 
     def add(self, row: Row) -> None:
         self.found.append(json.loads(json.dumps(row)))
@@ -77,5 +77,10 @@ def merged_rows(paths: Sequence[Path]) -> list[Row]:
         if protocol != files[0][0]:
             named = [key for key, value in protocol["protocol"].items() if files[0][0]["protocol"].get(key) != value]
             raise InputError(f"{path} and {paths[0]} were measured by different protocols ({', '.join(named)})")
-    rows = {(row["method"], row["erased"], row["seed"]): row for _, *found in reversed(files) for row in reversed(found)}
+    rows = {_key(row): row for _, *found in reversed(files) for row in reversed(found)}
     return [files[0][0], *reversed(rows.values())]
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    """What is measured once: a method, what it erased, and the seed, which rows of earlier versions have not."""
+    return row["method"], row["erased"], row.get("seed", 0)

@@ -135,7 +135,8 @@ def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: 
         scorer, model, result.edit, probes, progress.show, cache.samples(scorer), cache.probed(asked) if probes else None
     )
     cache.keep_samples(scorer, before)
-    cache.keep_probed(asked, evaluation.before.probes)
+    if probes:
+        cache.keep_probed(asked, evaluation.before.probes)
     cost = spent(preparing, result)
     evaluation = dataclasses.replace(evaluation, cost=dataclasses.replace(evaluation.cost, passes=cost.passes))
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())

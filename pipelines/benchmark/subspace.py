@@ -1,4 +1,4 @@
-"""``semu benchmark-subspace``: the truncated SVD of this package against ``torch.linalg.svd``, ratios and errors.
+"""``python -m semu_diffusion.pipelines.benchmark.subspace``: our truncated SVD against ``torch.linalg.svd``, ratios and errors.
 
 Shapes: every distinct Linear and Conv2d matrix of the Stable Diffusion 1.5 UNet with its count (the network's
 architecture, no weights), on synthetic gradients (rank 40 plus noise); or, with --spectra real, the forget gradients of the
@@ -7,6 +7,7 @@ embedded class-conditional model.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.options import option
+from semu_diffusion.pipelines.cli.command import Command
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SubspaceBenchmark", "run"]
+__all__ = ["COMMAND", "SubspaceBenchmark", "run"]
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,15 @@ def _real_gradients(config: SubspaceBenchmark) -> Iterable[torch.Tensor]:
     batches = forget_batches(model, images, torch.Generator().manual_seed(config.seed), None)
     gradients = collect_gradients(model.denoiser, layers, batches, lambda batch: denoising(model.predict, batch))
     return [to_matrices(gradient)[0] for gradient in gradients.values() if min(gradient.shape[0], gradient[0].numel()) > 64]
+
+
+COMMAND = Command(
+    "python -m semu_diffusion.pipelines.benchmark.subspace",
+    "Time the truncated SVD of this package against torch.linalg.svd: ratios and errors.",
+    SubspaceBenchmark,
+    run,
+    examples=("python -m semu_diffusion.pipelines.benchmark.subspace --largest 4000",),
+)
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.main())

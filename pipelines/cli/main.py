@@ -26,7 +26,6 @@ COMMANDS = CommandGroup(
         "import": "make a model for erase-class of a SalUn or Selective Amnesia checkpoint",
         "assess": "what a model can do before anything is erased, and whether it copies",
         "benchmark": "erase classes or concepts in turn with several methods: one table",
-        "benchmark-subspace": "time the subspace against torch.linalg.svd",
         "train": "train ddpm, classifier, autoencoder or text-to-image on your data",
     },
     examples=(

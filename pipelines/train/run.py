@@ -208,7 +208,7 @@ def _step(line: str) -> float:
     """The step of a line of the log; beyond all steps for one that was written in part only."""
     try:
         return float(json.loads(line)["step"])
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return math.inf
 
 

@@ -151,8 +151,8 @@ class TextToImage(Recipe):
         config, objects, styles = self.config, self.data.class_names, tuple(STYLES)
         if not final or not (config.classifier or config.style_classifier):
             return {}
-        how = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, **how).to(self.device)
+        how = {"local_files_only": True, "dtype": torch.float32}
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, **how).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         count = config.judged_samples
 

@@ -76,9 +76,9 @@ def new_denoiser(config: Any, autoencoder: AutoencoderKL, class_names: Sequence[
         folder = Path(config.init_from).expanduser()
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            how: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **how).float()
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", **how).float()
+            places = folder / "text_encoder", folder / "unet"
+            text_encoder = CLIPTextModel.from_pretrained(places[0], local_files_only=True, use_safetensors=True).float()
+            unet = UNet2DConditionModel.from_pretrained(places[1], local_files_only=True, use_safetensors=True).float()
         except (OSError, ValueError) as error:
             raise InputError(f"--init-from {folder} is no Stable Diffusion pipeline ({error})") from error
         if (unet.config.in_channels, unet.config.sample_size) != (autoencoder.config.latent_channels, size):

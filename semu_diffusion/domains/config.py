@@ -41,7 +41,7 @@ class ClassErasureConfig(ErasureConfig):
 # the deepest that was measured at a drift of 0.01, and what it costs (docs/experiments.md, ninth round)
 DEEP: dict[str, Any] = {
     "forget_samples": 64, "kept_samples": 180, "explained_variance": 0.99, "max_rank": 32, "protected_energy": 0.98,
-    "unlabelled_shift": 2.0, "retain_weight": 8.0, "steps": 160, "batch_size": 16,
+    "unlabelled_shift": 2.0, "steps": 160, "batch_size": 16,
 }  # fmt: skip
 CONCEPT_PRESETS: dict[str, dict[str, Any]] = {"default": {}, "deep": DEEP}
 PRESETS: dict[str, dict[str, Any]] = {

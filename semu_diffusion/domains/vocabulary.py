@@ -117,16 +117,22 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
         return None
     try:
         content: dict[str, Any] = read_json(path)
-        tables = ("objects", "styles", "templates", "held_out_templates")
-        for name in tables:
+        for name in ("objects", "styles", "templates", "held_out_templates"):
+            if not all(isinstance(words, list) for words in content[name].values()):
+                raise TypeError(f"{name} are lists of words")
             content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}
         found = Vocabulary(**content)
         tables_of_styles = (found.prompts, found.templates, found.held_out_templates)
-        complete = all(style in table for style in found.styles for table in tables_of_styles)
-        if not complete or not all(found.objects.values()):
+        complete = found.styles and all(style in table for style in found.styles for table in tables_of_styles)
+        if not complete or not found.objects or not all(found.objects.values()):
             raise ValueError("a style without a sentence, or an object without a word")
         if not set(found.judges) <= {"object", "style"}:
             raise ValueError("a judge of neither objects nor styles")
+        if type(found.guidance_scale) not in (int, float) or not all(isinstance(one, str) for one in found.judges.values()):
+            raise TypeError("a guidance scale that is no number, or a judge that is no name")
+        for sentences in (found.prompts.values(), *found.templates.values(), *found.held_out_templates.values()):
+            for sentence in sentences:
+                str.format(sentence, "it")
         return found
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no readable vocabulary ({error!r})") from error

@@ -15,7 +15,7 @@ from semu_diffusion.models.base import DiffusionModel
 __all__ = ["chosen_anchors", "named_anchors", "second_nearest"]
 
 CANDIDATES = 16  # rows compared by their predictions when an anchor is looked for
-IMAGES = 16  # noised forget images that they are compared on
+IMAGES = 32  # noised forget images that they are compared on
 
 
 def chosen_anchors(task: Task[DiffusionModel], forget_set: Images, generator: torch.Generator) -> Mapping[int, int]:

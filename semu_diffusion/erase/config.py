@@ -30,6 +30,9 @@ class SamplesConfig(GuidedConfig):
     """The images that the model makes for its own erasure."""
 
     forget_samples: int = option(32, "images the model makes of each erased class", metavar="N", group="training")
+    anchor_samples: int = option(
+        0, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
+    )
     kept_samples: int = option(60, "images the model makes of what is kept", metavar="N", group="training")
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the erasure; auto: bf16 where the hardware has it", group="training"
@@ -39,6 +42,7 @@ class SamplesConfig(GuidedConfig):
         GuidedConfig.__post_init__(self)
         for name in ("forget_samples", "kept_samples"):
             at_least(self, name, 1)
+        at_least(self, "anchor_samples", 0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class TrainingConfig:
         metavar="self|none|DATASET",
         group="erase",
     )
-    retain_weight: float = option(4.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
+    retain_weight: float = option(8.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
     steps: int = option(60, "training steps", metavar="N", group="training")
     batch_size: int = option(12, "images in a training step", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")

@@ -115,11 +115,16 @@ def _train(
             betas=(0.9, config.adam_beta2),
             warmup=config.warmup,
             decay=config.lr_decay,
-            metadata=task.metadata,
+            metadata=_metadata(task, named),
         )
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
     return patch, protection_of(patch, layers, gradients, moments, subspaces)
+
+
+def _metadata(task: Task[DiffusionModel], named: NameEdit) -> dict[str, Any]:
+    """What the patch says of itself; ``closed_form`` are the layers in which nothing was trained."""
+    return {**task.metadata, **({"closed_form": sorted(named.subspaces)} if named.subspaces else {})}
 
 
 def _original(model: DiffusionModel, patched: PatchedLayers) -> Predict:
@@ -144,7 +149,7 @@ def _name(task: Task[DiffusionModel], config: ErasureConfig, anchors: Mapping[in
 
 
 def _named_patch(task: Task[DiffusionModel], named: NameEdit) -> ErasurePatch:
-    return PatchedLayers(task.model.denoiser, {}, named.subspaces, named.cores).patch(task.metadata)
+    return PatchedLayers(task.model.denoiser, {}, named.subspaces, named.cores).patch(_metadata(task, named))
 
 
 def run_to_end(steps: Generator[Step, None, Result], watch: Callable[[Step], None] | None = None) -> Result:
@@ -170,13 +175,24 @@ def gather(task: Task[DiffusionModel], config: ErasureConfig, progress: Progress
     anchors = chosen_anchors(task, own, phase_generator(config.seed, "anchors"))
     source: Source = Noised(model, own)
     if not fresh:
-        source = forget or pooled(Noised(model, own), POOL, phase_generator(config.seed, "forget pool"))
+        pool = forget or pooled(Noised(model, own), POOL, phase_generator(config.seed, "forget pool"))
+        source = _with_anchors(model, config, pool, anchors, progress)
     retain: Source | None = None if task.retain_set is None else Noised(model, task.retain_set)
     if retain is None and (config.protect == "null-space" or config.retain == "self"):
         # of no class if none is kept: the label says nothing to an unconditional model
         kept = list(task.kept) or [model.null or 0]
         retain, _ = _own_paths(model, config, kept, config.kept_samples, "kept samples", progress)
     return Samples(own, source, retain, anchors)
+
+
+def _with_anchors(
+    model: DiffusionModel, config: SamplesConfig, pool: Pool, anchors: Mapping[int, int], progress: Progress | None
+) -> Pool:
+    """The pool and paths of the anchors, shown as what they replace: once it is erased, its own paths lead there."""
+    for erased, anchor in anchors.items() if config.anchor_samples else ():
+        shown, _ = _own_paths(model, config, [anchor], config.anchor_samples, f"anchor samples of {erased}", progress)
+        pool = pool.joined(shown, torch.full_like(shown.labels, erased))
+    return pool
 
 
 def _own_paths(

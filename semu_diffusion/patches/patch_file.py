@@ -88,7 +88,7 @@ def read_patch(path: Path) -> PatchContent:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
-        raise InputError(f"{path} is a damaged patch ({_one_line(reason)})") from error
+        raise InputError(f"{path} is a damaged patch ({reason[:200]})") from error
 
 
 def _open(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
@@ -98,7 +98,7 @@ def _open(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
             return (file.metadata() or {}).get("semu"), tensors
     except Exception as error:  # of a foreign parser on a foreign file: whatever it is, the file is at fault
-        raise InputError(f"{path} is not a readable safetensors file ({_one_line(str(error))})") from error
+        raise InputError(f"{path} is not a readable safetensors file ({str(error)[:200]})") from error
 
 
 def _content(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> PatchContent:
@@ -172,7 +172,3 @@ def _require(condition: bool, wrong: str) -> None:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type, operator]
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text[:200])

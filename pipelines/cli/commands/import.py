@@ -41,6 +41,5 @@ COMMAND = Command(
     examples=(
         "semu import ckpt.pth salun-cifar10",
         "semu import ckpt.pth salun-cifar10 --class-names airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck",
-        "erase-class 0 --model salun-cifar10",
     ),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from semu_diffusion.eval.pictures import ROOM, UNSURE, WORST
 from semu_diffusion.eval.results import Evaluation, Network
+from semu_diffusion.files import public_name
 from semu_diffusion.pipelines.report.page.numbers import probes_by_strength, title_of
 from semu_diffusion.pipelines.report.page.run import Run
 from semu_diffusion.pipelines.report.words import percent
@@ -48,11 +50,13 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
         yield f"What a sample shows is what {judge.name} calls it ({kind}s; weights {judge.sha256[:12]}), rounded to 8 bits."
     if p.judges:
         yield (
-            "Intervals are Wilson's at 95 %; of a fall, Newcombe's for pairs. An accuracy is the mean over its conditions. "
-            "Unlearning accuracy is 1 minus the share in which what was erased is still seen."
+            "Intervals are Wilson's at 95 %, those of several prompts clustered by prompt; of a fall, Newcombe's for pairs. "
+            "An accuracy is the mean over its conditions. Unlearning accuracy is 1 minus the share in which what was erased "
+            "is still seen."
         )
     for probe in probes_by_strength(evaluation):
-        yield f"To bring it back, {probe.name}, {probe.samples} samples; {probe.how}. The same was done to the original."
+        same = "" if probe.before is None else " The same was done to the original."
+        yield f"To bring it back, {probe.name}, {probe.samples} samples; {probe.how}.{same}"
     if evaluation.side_effects is not None:
         yield "Paired metrics compare the two pictures of one seed: MSE of images in [-1, 1], SSIM and LPIPS of [0, 1]."
     yield (
@@ -75,9 +79,9 @@ def replay(run: Run) -> str | None:
 
 
 def settings(run: Run) -> list[tuple[str, str]]:
-    """Every setting of the run, as a person writes it."""
+    """Every setting of the run, as a person writes it, without folders of this machine."""
     return [
-        (name.replace("_", " "), _value(value))
+        (name.replace("_", " "), _value(value, (Path(), *run.folder.resolve().parents)))
         for name, value in run.record.get("config", {}).items()
         if value not in (None, [], "")
     ]
@@ -94,6 +98,8 @@ def environment(run: Run) -> list[tuple[str, str]]:
 def costs(evaluation: Evaluation) -> list[tuple[str, str]]:
     """Seconds by stage, memory, size."""
     found = [(stage, f"{seconds:,.0f} s") for stage, seconds in evaluation.cost.seconds.items() if seconds is not None]
+    if evaluation.cost.passes:
+        found.append(("image passes of the erasure", f"{sum(evaluation.cost.passes.values()):,}"))
     if evaluation.cost.peak_memory_bytes:
         found.append(("peak memory", f"{evaluation.cost.peak_memory_bytes / 1e9:.1f} GB"))
     return found
@@ -107,5 +113,5 @@ def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _value(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _value(value: Any, places: tuple[Path, ...]) -> str:
+    return ", ".join(public_name(str(one), places) for one in (value if isinstance(value, list | tuple) else [value]))
