@@ -10,6 +10,7 @@ from tiny_models import tiny_model
 
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.pool import Noised, Pool, paths, pooled
+from semu_diffusion.erase.samples import in_turn
 from semu_diffusion.erase.task import Images
 from semu_diffusion.models.process import Ddpm, RectifiedFlow
 from semu_diffusion.models.sampling import ddim
@@ -118,3 +119,10 @@ def test_paths_of_an_anchor_can_be_shown_as_what_it_replaces() -> None:
     found = drawn.recall(unasked)(drawn.batch.x_t, drawn.batch.t, torch.tensor([0, 1]))
     assert torch.equal(found[0], own.known[0, 0])
     assert torch.equal(found[1], anchor.known[2, 1])
+
+
+def test_of_more_conditions_than_images_those_are_shown_that_lie_evenly() -> None:
+    rows, seeds = in_turn(tiny_model(), list(range(100)), 4, 0, "kept samples")
+    assert rows == [0, 25, 50, 75]
+    assert len(set(seeds)) == 4
+    assert in_turn(tiny_model(), [7, 8], 3, 0, "kept samples")[0] == [7, 8, 7]
