@@ -28,7 +28,8 @@ WRITES = {
         f"{folder}/{name}"
         for folder in FOLDERS[:2]
         for name in (
-            "pytorch_lora_weights.safetensors", "comfyui_a1111_lora.safetensors", "adapter_model.safetensors", "adapter_config.json",
+            "pytorch_lora_weights.safetensors", "comfyui_a1111_lora.safetensors",
+            "adapter_model.safetensors", "adapter_config.json",
         )
     ),
 }  # fmt: skip
