@@ -168,13 +168,13 @@ def depth(content: object) -> int:
     return found
 
 
-def _as_new_files(path: Path) -> None:
-    """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
-    probe = path.with_name(f".{os.getpid()}.new")
+def _as_new_files(folder: Path) -> None:
+    """Give every file of the folder the permissions that a new file has there: safetensors writes private ones."""
+    probe = folder / ".new"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
-    for file in (path, *path.rglob("*")):
+    for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
 
