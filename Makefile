@@ -58,8 +58,9 @@ figures: $(VENV)/installed-dev ## make the pictures of the README and the exampl
 stress: $(VENV)/installed-dev ## thousands of damaged files, a hundred runs ended in the middle (the tests take some)
 	@SEMU_MUTANTS=2000 SEMU_KILLS=120 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_file_fuzz.py tests/test_kills.py
 
-commands: $(VENV)/installed ## write docs/commands.md
+commands: $(VENV)/installed ## write docs/commands.md and docs/families.md
 	@$(BIN)/python -m semu_diffusion.pipelines.cli.reference > docs/commands.md
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/family_table.py > docs/families.md
 
 clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

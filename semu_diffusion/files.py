@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +50,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     clear_temporaries(path)
     beside = _beside(path)
     try:
-        beside.touch()
-        mode = stat.S_IMODE(beside.stat().st_mode)
         yield beside
-        beside.chmod(mode)  # that of a new file here: safetensors writes private ones
+        _as_new_files(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -168,13 +165,12 @@ def depth(content: object) -> int:
     return found
 
 
-def _as_new_files(folder: Path) -> None:
-    """Give every file of the folder the permissions that a new file has there: safetensors writes private ones."""
-    probe = folder / ".new"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for file in folder.rglob("*"):
+def _as_new_files(path: Path) -> None:
+    """Give the file, or every file of the folder, the permissions that a new file has here: safetensors writes private ones."""
+    mask = os.umask(0)  # there is no other way to ask for it
+    os.umask(mask)
+    mode = 0o666 & ~mask
+    for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(mode)
 

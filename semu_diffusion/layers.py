@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -10,7 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["KINDS", "select_layers"]
+__all__ = ["KINDS", "layer_words", "select_layers"]
 
 KINDS = ("all", "linear", "conv", "attention", "cross-attention")
 
@@ -48,6 +50,13 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
             f"(layers here: {examples}, …)"
         )
     return layers
+
+
+def layer_words(names: Iterable[str]) -> str:
+    """The layers by the ends of their names, after the last number, and how many of each: ``attn.to_q 24, conv1 12``."""
+    ends = (re.sub(r"(\.\d+)+$", "", name) for name in names)
+    counts = Counter(re.sub(r"^.*\.\d+\.", "", end) for end in ends)
+    return ", ".join(f"{end} {count}" for end, count in counts.items())
 
 
 def _is_plain(module: nn.Module) -> bool:

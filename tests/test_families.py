@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from family_models import BUILDERS, TOKENS, built, tiny_dit, tiny_flux, tiny_sd3
+from family_table import families_table
 from patches import weight_bytes
 from saved_models import saved_judge
 
@@ -211,3 +212,8 @@ def test_the_whole_way_of_every_family(family: str, tmp_path: Path, judge: str, 
     again = ["evaluate", str(run), "--images-per-condition", "1", "--sampling-steps", "2", "--classifier", judge]
     more = ["--judged-classes", "2"] if FAMILIES[family].kind == "class" else ["--judged-prompts", "1"]
     assert semu([*again, *more, "--output", str(tmp_path / "again")]) == 0
+
+
+def test_the_table_of_families_is_what_the_registry_and_these_tests_say() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+    assert page.read_text(encoding="utf-8") == families_table(), "run: make commands"

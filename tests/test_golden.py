@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "guidance_scale": 3.0,
     "seed": 0,
     "forget_samples": 6,
+    "anchor_samples": 3,
     "kept_samples": 12,
     "precision": "fp32",
     "protect": "null-space",

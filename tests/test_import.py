@@ -165,7 +165,7 @@ class Harmful:
     [
         (Harmful(), "cannot be read as a checkpoint of tensors"),
         ({"weights": torch.zeros(2)}, "it has no conv_in.weight"),
-        ([{"module.conv_in.weight": torch.zeros(2)}], "it has no classes_emb.weight"),
+        ([{"module.conv_in.weight": torch.zeros(2)}], "it has no down.0.block.0.conv1.weight"),
         (3, "it holds a int"),
         ({**random_state(), "up.0.block.0.conv1.weight": torch.zeros(1)}, "of another network"),
     ],

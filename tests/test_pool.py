@@ -102,3 +102,19 @@ def test_a_part_of_the_samples_is_of_different_ones(generator: torch.Generator) 
     pool = Pool(torch.zeros(50, *model.latent_shape), torch.zeros(50), torch.arange(50))
     assert len(set(pool.spread(20, generator).batch.condition.tolist())) == 20
     assert len(pool.spread(99, generator).batch.condition) == 50
+
+
+def test_paths_of_an_anchor_can_be_shown_as_what_it_replaces() -> None:
+    model = tiny_model()
+    own, _ = paths(model, [0], SEEDS[:1], 3, 3.0, "fp32")
+    anchor, _ = paths(model, [1, 1], SEEDS[1:], 3, 3.0, "fp32")
+    both = own.joined(anchor, torch.zeros_like(anchor.labels))
+    assert both.labels.tolist() == [0] * 9
+    drawn = both.take([0, 5])
+
+    def unasked(*_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the paths know it")
+
+    found = drawn.recall(unasked)(drawn.batch.x_t, drawn.batch.t, torch.tensor([0, 1]))
+    assert torch.equal(found[0], own.known[0, 0])
+    assert torch.equal(found[1], anchor.known[2, 1])

@@ -29,6 +29,7 @@ from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_clas
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report.page.compare import matrix, read_entries
+from semu_diffusion.pipelines.report.page.numbers import about_erased
 from semu_diffusion.pipelines.report.page.run import read_run
 from semu_diffusion.pipelines.report.page.usage import usages
 from semu_diffusion.pipelines.report.page.verdicts import answer_of, verdicts
@@ -118,6 +119,35 @@ def test_three_questions_are_answered_each_by_itself() -> None:
     assert judged(Scores(), Scores()) == ("not measured",) * 3
 
 
+def test_what_the_original_never_made_is_not_called_gone() -> None:
+    never = dataclasses.replace(scored(0.0, 0.97), judged_as={"cat": {"dog": 1.0}})
+    assert judged(never, scored(0.0, 0.97))[0] == "not measured"
+
+
+def test_an_interval_by_prompt_and_a_new_kept_group_decide_too() -> None:
+    before, after = (dataclasses.replace(s, kept_held_out_accuracy=1.0) for s in (scored(0.98, 0.97), scored(0.0, 0.97)))
+    counted = {**after.samples, "kept_held_out": 100}
+    after = dataclasses.replace(after, kept_held_out_accuracy=0.2, samples=counted, intervals={"forget": (0.0, 0.4)})
+    assert judged(before, after) == ("probably", "no", "not measured")
+
+
+def test_what_learns_nothing_does_not_decide_the_depth() -> None:
+    after = scored(0.0, 0.97).with_probes({"completion": {"cat": Revival(0.9, 24, control=1.0)}})
+    found = verdicts(dataclasses.replace(FULL, collapsed=None, before=scored(0.98, 0.97), after=after))[2]
+    assert found.answer == "not measured"
+    assert "completion" in found.said
+
+
+def test_a_group_is_of_what_its_pictures_say(run: Path) -> None:
+    pictures = read_run(run).pictures
+    assert pictures is not None
+    assert about_erased("forget", pictures)
+    assert not about_erased("in_domain", pictures)
+    rows = tuple(dataclasses.replace(row, group="in_other_tongues") for row in pictures.rows if row.group == "forget")
+    assert about_erased("in_other_tongues", Pictures(rows, {}))
+    assert not about_erased("kept_held_out", None)
+
+
 def test_pairs_narrow_the_interval_of_a_fall() -> None:
     """Newcombe 1998, table II: 36 of 50 in both, 12 and 2 in one alone; his method 10 gives 0.0569 to 0.3404."""
     low, high = difference_interval(48, 38, 50, 36)
@@ -185,6 +215,7 @@ def test_what_a_later_version_measures_appears_by_itself(run: Path, tmp_path: Pa
         metrics[when]["probes"]["noise-search"] = metrics[when]["probes"]["class-vector"]
         metrics[when]["samples"]["cross_domain"] = 4
         metrics[when]["cross_domain_accuracy"] = 0.75
+        metrics[when]["intervals"]["cross_domain"] = [0.123, 0.987]
     metrics["distances"]["mmd"] = metrics["distances"]["kid"]
     metrics["side_effects"]["paired"]["dists"] = 0.125
     metrics["protocol"]["conditions"]["look_alikes"] = ["crimson"]
@@ -192,7 +223,16 @@ def test_what_a_later_version_measures_appears_by_itself(run: Path, tmp_path: Pa
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert semu(["report", str(folder)]) == 0
     said = text(page(folder))
-    for words in ("brought back: noise-search", "the other kind", "MMD to", "DISTS of", "look alikes", "crimson", "77 s"):
+    for words in (
+        "brought back: noise-search",
+        "the other kind",
+        "MMD to",
+        "DISTS of",
+        "look alikes",
+        "crimson",
+        "77 s",
+        "12.3",
+    ):
         assert words in said
 
 
@@ -221,7 +261,7 @@ def test_a_patch_that_was_scored_again_has_its_own_page_with_the_patch_of_the_ru
     flags = ["--model", model, "--classifier", judge, "--images-per-class", "3", "--sampling-steps", "2"]
     assert semu(["evaluate", str(run), *flags, "--probes", "none", "--output", str(folder)]) == 0
     said = text(page(folder))
-    assert "Nobody tried to bring it back" in said
+    assert "Nothing was learned to bring it back" in said
     assert "Where in the network" in said
     assert "Training" in said
     assert "--config run.json" not in said
@@ -310,6 +350,7 @@ def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, tmp
     assert "3 erasures compared" in said
     assert "SEMU, the default" in said
     assert "steps: 2; 7" in said
+    assert "The front" in said
     assert semu(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
 
 

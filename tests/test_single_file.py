@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from text_models import tiny_pipeline
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.families import FAMILIES
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.patches import export
@@ -31,7 +32,7 @@ def parts(pipeline: Any) -> dict[str, torch.Tensor]:
 def test_diffusers_reads_the_single_file_as_the_merged_model(
     shape: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "family_of", lambda _: family)  # which tells SD 2 by a width that no tiny model has
+    monkeypatch.setattr(export, "family_of", lambda _: FAMILIES[family])  # which tells SD 2 by a width that no tiny model has
     pipeline = tiny_pipeline(shape)
     pipeline.save_pretrained(tmp_path / "model")
     patch = random_patch(pipeline.unet, rank=1)

@@ -30,6 +30,9 @@ class SamplesConfig(GuidedConfig):
     """The images that the model makes for its own erasure."""
 
     forget_samples: int = option(32, "images the model makes of each erased class", metavar="N", group="training")
+    anchor_samples: int = option(
+        0, "images the model makes of the anchor, to be shown with the erased label", metavar="N", group="training"
+    )
     kept_samples: int = option(60, "images the model makes of what is kept", metavar="N", group="training")
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the erasure; auto: bf16 where the hardware has it", group="training"
@@ -39,6 +42,7 @@ class SamplesConfig(GuidedConfig):
         GuidedConfig.__post_init__(self)
         for name in ("forget_samples", "kept_samples"):
             at_least(self, name, 1)
+        at_least(self, "anchor_samples", 0)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,13 @@ class Pool:
     labels: torch.Tensor
     known: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
+    def joined(self, other: Pool, labels: torch.Tensor) -> Pool:
+        """This and another, whose samples are shown as the rows ``labels`` (P,), whatever they show."""
+        first = len(self.x_t)
+        known = {**self.known, **{(first + sample, row): one for (sample, row), one in other.known.items()}}
+        parts = ((self.x_t, other.x_t), (self.t, other.t), (self.labels, labels))
+        return Pool(*(torch.cat(part) for part in parts), known)
+
     def draw(self, count: int, generator: torch.Generator) -> Drawn:
         return self.take(torch.randint(0, len(self.x_t), (count,), generator=generator).tolist())
 

@@ -175,13 +175,24 @@ def gather(task: Task[DiffusionModel], config: ErasureConfig, progress: Progress
     anchors = chosen_anchors(task, own, phase_generator(config.seed, "anchors"))
     source: Source = Noised(model, own)
     if not fresh:
-        source = forget or pooled(Noised(model, own), POOL, phase_generator(config.seed, "forget pool"))
+        pool = forget or pooled(Noised(model, own), POOL, phase_generator(config.seed, "forget pool"))
+        source = _with_anchors(model, config, pool, anchors, progress)
     retain: Source | None = None if task.retain_set is None else Noised(model, task.retain_set)
     if retain is None and (config.protect == "null-space" or config.retain == "self"):
         # of no class if none is kept: the label says nothing to an unconditional model
         kept = list(task.kept) or [model.null or 0]
         retain, _ = _own_paths(model, config, kept, config.kept_samples, "kept samples", progress)
     return Samples(own, source, retain, anchors)
+
+
+def _with_anchors(
+    model: DiffusionModel, config: SamplesConfig, pool: Pool, anchors: Mapping[int, int], progress: Progress | None
+) -> Pool:
+    """The pool and paths of the anchors, shown as what they replace: once it is erased, its own paths lead there."""
+    for erased, anchor in anchors.items() if config.anchor_samples else ():
+        shown, _ = _own_paths(model, config, [anchor], config.anchor_samples, f"anchor samples of {erased}", progress)
+        pool = pool.joined(shown, torch.full_like(shown.labels, erased))
+    return pool
 
 
 def _own_paths(

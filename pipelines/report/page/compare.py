@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.pictures import UNPROMPTED, Pictures
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
+from semu_diffusion.pipelines.report.front import front
 from semu_diffusion.pipelines.report.mark import replaceable
 from semu_diffusion.pipelines.report.page.page import render, write_run_page
 from semu_diffusion.pipelines.report.page.run import Run, read_run
 from semu_diffusion.pipelines.report.page.verdicts import Verdict, verdicts
-from semu_diffusion.pipelines.report.results import COLUMNS, WORDS
+from semu_diffusion.pipelines.report.results import COLUMNS, WORDS, points
 
 __all__ = ["Entry", "matrix", "read_entries", "write_page"]
 
@@ -138,6 +141,7 @@ def _context(entries: Sequence[Entry], home: Path) -> dict[str, Any]:
         "columns": ["method" if len(groups) > 1 else "run", *(column.heading for column in columns)],
         "numbers": [(name, *(column.text([entry.row for entry in found]) for column in columns)) for name, found in lines],
         "words": WORDS,
+        "front": Markup(front(points(rows), "The front")) if len(groups) > 1 else "",
         "differences": _differences(entries),
     }
 

@@ -72,12 +72,12 @@ def _context(run: Run) -> dict[str, Any]:
         "galleries": galleries,
         "details": [_detail(row, run.anchors) for row in rows],
         "shares": {
-            "erased": [one for name, one in found.items() if about_erased(name, evaluation) and name != "unconditional"],
-            "kept": [one for name, one in found.items() if not about_erased(name, evaluation)],
+            "erased": [one for name, one in found.items() if about_erased(name, run.pictures) and name != "unconditional"],
+            "kept": [one for name, one in found.items() if not about_erased(name, run.pictures)],
             "depth": [*(probe.share for probe in probes), *(one for name, one in found.items() if name == "unconditional")],
         },
         "measures": list(measures(evaluation)),
-        "conditions": {"erased": conditions_table(evaluation, True), "kept": conditions_table(evaluation, False)},
+        "conditions": {tab: conditions_table(evaluation, run.pictures, tab == "erased") for tab in ("erased", "kept")},
         "flows": {answer: flow(rows, answer) for answer, rows in became.get("forget", {}).items()},
         "mistaken": _mistaken(run),
         "probes": probes,
@@ -115,7 +115,7 @@ def _mistaken(run: Run) -> list[tuple[str, str, int, str]]:
     found = [
         (answer, label, count, title_of(group))
         for group, by_answer in ({} if run.pictures is None else run.pictures.became).items()
-        if not about_erased(group, run.evaluation) and group != UNPROMPTED
+        if not about_erased(group, run.pictures) and group != UNPROMPTED
         for answer, rows in by_answer.items()
         for label, count in rows.get(answer, {}).items()
         if label != answer

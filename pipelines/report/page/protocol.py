@@ -50,11 +50,13 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
         yield f"What a sample shows is what {judge.name} calls it ({kind}s; weights {judge.sha256[:12]}), rounded to 8 bits."
     if p.judges:
         yield (
-            "Intervals are Wilson's at 95 %; of a fall, Newcombe's for pairs. An accuracy is the mean over its conditions. "
-            "Unlearning accuracy is 1 minus the share in which what was erased is still seen."
+            "Intervals are Wilson's at 95 %, those of several prompts clustered by prompt; of a fall, Newcombe's for pairs. "
+            "An accuracy is the mean over its conditions. Unlearning accuracy is 1 minus the share in which what was erased "
+            "is still seen."
         )
     for probe in probes_by_strength(evaluation):
-        yield f"To bring it back, {probe.name}, {probe.samples} samples; {probe.how}. The same was done to the original."
+        same = "" if probe.before is None else " The same was done to the original."
+        yield f"To bring it back, {probe.name}, {probe.samples} samples; {probe.how}.{same}"
     if evaluation.side_effects is not None:
         yield "Paired metrics compare the two pictures of one seed: MSE of images in [-1, 1], SSIM and LPIPS of [0, 1]."
     yield (

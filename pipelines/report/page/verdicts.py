@@ -11,7 +11,7 @@ from semu_diffusion.eval.metrics.unlearning import difference_interval, wilson_i
 from semu_diffusion.eval.pictures import Pictures
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.pipelines.report.page.numbers import Share, kept_groups, probes_by_strength
-from semu_diffusion.pipelines.report.words import percent, points
+from semu_diffusion.pipelines.report.words import never_made, percent, points
 
 __all__ = ["DEEP", "GONE", "UNHARMED", "Verdict", "verdicts"]
 
@@ -76,7 +76,10 @@ def _gone(evaluation: Evaluation) -> Verdict:
     )  # fmt: skip
     if new is None or not count:
         return Verdict(question, "not measured", "No judge looked at the samples (--classifier names one).", rule, STILL, GONE)
-    low, high = wilson_interval(round(new * count), count)
+    never = never_made(evaluation)
+    if never is not None:
+        return Verdict(question, "not measured", f"{never[:1].upper()}{never[1:]}.", rule, STILL, GONE)
+    low, high = evaluation.after.intervals.get("forget") or wilson_interval(round(new * count), count)
     was = "" if old is None else f", {percent(old)} before"
     said = f"Asked by name, the judge sees it in {round(new * count)} of {count} samples{was}."
     return Verdict(question, answer_of(new, low, high, GONE), said, rule, STILL, GONE, new, low, high)
@@ -87,7 +90,7 @@ def _unharmed(evaluation: Evaluation, pictures: Pictures | None) -> Verdict:
     rule = f"Unharmed: of no kept group does the share judged right fall by more than {points(UNHARMED)} points."
     if evaluation.collapsed:
         return Verdict(question, "no", f"The model is destroyed: {evaluation.collapsed}.", rule, LOST, UNHARMED)
-    groups = kept_groups(evaluation)
+    groups = kept_groups(evaluation, pictures)
     if not groups:
         side = evaluation.side_effects
         drift = "" if side is None or side.paired_ssim is None else f" Its pictures moved by SSIM {side.paired_ssim:.3f}."
@@ -109,12 +112,14 @@ def _fall(group: Share, pictures: Pictures | None) -> tuple[float, float]:
 
 
 def _deep(evaluation: Evaluation) -> Verdict:
-    question, rule = "Deep?", f"Deep: what was learned against it brings it back in at most {percent(DEEP)} of the samples."
-    strongest = next(iter(probes_by_strength(evaluation)), None)
+    question, rule = "Deep?", f"Deep: the strongest vector learned against it brings it back in at most {percent(DEEP)}."
+    found = probes_by_strength(evaluation)
+    strongest = next((probe for probe in found if probe.learned), None)
     old, new = evaluation.before.unconditional_share, evaluation.after.unconditional_share
     unasked = "" if old is None or new is None else f" Unasked it appears in {percent(new)}, {percent(old)} before."
     if strongest is None:
-        said = f"Nobody tried to bring it back (semu evaluate RUN --revival does).{unasked}"
+        tried = "".join(f" {probe.name}, which learns nothing: {percent(probe.after)}." for probe in found[:1])
+        said = f"Nothing was learned to bring it back (semu evaluate RUN --revival does).{tried}{unasked}"
         return Verdict(question, "not measured", said, rule, BACK, DEEP)
     share, count = strongest.after, strongest.samples
     low, high = wilson_interval(round(share * count), count)

@@ -1,0 +1,57 @@
+"""docs/families.md, of `FAMILIES` and of the tiny pipelines that its tests run: ``python tests/family_table.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
+
+from family_models import BUILDERS, built
+
+from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.eval.probes import PROBES
+from semu_diffusion.layers import layer_words, select_layers
+from semu_diffusion.models.families import FAMILIES, adapt_pipeline, adapt_text_pipeline, network_of
+
+CONFIGS: dict[str, Any] = {"class": ClassErasureConfig, "concept": ConceptErasureConfig}
+USUAL = {"class": {"guidance_scale": 3.0, "sampling_steps": 50}, "concept": {"guidance_scale": 7.5, "sampling_steps": 25}}
+HEAD = """# Families of models
+
+Written by `make commands` from the registry and the tests. Each line is a family that `tests/test_families.py` takes through
+the whole way: a tiny random pipeline of its real classes is saved, erased from by the command, evaluated, revived, its LoRA
+loaded by the named client and compared with the patch, the patch taken off again to the last bit; and its samples are compared
+with those of diffusers' own pipeline from the same noise. The weights are random: that an erasure succeeds is measured on the
+embedded models alone (`ddpm`, `sd1`). Layers of other kinds can be named with `--layers`, where LoRA takes them.
+
+| family | command | pipeline, network tested | layers edited by default | `--retain` | w, steps | LoRA for | revival by |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def families_table() -> str:
+    """Markdown of all families, in the order of their registry."""
+    return HEAD + "\n".join(f"| {' | '.join(_cells(name))} |" for name in FAMILIES) + "\n"
+
+
+def _cells(name: str) -> Iterator[str]:
+    family, pipeline = FAMILIES[name], built(name)
+    config = CONFIGS[family.kind]
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    model: Any = adapt_text_pipeline(pipeline, ["a cat"]) if family.kind == "concept" else adapt_pipeline(pipeline)
+    layers = select_layers(network_of(pipeline), fields["layers"].default)
+    choices = get_args(get_type_hints(config)["retain"]) or fields["retain"].metadata["metavar"].split("|")
+    usual: dict[str, Any] = {**USUAL[family.kind], **model.usual}
+    yield f"{family.title} (`{name}`)"
+    yield f"`erase-{family.kind}`"
+    yield f"{type(pipeline).__name__}, {type(network_of(pipeline)).__name__}"
+    yield ", ".join(f"`{word.rsplit(' ', 1)[0]}`" for word in layer_words(layers).split(", "))
+    yield ", ".join(choices)
+    yield f"{usual['guidance_scale']:g}, {usual['sampling_steps']}"
+    yield family.clients
+    yield ", ".join(probe for probe, kind in PROBES.items() if kind.applies(model))
+
+
+if __name__ == "__main__":
+    assert set(BUILDERS) == set(FAMILIES)
+    sys.stdout.write(families_table())
