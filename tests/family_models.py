@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 
 from semu_diffusion.pipelines.train.text_to_image_parts import new_tokenizer
 
-TOKENS = 24  # of a prompt, for T5 and its kin
+TOKENS = 32  # of a prompt: the letters of a sentence, for a T5 that knows few words
 
 IMAGENET = {
     **{index: f"thing {index}, item {index}" for index in range(1000)},

@@ -336,7 +336,7 @@ def test_the_matrix_has_what_was_erased_on_its_diagonal(run: Path) -> None:
 
 def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    row = {"seconds": {"train": 2.0}, "trained_fraction": 0.01, "bytes": 1000, "evaluation": metrics}
+    row = {"kind": "class", "seconds": {"train": 2.0}, "trained_fraction": 0.01, "bytes": 1000, "evaluation": metrics}
     other = {**metrics, "protocol": {**metrics["protocol"], "steps": 7}}
     rows = [
         {**row, "method": "default", "title": "SEMU, the default", "erased": "red"},

@@ -77,8 +77,8 @@ class Pool:
         """This and another, whose samples are shown as the rows ``labels`` (P,), whatever they show."""
         first = len(self.x_t)
         known = {**self.known, **{(first + sample, row): one for (sample, row), one in other.known.items()}}
-        parts = ((self.x_t, other.x_t), (self.t, other.t), (self.labels, labels))
-        return Pool(*(torch.cat(part) for part in parts), known)
+        x_t, t = torch.cat([self.x_t, other.x_t]), torch.cat([self.t, other.t])
+        return Pool(x_t, t, torch.cat([self.labels, labels]), known)
 
     def draw(self, count: int, generator: torch.Generator) -> Drawn:
         return self.take(torch.randint(0, len(self.x_t), (count,), generator=generator).tolist())
