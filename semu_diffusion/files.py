@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +50,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     clear_temporaries(path)
     beside = _beside(path)
     try:
-        beside.touch()
-        mode = stat.S_IMODE(beside.stat().st_mode)
         yield beside
-        beside.chmod(mode)  # that of a new file here: safetensors writes private ones
+        _as_new_files(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

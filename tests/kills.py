@@ -128,7 +128,7 @@ def _child(run: Callable[[], int], write: int, end: str, operation: int, size: i
 
 
 def temporaries(folder: Path) -> list[str]:
-    return [str(p) for p in folder.rglob(".*") if TEMPORARY.fullmatch(p.name) or p.name in (".lock", ".new")]
+    return [str(p) for p in folder.rglob(".*") if TEMPORARY.fullmatch(p.name) or p.name == ".lock"]
 
 
 def files(folder: Path) -> set[str]:

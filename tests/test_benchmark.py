@@ -201,7 +201,7 @@ def test_a_row_that_was_written_in_part_is_measured_again_and_the_others_are_kep
 def test_a_page_of_others_is_never_replaced(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
     (tmp_path / "page.md").write_text("# Results\n\nWritten by me.\n")
     assert semu(arguments) == 2
-    assert "was not written by semu benchmark" in capsys.readouterr().err
+    assert "is no report of this program" in capsys.readouterr().err
     assert (tmp_path / "page.md").read_text().endswith("by me.\n")
     assert not (tmp_path / "work").exists()
 

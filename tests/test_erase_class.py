@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from semu_diffusion.pipelines.report.words import interval_words, shares_words
 from semu_diffusion.pipelines.runs import folder as run_folder
 from semu_diffusion.pipelines.runs.config import EraseClassConfig
 from semu_diffusion.pipelines.runs.domains import load_classes
+from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.scorer import make_scorer
 
 Capture = pytest.CaptureFixture[str]
@@ -112,6 +114,13 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert 0 < record["protection"]["gradient_energy_kept"] < 1
     assert torch.__version__.startswith(record["packages"]["torch"])
     assert Image.open(finished / "before_after.png").width > 300
+
+
+def test_overwrite_knows_all_that_a_run_writes(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    with RunFolder(run, "", overwrite=True) as folder, folder.recorded(about := {}):
+        assert {path.name for path in run.iterdir()} == {"run.json", ".lock"}
+        about["status"] = "complete"
 
 
 SCORES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.commands import erase_concept
 from semu_diffusion.pipelines.cli.commands.erase_concept import main
+from semu_diffusion.pipelines.runs.folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
 QUICK = [
@@ -79,6 +81,13 @@ def test_a_run_folder_holds_patch_lora_picture_and_numbers(finished: Path) -> No
     assert Image.open(finished / "before_after.png").width > 300
     shown = {path.name for path in (finished / "images" / "before").iterdir()}
     assert {"a photo of a cat", "(no condition)"} < shown
+
+
+def test_overwrite_knows_all_that_a_run_writes(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    with RunFolder(run, "", overwrite=True) as folder, folder.recorded(about := {}):
+        assert {path.name for path in run.iterdir()} == {"run.json", ".lock"}
+        about["status"] = "complete"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -101,3 +101,12 @@ def test_a_file_of_no_methods_is_refused_in_one_line(content: str, said: str, tm
     with pytest.raises(InputError, match=said) as caught:
         read_methods(file)
     assert "\n" not in str(caught.value)
+
+
+def test_the_methods_that_make_bench_names_are_there() -> None:
+    root = Path(__file__).resolve().parents[1]
+    lines = [line.split() for line in (root / "Makefile").read_text().splitlines() if "/semu benchmark" in line]
+    named = [word for line in lines if "--methods" in line for word in line[line.index("--methods") + 1].split(",")]
+    assert {"default", "closed-form", "copy", "remap"} <= set(named)
+    for word in named:
+        assert word in METHODS or read_methods(root / word)

@@ -22,6 +22,7 @@ from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.eval.metrics.lpips import load_lpips
 from semu_diffusion.files import tensors_only
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
+from semu_diffusion.pipelines.patches.import_ddpm import import_ddpm
 from semu_diffusion.pipelines.train.classifier import Classifier, ClassifierTraining
 
 # calls that may end in torch.load, in whatever library
@@ -136,6 +137,10 @@ def single_file(folder: Path) -> tuple[Path, Callable[[], Any]]:
     return folder / "model.ckpt", lambda: load_text_pipeline(str(folder / "model.ckpt"))
 
 
+def imported(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    return folder / "ckpt.pth", lambda: import_ddpm(str(folder / "ckpt.pth"), str(folder / "model"), (), False, None)
+
+
 def checkpoint(folder: Path) -> tuple[Path, Callable[[], Any]]:
     from PIL import Image
 
@@ -149,7 +154,7 @@ def checkpoint(folder: Path) -> tuple[Path, Callable[[], Any]]:
 @pytest.mark.parametrize("how", [lambda code, file: torch.save({"a": code}, file), lambda c, f: f.write_bytes(pickle.dumps(c))])
 @pytest.mark.parametrize(
     "place",
-    [torchvision_judge, timm_judge, lpips, inception, clip_file, class_model, text_model, single_file, checkpoint],
+    [torchvision_judge, timm_judge, lpips, inception, clip_file, class_model, text_model, single_file, imported, checkpoint],
     ids=lambda place: place.__name__,
 )
 def test_weights_that_carry_code_are_refused_and_never_run(

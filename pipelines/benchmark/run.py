@@ -20,7 +20,8 @@ from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
 from semu_diffusion.pipelines.benchmark.rows import Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.report.results import new_page, write_page
+from semu_diffusion.pipelines.report.mark import replaceable
+from semu_diffusion.pipelines.report.results import write_page
 from semu_diffusion.pipelines.runs.domains import Subject
 from semu_diffusion.pipelines.runs.erase import metered_task, spent
 from semu_diffusion.pipelines.runs.ownership import held
@@ -36,11 +37,11 @@ FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
 def run(config: BenchmarkConfig) -> int:
     """Measure what is missing and write the page; 0, or 1 if a method diverged or fell below its expected number."""
     if config.merge:
-        write_page(new_page("--output", config.output), [Path(folder) for folder in config.merge])
+        write_page(replaceable(config.output), [Path(folder) for folder in config.merge])
         print(f"{config.output} shows the rows of {', '.join(config.merge)}")
         return 0
     quiet_libraries()
-    page, work = new_page("--output", config.output), Path(config.work).expanduser()
+    page, work = replaceable(config.output), Path(config.work).expanduser()
     with held(work):
         return _run(config, page, work)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from semu_diffusion.pipelines.report.mark import MARK
+
 __all__ = ["Point", "front"]
 
 SIDE, GAP, MARGIN = 300, 76, 56  # of a panel, between panels, around all
@@ -35,6 +37,7 @@ def front(points: Sequence[Point], title: str) -> str:
     height = 2 * (SIDE + GAP) + 2 * MARGIN + LINE * len(points)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f"<!-- {MARK} -->",
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{MARGIN}" y="24" font-size="15">{escape(title.replace("`", ""))}</text>',
     ]

@@ -16,13 +16,14 @@ from PIL.PngImagePlugin import PngInfo
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_file
 from semu_diffusion.pipelines.data.images import spread
+from semu_diffusion.pipelines.report.mark import MARK
 
 if TYPE_CHECKING:
     import torch
 
     from semu_diffusion.eval.results import Evaluation
 
-__all__ = ["before_after", "contact_sheet", "make_grid", "new_picture", "save_png"]
+__all__ = ["before_after", "contact_sheet", "make_grid", "save_png"]
 
 BACKGROUND, INK, FAINT, ERASED = "#ffffff", "#1f2328", "#6e7781", "#cf222e"
 _TINT = "#fff1f0"  # behind an erased row
@@ -34,7 +35,6 @@ _NAME, _TAG, _HEADING, _CAPTION = 20, 15, 22, 16  # font sizes
 _LINE = _CAPTION + 6
 _LONGEST = 32  # letters of a class name that are shown
 _GRID_ROWS, _FORGOTTEN_ROWS = 12, 4  # of a picture of before and after
-_SOFTWARE = ("Software", "semu_diffusion")  # PNG's own key for it
 _SMALL = 64  # pixels of a side up to which eight images fit beside each other, else six
 
 Rows = Mapping[str, "torch.Tensor"]
@@ -135,25 +135,9 @@ def contact_sheet(rows: Rows, caption: str = "", max_rows: int = 100) -> Image.I
 def save_png(image: Image.Image, path: str | Path) -> Path:
     """Write a picture as PNG; the file appears complete or not at all. Makes the folder if need be."""
     path, mark = Path(path), PngInfo()
-    mark.add_text(*_SOFTWARE)
+    mark.add_text("Software", MARK)
     with atomic_file(path) as beside:
         image.save(beside, format="PNG", optimize=True, pnginfo=mark)
-    return path
-
-
-def new_picture(flag: str, given: str) -> Path:
-    """The path that a flag names. Raises InputError if a folder is there, or a file that `save_png` did not write."""
-    path = Path(given).expanduser()
-    if path.is_dir():
-        raise InputError(f"{flag} {path} is a folder; name a file")
-    if path.exists():
-        try:
-            with Image.open(path) as image:
-                ours = image.info.get(_SOFTWARE[0]) == _SOFTWARE[1]
-        except Exception:  # of a file that is no picture, or one that never ends
-            ours = False
-        if not ours:
-            raise InputError(f"{flag} {path} is there and was not drawn by this program: choose another file")
     return path
 
 

@@ -13,8 +13,9 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
 from semu_diffusion.pipelines.report.front import Point, front
+from semu_diffusion.pipelines.report.mark import MARK, replaceable
 
-__all__ = ["new_page", "page", "write_page"]
+__all__ = ["page", "write_page"]
 
 SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
 
@@ -101,7 +102,6 @@ COLUMNS = (
     PASSES,
     SECONDS,
 )
-WRITTEN = "Written by `semu benchmark`"
 WORDS = (
     "UA: share of the erased thing's samples in which the judge no longer sees it; seen before: share in which it did. "
     "held-out words: share seen by words and sentences that the erasure did not know. kept: judged right on what stays, of "
@@ -121,16 +121,6 @@ PROBES = (
 )
 
 
-def new_page(flag: str, given: str) -> Path:
-    """The path that a flag names. Raises InputError if another file than one of `write_page` is there."""
-    path = Path(given).expanduser()
-    if path.is_dir():
-        raise InputError(f"{flag} {path} is a folder; name a file")
-    if path.exists() and WRITTEN not in path.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{flag} {path} is there and was not written by semu benchmark: choose another file")
-    return path
-
-
 def write_page(path: Path, works: Sequence[Path]) -> None:
     """Write `page` of the rows in the folders ``works``, and its pictures beside it; makes the folder if need be.
 
@@ -145,7 +135,7 @@ def write_page(path: Path, works: Sequence[Path]) -> None:
     for title, (_, *rows) in sections.items():
         name = f"{path.stem}-{title.split()[0].lower()}.svg"
         if rows:
-            write_text(path.with_name(name), front(points(rows), title))
+            write_text(replaceable(path.with_name(name)), front(points(rows), title))
             pictures[title] = name
     write_text(path, page(sections, pictures))
 
@@ -180,7 +170,8 @@ def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = MappingProxyType({})) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
-    text = ["# Results", "", f"{WRITTEN}: all rows of a table share protocol, seeds and judge.", "", WORDS + BRACKETS]
+    shared = "Written by `semu benchmark`: all rows of a table share protocol, seeds and judge."
+    text = [f"<!-- {MARK} -->", "# Results", "", shared, "", WORDS + BRACKETS]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", _protocol(protocol["protocol"], rows)]

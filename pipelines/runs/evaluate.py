@@ -20,7 +20,8 @@ from semu_diffusion.options import checked_value, require
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
-from semu_diffusion.pipelines.report.grid import before_after, new_picture, save_png
+from semu_diffusion.pipelines.report.grid import before_after, save_png
+from semu_diffusion.pipelines.report.mark import replaceable
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
@@ -79,7 +80,7 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
 def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
     """Draw samples before and after the patch, ``images`` of each condition from the same seeds; nobody judges them."""
     quiet_libraries()
-    target = new_picture("--output", output)
+    target = replaceable(output)
     config = dataclasses.replace(config, classifier="none", revival=False)
     patch = load_patch(config.patch, config.strength)
     subject = _subject(patch_file(config.patch), patch, config)

@@ -13,6 +13,7 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import final_name, write_json
+from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.pipelines.cli.signals import undisturbed
 from semu_diffusion.pipelines.report.reports import REPORTS
 from semu_diffusion.pipelines.runs.ownership import LOCK, MARK, Busy, content_of, held, is_held, is_ours
@@ -22,16 +23,10 @@ __all__ = ["RunFolder", "folder_names", "status_of"]
 
 ENDS = ("complete", "collapsed", "failed", "interrupted")  # every other status is that of a process at work
 FOLDERS = ("lora", "lora.collapsed", "images")
+LORA = (DIFFUSERS_LORA, KOHYA_LORA, "adapter_model.safetensors", "adapter_config.json")
 WRITES = {
     "run.json", "patch.safetensors", "patch.collapsed.safetensors", "metrics.jsonl", "samples.png", "nearest.png", *REPORTS,
-    *(
-        f"{folder}/{name}"
-        for folder in FOLDERS[:2]
-        for name in (
-            "pytorch_lora_weights.safetensors", "comfyui_a1111_lora.safetensors",
-            "adapter_model.safetensors", "adapter_config.json",
-        )
-    ),
+    *(f"{folder}/{name}" for folder in FOLDERS[:2] for name in LORA),
 }  # fmt: skip
 SAMPLE = re.compile(r"images/(before|after)/[^/]+/\d{5}\.png")
 

@@ -16,7 +16,8 @@ from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
 from semu_diffusion.pipelines.report.front import front
-from semu_diffusion.pipelines.report.page.page import GENERATOR, render, write_run_page
+from semu_diffusion.pipelines.report.mark import replaceable
+from semu_diffusion.pipelines.report.page.page import render, write_run_page
 from semu_diffusion.pipelines.report.page.run import Run, read_run
 from semu_diffusion.pipelines.report.page.verdicts import Verdict, verdicts
 from semu_diffusion.pipelines.report.results import COLUMNS, WORDS, points
@@ -49,11 +50,11 @@ def write_page(paths: Sequence[Path], output: Path | None) -> Path:
     Raises InputError for what is neither, and for an ``output`` that would replace something else.
     """
     if len(paths) == 1 and (paths[0] / "metrics.json").is_file():
-        target = _writable(output or paths[0] / "report.html")
+        target = replaceable(output or paths[0] / "report.html")
         write_run_page(read_run(paths[0]), target)
         return target
     entries = [entry for path in paths for entry in read_entries(path)]
-    target = _writable(output or Path("report.html"))
+    target = replaceable(output or Path("report.html"))
     write_text(target, render("several.html", _context(entries, target.parent)))
     return target
 
@@ -85,15 +86,6 @@ def _as_row(run: Run) -> Row:
     spent = run.evaluation.cost.erasure
     seconds = {} if spent is None else {"erase": spent}
     return {"evaluation": run.evaluation.to_json(), "seconds": seconds, **size}
-
-
-def _writable(path: Path) -> Path:
-    """The path, if nothing is there but a page of ours."""
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder: name a file")
-    if path.is_file() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise InputError(f"{path} is there already and is no report: choose another --output")
-    return path
 
 
 def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[tuple[str, list[dict[str, Any] | None]]]]:

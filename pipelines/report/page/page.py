@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from semu_diffusion.eval.pictures import UNPROMPTED, Picture
 from semu_diffusion.files import write_text
+from semu_diffusion.pipelines.report.mark import MARK
 from semu_diffusion.pipelines.report.page import protocol
 from semu_diffusion.pipelines.report.page.numbers import (
     about_erased,
@@ -24,9 +25,8 @@ from semu_diffusion.pipelines.report.page.usage import LIMITS, usages
 from semu_diffusion.pipelines.report.page.verdicts import verdicts
 from semu_diffusion.pipelines.report.words import percent
 
-__all__ = ["GENERATOR", "render", "write_run_page"]
+__all__ = ["render", "write_run_page"]
 
-GENERATOR = "semu-diffusion report"
 FILTERS = {"still_seen": "still seen", "lost": "no longer recognised", "changed_most": "changed most", "unsure": "judge unsure"}
 FILES = ("run.json", "metrics.json", "metrics.jsonl", "pictures.json", "README.md", "before_after.png")
 
@@ -50,7 +50,7 @@ def render(template: str, context: dict[str, Any]) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the judge's greatest share comes first
     environment.filters |= {"percent": percent, "title_of": title_of}
-    return environment.get_template(template).render(context, generator=GENERATOR, filters=FILTERS)
+    return environment.get_template(template).render(context, generator=MARK, filters=FILTERS)
 
 
 def _context(run: Run) -> dict[str, Any]:

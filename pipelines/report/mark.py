@@ -1,0 +1,24 @@
+"""The mark among the first bytes of every page and picture that a user names: what bears it may be replaced, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from semu_diffusion.errors import InputError
+
+__all__ = ["MARK", "replaceable"]
+
+MARK = "semu-diffusion report"
+WITHIN = 2000  # bytes
+
+
+def replaceable(path: str | Path, flag: str = "--output") -> Path:
+    """The path that a flag names. Raises InputError if a folder is there, or a file without the mark."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder: name a file")
+    if path.exists():
+        with path.open("rb") as file:
+            if MARK.encode() not in file.read(WITHIN):
+                raise InputError(f"{flag} {path} is there already and is no report of this program: choose another file")
+    return path
