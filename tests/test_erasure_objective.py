@@ -155,3 +155,17 @@ def test_seeds_of_the_evaluation_are_never_those_of_the_erasure(monkeypatch: pyt
         assert len(training) == 8
         assert len(judged) == 16
         assert not training & judged
+
+
+def test_a_moving_target_moves_the_anchor_alone(model: ClassConditional) -> None:
+    """What is kept, and what an adversary imitates, is the original's word, not that of the model in training."""
+    asked: list[torch.Tensor] = []
+
+    def original(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        asked.append(labels)
+        return model.predict(x_t, t, labels) + 0.1
+
+    with torch.no_grad():
+        assert float(loss_parts(model, original, moving_target=True)["retain"]) > 0
+    assert len(asked) == 1  # by the retain term
+    assert not (asked[0] == 0).any()

@@ -21,6 +21,7 @@ class InversionProbe(TrajectoryProbe):
     """Inverts pictures and makes them again, without a condition."""
 
     name = "inversion"
+    labelled = False
     needs = frozenset({"images", "kept"})
 
     @classmethod

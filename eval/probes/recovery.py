@@ -23,7 +23,6 @@ class RecoveryProbe(TrajectoryProbe):
 
     name = "recovery"
     needs = frozenset({"images", "kept"})
-    labelled = True
 
     def made(self, model: Any, shown: Shown) -> tuple[torch.Tensor, int]:
         clean = shown.images(model)[: self.how.samples]

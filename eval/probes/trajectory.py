@@ -92,6 +92,7 @@ class TrajectoryProbe(ABC):
     name: ClassVar[str]
     default: ClassVar[Sampled] = Sampled()
     learns: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True  # asked for by its condition, and guided
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
@@ -119,7 +120,7 @@ class TrajectoryProbe(ABC):
                     share=seen(one.judge, model.decode(samples), [one.name] * len(samples)),
                     samples=len(samples),
                     sampling_steps=self.how.sampling_steps,
-                    guidance_scale=1.0 if model.null is None else self.how.guidance_scale,
+                    guidance_scale=self.how.guidance_scale if self.labelled and model.null is not None else 1.0,
                     seed=self.how.seed,
                     control=None if kept is None else kept[0],
                     image_passes=each * len(samples) + (0 if kept is None else kept[1]),

@@ -23,7 +23,7 @@ __all__ = ["RunFolder", "folder_names", "status_of"]
 
 ENDS = ("complete", "collapsed", "failed", "interrupted")  # every other status is that of a process at work
 FOLDERS = ("lora", "lora.collapsed", "images")
-LORA = (DIFFUSERS_LORA, KOHYA_LORA, "adapter_model.safetensors", "adapter_config.json")
+LORA = (DIFFUSERS_LORA, KOHYA_LORA, "kohya_lora.safetensors", "adapter_model.safetensors", "adapter_config.json")
 WRITES = {
     "run.json", "patch.safetensors", "patch.collapsed.safetensors", "metrics.jsonl", "samples.png", "nearest.png", *REPORTS,
     *(f"{folder}/{name}" for folder in FOLDERS[:2] for name in LORA),

@@ -51,7 +51,7 @@ def retain_images(source: str, model: ClassConditional, forget: Sequence[str], n
     if note is not None:
         note("; ".join([data.found, *_left_out(names, erased, data.class_names, rows, model.conditional)]))
     images = data.images[wanted].float().div(127.5).sub(1)
-    return Images(images.to(model.device), labels[wanted].to(model.device))
+    return Images(model.encode(images).to(model.device), labels[wanted].to(model.device))
 
 
 def _left_out(

@@ -99,7 +99,7 @@ def forget_set_of(model: ClassConditional, forget: Sequence[int], images: torch.
         return None
     if tuple(images.shape[1:]) != model.image_shape:
         raise InputError(f"the forget images are {tuple(images.shape[1:])}, but the model makes {model.image_shape}")
-    return Images(images.to(model.device), torch.full((len(images),), forget[0], device=model.device))
+    return Images(model.encode(images).to(model.device), torch.full((len(images),), forget[0], device=model.device))
 
 
 def _target_of(model: ClassConditional, config: ClassErasureConfig) -> str:

@@ -40,7 +40,8 @@ class ErasureLoss:
         adversary: Adversary | None = None,
     ) -> None:
         self.model, self.config, self.target = model, config, target
-        self.original = model.predict if config.moving_target else original
+        self.original = original
+        self.answers = model.predict if config.moving_target else original  # whose word for the anchor is taken
         self.forget, self.retain = forget, retain if config.retain != "none" else None
         self.precision, self.generator = precision, generator
         self.allowed = torch.tensor(list(kept) or [0])
@@ -49,7 +50,9 @@ class ErasureLoss:
             table[erased] = anchor
         self.anchor_of = table.to(model.device)
         self.adversary = adversary
-        self.adversarial = round(config.batch_size * adversarial_share(model, config.adversarial)) if adversary else 0
+        unlabelled = round(config.unlabelled * config.batch_size) if trains_unlabelled(model, config) else 0
+        asked = round(config.batch_size * adversarial_share(model, config.adversarial)) if adversary else 0
+        self.adversarial = min(asked, config.batch_size - unlabelled)  # those without a condition have a target of their own
 
     def __call__(self, step: int) -> Mapping[str, torch.Tensor]:
         with self.precision():
@@ -110,7 +113,7 @@ class ErasureLoss:
             overshoot[:unlabelled] = config.unlabelled_shift
         away = labels if config.overshoot or base is not None else None
         asked = dataclasses.replace(batch, condition=condition, anchor=anchor, away=away, overshoot=overshoot, base=base)
-        return dataclasses.replace(asked, target=relabelled(drawn.recall(self.original), asked))
+        return dataclasses.replace(asked, target=relabelled(drawn.recall(self.answers), asked))
 
     def _anchors(self, labels: torch.Tensor) -> torch.Tensor:
         if self.target == "unconditional":

@@ -72,7 +72,7 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
 
 def replay(run: Run) -> str | None:
     """The command that makes the run again; None for a patch that was only scored here."""
-    if run.made is not run.record:
+    if run.made is not run.record or "patch" in run.record:
         return None
     program = "erase-class" if run.evaluation.kind == "class" else "erase-concept"
     return shlex.join([program, "--config", "run.json", "--output", f"../{run.folder.name}-again"])

@@ -77,7 +77,8 @@ def read_run(folder: Path, record: Mapping[str, Any] | None = None) -> Run:
     Raises InputError for a folder that holds no evaluated run.
     """
     record = _json(folder / "run.json") if record is None else record
-    patch = next((folder / name for name in PATCHES if (folder / name).is_file()), Path(str(record.get("patch", ""))))
+    scored = Path(str(record["patch"])) if "patch" in record else folder / PATCHES[0]  # elsewhere, or gone
+    patch = next((folder / name for name in PATCHES if (folder / name).is_file()), scored)
     home = patch.parent
     made = record if home == folder or not (home / "run.json").is_file() else _json(home / "run.json")
     return Run(
