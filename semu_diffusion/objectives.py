@@ -73,7 +73,7 @@ def gradient_ascent(predict: Predict, original: Predict, batch: NoisyBatch) -> t
 
 
 def denoising(predict: Predict, batch: NoisyBatch) -> torch.Tensor:
-    r"""E||eps - eps'(x_t, t, c)||^2: the training loss, used as retain term and by probes."""
+    r"""E||eps - eps'(x_t, t, c)||^2: the training loss."""
     return F.mse_loss(predict(batch.x_t, batch.t, batch.condition).float(), batch.target.float())
 
 

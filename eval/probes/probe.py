@@ -52,7 +52,7 @@ class Shown:
 
     ``conditions``: the class or prompts that ask for it, sample i being of condition i modulo their number. ``sentences[i]``
     is the prompt of sample i with ``{}`` for the concept, for a model of words. ``source`` says whence the samples come.
-    ``started``: samples of the original under the conditions, part of the way, at the timestep of `completion.LEVEL`.
+    ``started``: samples of the original under the conditions, part of the way, at the timestep of `completion.first_steps`.
     """
 
     name: str

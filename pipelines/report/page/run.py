@@ -96,7 +96,7 @@ def read_run(folder: Path, record: Mapping[str, Any] | None = None) -> Run:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path.parent} holds no evaluated run ({path.name} cannot be read)") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not what a run writes")
