@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from semu_diffusion import distributed
 from semu_diffusion.gradients import only_trainable
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patched import PatchedLayers
@@ -105,10 +106,12 @@ def minimise(
                 raise Diverged(f"the loss is {total.item()} at step {index}: lower --lr or the rank")
             optimizer.zero_grad(set_to_none=True)
             total.backward()
+            means = [part.detach() for part in parts.values()]
+            distributed.average([*(one.grad for one in parameters if one.grad is not None), *means])
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf")))
             if not norm < float("inf"):
                 raise Diverged(f"the gradient is not finite at step {index}: lower --lr or the rank")
             optimizer.step()
             schedule.step()
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        yield Step(index, float(total.detach()), values, norm, time.perf_counter() - start)
+        values = {name: float(mean) for name, mean in zip(parts, means, strict=True)}
+        yield Step(index, float(torch.stack([mean.float() for mean in means]).sum()), values, norm, time.perf_counter() - start)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from semu_diffusion import distributed
+
 __all__ = ["NoisyBatch", "denoising", "gradient_ascent", "other_class", "relabel", "relabelled", "squared_errors"]
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
@@ -36,6 +38,14 @@ class NoisyBatch:
     away: Any = None
     overshoot: float | torch.Tensor = 0.0
     base: Any = None
+
+    def mine(self) -> NoisyBatch:
+        """This process's rows of it, with what `squared_errors` needs."""
+        rows = distributed.share(len(self.x_t))
+        if rows is None:
+            return self
+        weight = None if self.weight is None else self.weight[rows]
+        return NoisyBatch(self.x_t[rows], self.t[rows], self.condition[rows], self.target[rows], weight=weight)
 
 
 def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from semu_diffusion import distributed
 from semu_diffusion.options import at_least, option, require
 
 __all__ = ["BenchmarkConfig"]
@@ -53,8 +55,12 @@ class BenchmarkConfig:
         None, "folder for what the original gives, which processes may share (default: original/ in the work folder)",
         metavar="DIR",
     )  # fmt: skip
+    shard: str | None = option(
+        None, "measure the K-th of N shares of the rows, in a folder of its own below the work folder; several processes "
+        "that are launched together share the rows out by themselves", metavar="K/N",
+    )  # fmt: skip
     merge: tuple[str, ...] = option(
-        (), "measure nothing: write the page of the rows in these work folders, measured by several processes", comma=True,
+        (), "measure nothing: write the page of the rows in these work folders and their shards", comma=True,
         metavar="DIR,DIR,…",
     )  # fmt: skip
     device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE")
@@ -63,7 +69,19 @@ class BenchmarkConfig:
         require(
             all(seed.isdecimal() for seed in self.seeds) and len(self.seeds) > 0, "--seeds needs whole numbers, as in 0,1,2"
         )
+        if self.shard is not None:
+            found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+            whole = found is not None and 1 <= int(found[1]) <= int(found[2])
+            require(whole, f"--shard {self.shard}: needs a number and how many there are, as in 3/16")
         for name in ("sampling_steps", "probe_samples", "unconditional_samples"):
             at_least(self, name, 1)
         if self.images is not None:
             at_least(self, "images", 1)
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """(K, N) of the share of the rows that this process measures; None for all of them."""
+        if self.shard is not None:
+            index, _, count = self.shard.partition("/")
+            return int(index), int(count)
+        return (distributed.number() + 1, distributed.processes()) if distributed.processes() > 1 else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from semu_diffusion import distributed
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.erasure import Diverged
 from semu_diffusion.errors import InputError
@@ -41,18 +42,21 @@ def run(config: BenchmarkConfig) -> int:
         print(f"{config.output} shows the rows of {', '.join(config.merge)}")
         return 0
     quiet_libraries()
-    page, work = replaceable(config.output), Path(config.work).expanduser()
-    with held(work):
-        return _run(config, page, work)
+    page, work, share = replaceable(config.output), Path(config.work).expanduser(), config.share
+    if share is not None:  # the page is for whoever has the rows of all
+        page, work = None, work / f"shard-{share[0]}-of-{share[1]}"
+    distributed.join()  # for a GPU of its own
+    with held(work), distributed.apart():
+        return _run(config, page, work, share or (1, 1))
 
 
-def _run(config: BenchmarkConfig, page: Path, work: Path) -> int:
+def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[int, int]) -> int:
     subjects = subjects_of(config)
     methods = _methods(config, subjects)
     erased = [subjects.checked(name) for name in config.erase or subjects.names]
     others = [subjects.checked(name) for name in config.others] or erased
     pairs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
-    jobs = [(method, name, int(seed)) for seed in config.seeds for method, name in pairs]
+    jobs = [(method, name, int(seed)) for seed in config.seeds for method, name in pairs][share[0] - 1 :: share[1]]
     first = subjects.load(subjects.settings(erased[0]))
     rows = Rows(work / FILES[subjects.domain], _protocol(first, subjects))
     weights = digest_of(first.model)
@@ -71,9 +75,13 @@ def _run(config: BenchmarkConfig, page: Path, work: Path) -> int:
             except (Diverged, FloatingPointError) as error:
                 diverged.append(f"{method.name} of {name}: {error}")
                 progress.note(f"no row for {diverged[-1]}")
-            write_page(page, [work])
-    write_page(page, [work])
-    print(f"{page} holds {len(rows)} rows")
+            if page is not None:
+                write_page(page, [work])
+    if page is None:
+        print(f"{rows.path} holds {len(rows)} rows; semu benchmark --merge {config.work} writes the page of all shards")
+    else:
+        write_page(page, [work])
+        print(f"{page} holds {len(rows)} rows")
     below = list(_below_expected(methods, rows)) if subjects.embedded else []  # the numbers are known of those models alone
     for line in [f"no row for {one}" for one in diverged] + below:
         print(f"semu benchmark: {line}", file=sys.stderr)

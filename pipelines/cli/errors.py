@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from semu_diffusion.distributed import is_first
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.pipelines.cli.signals import stoppable, stopped_by
-from semu_diffusion.pipelines.cli.terminal import only_letters
+from semu_diffusion.pipelines.cli.terminal import only_letters, silence
 
 __all__ = ["run_guarded"]
 
@@ -22,9 +23,10 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
     """Run ``job``; turn bad input into one line on standard error and exit code 2, Ctrl-C into 130, SIGTERM into 143.
 
     A reader that goes away (``| head``) ends it without a word, with the code of a program that SIGPIPE ends. What a terminal
-    would obey in a foreign name (escape codes) or does not have in its alphabet is shown as a question mark.
+    would obey in a foreign name (escape codes) or does not have in its alphabet is shown as a question mark. Of several
+    processes at one job the first speaks for all.
     """
-    with only_letters():
+    with only_letters() if is_first() else silence():
         return _guarded(program, job)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-__all__ = ["only_letters"]
+__all__ = ["only_letters", "silence"]
 
 # control characters but tab and line feed, and what turns the direction of writing
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -43,3 +44,10 @@ def only_letters() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, nothing is printed; what is raised still is."""
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield

@@ -122,11 +122,12 @@ PROBES = (
 
 
 def write_page(path: Path, works: Sequence[Path]) -> None:
-    """Write `page` of the rows in the folders ``works``, and its pictures beside it; makes the folder if need be.
+    """Write `page` of the rows in the folders ``works`` and their shards, its pictures beside it; makes its folder if need be.
 
     Raises InputError for folders without rows, or with rows of different protocols.
     """
-    found = {file: [work / file for work in works if (work / file).is_file()] for file, _ in SECTIONS}
+    folders = [folder for work in works for folder in (work, *sorted(work.glob("shard-*-of-*")))]
+    found = {file: [folder / file for folder in folders if (folder / file).is_file()] for file, _ in SECTIONS}
     sections = {title: merged_rows(found[file]) for file, title in SECTIONS if found[file]}
     if not sections:
         raise InputError(f"no rows of a benchmark in {', '.join(map(str, works))}")

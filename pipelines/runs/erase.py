@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from semu_diffusion import distributed
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Task
@@ -137,8 +138,8 @@ def metered_task(
 
 
 def spent(preparing: Meter, result: EditResult) -> Cost:
-    """What an erasure cost, by stage."""
-    return Cost({**preparing.seconds, **result.seconds}, passes={**preparing.passes, **result.passes})
+    """What an erasure cost, by stage: the first process's seconds, the passes of all."""
+    return Cost({**preparing.seconds, **result.seconds}, passes=distributed.summed({**preparing.passes, **result.passes}))
 
 
 def measured(evaluation: Evaluation, patch: ErasurePatch, size: int, model: DiffusionModel, cost: Cost) -> Evaluation:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from semu_diffusion.distributed import is_first
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import final_name, write_json
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
@@ -52,7 +54,13 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         """Hold the folder. Raises InputError if it holds a run (or anything else) and shall not be overwritten, if it is not
-        this program's, if what the run reads or another run lies in it, if another process has it, if it cannot be written."""
+        this program's, if what the run reads or another run lies in it, if another process has it, if it cannot be written.
+
+        Of several processes at one run the first has the folder; the others write into one that goes with them.
+        """
+        if not is_first():
+            self.path = Path(self._held.enter_context(TemporaryDirectory()))
+            return self
         if not self._new:
             self._hold()
             return self

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from semu_diffusion import assets
+from semu_diffusion import assets, distributed
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
@@ -21,7 +21,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def checked_device(name: str | None) -> torch.device:
-    """The device of this name, or the best there is; InputError for one that is not available or lacks float64."""
+    """The device of this name, or the best there is; InputError for one that is not available or lacks float64.
+
+    Of several processes at one job, ``cuda`` is each one's own GPU.
+    """
+    distributed.join()
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
+from semu_diffusion import distributed
 from semu_diffusion.erase.config import TrainingConfig
 from semu_diffusion.erase.pool import Source
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.objectives import Predict, squared_errors
+from semu_diffusion.objectives import NoisyBatch, Predict, squared_errors
 
 __all__ = ["Adversary", "adversarial_share"]
 
@@ -63,10 +64,13 @@ class Adversary:
         batch = drawn.batch
         with torch.no_grad():
             erased = drawn.recall(original)(batch.x_t, batch.t, batch.condition)
+        weight = self.model.process.image_weight(batch.t) if self.weighted else None
+        mine = NoisyBatch(batch.x_t, batch.t, self._drawn(len(batch.x_t)), erased, weight=weight).mine()
         with torch.enable_grad():
-            said = self.model.predict(batch.x_t, batch.t, self.vectors[self._drawn(len(batch.x_t))])
-            weight = self.model.process.image_weight(batch.t) if self.weighted else None
-            (self.vectors.grad,) = torch.autograd.grad(squared_errors(said, erased, weight), self.vectors)
+            said = self.model.predict(mine.x_t, mine.t, self.vectors[mine.condition])
+            error = distributed.part(len(batch.x_t)) * squared_errors(said, mine.target, mine.weight)
+            (self.vectors.grad,) = torch.autograd.grad(error, self.vectors)
+        distributed.average([self.vectors.grad])
         self.optimizer.step()
 
     def draw(self, count: int) -> torch.Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from semu_diffusion import distributed
 from semu_diffusion.erase.config import SubspaceConfig
 from semu_diffusion.erase.pool import Source
 from semu_diffusion.erase.samples import batch_size, forget_batches, protected_conditions
@@ -44,7 +46,11 @@ def objective_gradient(
             if progress is not None:
                 progress("gradient", step + 1, OBJECTIVE_BATCHES)
 
-    return collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], clip)
+    with nullcontext() if clip is None else distributed.apart():  # a clipped gradient is that of a whole batch
+        found = collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], clip)
+    if clip is None:
+        distributed.average(list(found.values()))
+    return found
 
 
 def denoising_gradient(

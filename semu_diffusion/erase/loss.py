@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from semu_diffusion import distributed
 from semu_diffusion.erase.adversary import Adversary, adversarial_share
 from semu_diffusion.erase.config import TrainingConfig
 from semu_diffusion.erase.pool import Drawn, Source
@@ -22,7 +23,7 @@ class ErasureLoss:
 
     ``original`` is what the unedited model predicts; ``anchors`` maps erased rows to those that replace them; ``precision``
     is a factory of autocast contexts; a share of the forget images is shown under the vectors of ``adversary``. Both parts
-    go through the network as one batch. Every draw is the generator's.
+    go through the network as one batch, of which several processes take a share each. Every draw is the generator's.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class ErasureLoss:
             batches = {"forget": self._forget_batch()}
             if self.retain is not None:
                 batches["retain"] = self._retain_batch(self.retain)
+            parts = {name: distributed.part(len(batch.x_t)) for name, batch in batches.items()}
+            batches = {name: batch.mine() for name, batch in batches.items()}
             predicted = self._predict(list(batches.values())).split([len(batch.x_t) for batch in batches.values()])
             errors = {
-                name: squared_errors(one, batch.target, batch.weight)
+                name: parts[name] * squared_errors(one, batch.target, batch.weight)
                 for (name, batch), one in zip(batches.items(), predicted, strict=True)
             }
         if self.target == "ascent":

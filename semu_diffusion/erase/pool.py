@@ -7,12 +7,13 @@ pictures, whose noise is the target, and for targets that move while the trainin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from semu_diffusion import distributed
 from semu_diffusion.erase.samples import noisy
 from semu_diffusion.erase.task import Images
 from semu_diffusion.models.base import DiffusionModel
@@ -65,7 +66,7 @@ class Pool:
     """Fixed noised samples ``x_t`` (P, C, h, w) at ``t`` (P,) that show the rows ``labels`` (P,).
 
     ``known`` holds the original's predictions by (sample, row). They are kept where the samples are, in the dtype in which
-    they were made: at most three rows of each sample are ever asked for, its own, its anchor's and the null row.
+    they were made: of each sample its own row, its anchor's (with ``--target random`` those that were drawn), the null row.
     """
 
     x_t: torch.Tensor
@@ -95,9 +96,7 @@ class Pool:
                 pairs = list(zip(index, rows.tolist(), strict=True))
                 missing = {pair: place for place, pair in enumerate(pairs) if pair not in self.known}
                 if missing:
-                    places = list(missing.values())
-                    made = original(x[places], times[places], rows[places]).detach()
-                    self.known.update(zip(missing, made, strict=True))
+                    self.known.update(zip(missing, _asked(original, x, times, rows, list(missing.values())), strict=True))
                 return torch.stack([self.known[pair] for pair in pairs])
 
             return predict
@@ -121,49 +120,64 @@ def paths(
     A network that is told how far to guide is told what it is usually told, as in the training that follows.
     Every path's timesteps are moved within one step by a number of its seed, so that together they cover all.
     """
-    pixels, size = model.latent_shape == model.image_shape, piece_size(model.latent_shape, model.device)
-    known: dict[tuple[int, int], torch.Tensor] = {}
-    ends: list[torch.Tensor] = []
-    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for start in range(0, len(rows), size):
-        own, seed = list(rows[start : start + size]), seeds[start : start + size]
-        offset = torch.stack([torch.rand((), generator=torch.Generator().manual_seed(one + 1)) for one in seed])
-        times = model.process.path(steps, offset).to(model.device)
-        x = start_noise(seed, model.latent_shape).to(model.device)
-        labels = torch.tensor(own, device=model.device)
-        for step, t in enumerate(times):
-            with autocast(precision, model.device)():
-                predictions = _guidance(model, x, t, labels, guidance_scale)
-            first = sum(len(part) for part, _, _ in found)
-            for row, prediction in predictions.items():
-                numbers = own if row is None else [row] * len(own)
-                known.update(
-                    ((first + i, number), one) for i, (number, one) in enumerate(zip(numbers, prediction, strict=True))
-                )
-            found.append((x, t, labels))
-            guided = _guided(predictions, model.null, guidance_scale).float()
-            x = model.process.step(x, t, times[step + 1] if step + 1 < steps else None, guided, pixels)
-        ends.append(x)
-        progress(start + len(own), len(rows))
-    x_t, t, shown = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Pool(x_t, t, shown, known), Images(torch.cat(ends), torch.tensor(list(rows), device=model.device))
+    size = piece_size(model.latent_shape, model.device)
+
+    def walked(start: int) -> tuple[torch.Tensor | None, ...]:
+        return _walk(model, rows[start : start + size], seeds[start : start + size], steps, guidance_scale, precision)
+
+    walks = []
+    for walk in distributed.each(range(0, len(rows), size), walked):
+        walks.append(walk)
+        progress(min(len(walks) * size, len(rows)), len(rows))
+    x_t, t, labels, own, ends, null = (
+        None if part[0] is None else torch.cat(part).to(model.device) for part in zip(*walks, strict=True)
+    )
+    known = dict(zip(enumerate(labels.tolist()), own, strict=True))
+    if null is not None:
+        known |= {(sample, model.null): prediction for sample, prediction in enumerate(null)}
+    return Pool(x_t, t, labels, known), Images(ends, torch.tensor(list(rows), device=model.device))
 
 
-def _guidance(
+def _walk(
+    model: DiffusionModel, rows: Sequence[int], seeds: Sequence[int], steps: int, guidance_scale: float, precision: str
+) -> tuple[torch.Tensor | None, ...]:
+    """The paths of n samples, step by step: x_t (steps n, C, h, w), t, row and the prediction for it; the n ends (n, C, h, w);
+    the predictions for the null row, or None where there is no need of them."""
+    pixels, labels = model.latent_shape == model.image_shape, torch.tensor(list(rows), device=model.device)
+    offset = torch.stack([torch.rand((), generator=torch.Generator().manual_seed(seed + 1)) for seed in seeds])
+    times = model.process.path(steps, offset).to(model.device)
+    x = start_noise(seeds, model.latent_shape).to(model.device)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for step, t in enumerate(times):
+        with autocast(precision, model.device)():
+            predictions = _predictions(model, x, t, labels, guidance_scale)
+        found.append((x, t, labels, *predictions))
+        own, *null = (prediction.float() for prediction in predictions)
+        guided = null[0] * (1 - guidance_scale) + guidance_scale * own if null else own
+        x = model.process.step(x, t, times[step + 1] if step + 1 < steps else None, guided, pixels)
+    x_t, t, shown, own, *null = map(torch.cat, zip(*found, strict=True))
+    return x_t, t, shown, own, x, null[0] if null else None
+
+
+def _predictions(
     model: DiffusionModel, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance_scale: float
-) -> dict[int | None, torch.Tensor]:
-    """The predictions for the labels (under None) and, where guidance needs it, for the null row."""
+) -> tuple[torch.Tensor, ...]:
+    """The predictions for the labels and, where guidance needs it, for the null row."""
     if not model.guided_by_null or guidance_scale == 1.0:
-        return {None: model.predict(x, t, labels)}
+        return (model.predict(x, t, labels),)
     assert model.null is not None
     null = torch.full_like(labels, model.null)
-    own, without = model.predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null])).chunk(2)
-    return {None: own, model.null: without}
+    return model.predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null])).chunk(2)
 
 
-def _guided(predictions: dict[int | None, torch.Tensor], null: int | None, w: float) -> torch.Tensor:
-    own = predictions[None].float()
-    return own if len(predictions) == 1 else predictions[null].float() * (1 - w) + w * own
+def _asked(
+    original: Predict, x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, places: Sequence[int]
+) -> Iterator[torch.Tensor]:
+    """What the original says of the samples at these places, one after the other; several processes ask for a share each."""
+    shares = [list(places[k :: distributed.processes()]) for k in range(distributed.processes())]
+    made = list(distributed.each(shares, lambda some: original(x[some], t[some], rows[some]).detach() if some else None))
+    for place in range(len(places)):
+        yield made[place % len(shares)][place // len(shares)].to(x.device)
 
 
 def pooled(source: Noised, count: int, generator: torch.Generator) -> Pool:

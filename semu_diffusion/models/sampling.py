@@ -9,6 +9,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
+from semu_diffusion import distributed
+
 __all__ = ["ddim", "in_pieces", "piece_size", "set_steps", "start_noise"]
 
 DDIM_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -46,22 +48,24 @@ def in_pieces(
     """What ``make(rows, noise)`` samples for the seeds, on the CPU, handed out ``batch_size`` at a time.
 
     The network works, in eval mode, on pieces of one fixed size, the last one filled up, because libraries choose their
-    kernels by the batch, and with them the last bits of a result.
+    kernels by the batch, and with them the last bits of a result. Several processes share the pieces out.
     """
-    rows = None if rows is None else list(rows)
     piece = piece_size(shape, next(network.parameters()).device)
-    waiting: torch.Tensor | None = None
-    for start in range(0, len(seeds), piece):
+
+    def sampled(start: int) -> torch.Tensor:
         part = slice(start, start + piece)
         filling = piece - len(seeds[part])
         noise = start_noise([*seeds[part], *[seeds[part][-1]] * filling], shape)
-        asked = None if rows is None else rows[part] + rows[part][-1:] * filling
+        asked = None if rows is None else [*rows[part], *[rows[part][-1]] * filling]
         training = network.training
         network.eval()
         try:
-            made = make(asked, noise)[: piece - filling].cpu()
+            return make(asked, noise)[: piece - filling].cpu()
         finally:
             network.train(training)
+
+    waiting: torch.Tensor | None = None
+    for made in distributed.each(range(0, len(seeds), piece), sampled):
         waiting = made if waiting is None else torch.cat([waiting, made])
         while len(waiting) >= batch_size:
             yield waiting[:batch_size]
