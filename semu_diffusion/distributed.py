@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["apart", "average", "each", "is_first", "join", "number", "processes", "share", "summed"]
 
-Part, Made = TypeVar("Part"), TypeVar("Made")
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
 

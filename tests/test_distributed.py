@@ -18,8 +18,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.main import main as semu
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-COMMANDS = "semu_diffusion.pipelines.cli.commands"
+LAUNCHER = "torch.distributed.run --standalone --nproc-per-node 2 -m semu_diffusion.pipelines.cli.main"
 FLAGS = [
     *("red", *QUICK, "--images-per-class", "18", "--save-images", "--precision", "fp32", "--sampling-precision", "fp32"),
     *("--batch-size", "5", "--max-rank", "2", "--guidance-scale", "2", "--device", "cpu"),
@@ -29,7 +28,7 @@ FLAGS = [
 def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
-        [*TWO, *arguments],
+        [sys.executable, "-m", *LAUNCHER.split(), *arguments],
         capture_output=True,
         text=True,
         env={**alone, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -44,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subproce
     model, judge = saved_model(folder / "model"), saved_judge(folder / "judge")
     flags = [*FLAGS, "--model", model, "--classifier", judge]
     assert erase_class([*flags, "--output", str(folder / "one")]) == 0
-    said = launched(f"{COMMANDS}.erase_class", *flags, "--output", str(folder / "two"))
+    said = launched("erase-class", *flags, "--output", str(folder / "two"))
     assert said.returncode == 0, said.stderr
     return folder / "one", folder / "two", said
 
@@ -68,12 +67,11 @@ def test_two_processes_sample_the_originals_pictures_of_one_to_the_bit(runs: Any
 def test_the_first_of_two_processes_writes_and_speaks_for_both(runs: Any) -> None:
     one, two, said = runs
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-    assert said.stdout.count("unlearning") == said.stdout.lower().count("unlearning") // 1
-    assert said.stdout.count("patch.safetensors") <= 1
+    assert said.stdout.count("numbers trained") == 1
     steps = (two / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in steps] == [1, 2]
     passes = [json.loads((folder / "metrics.json").read_text())["cost"]["passes"] for folder in (one, two)]
-    assert passes[0]["train"] <= passes[1]["train"] < 1.5 * passes[0]["train"]  # shared out, not done twice
+    assert sum(passes[0].values()) <= sum(passes[1].values()) < 1.3 * sum(passes[0].values())  # shared out, not done twice
 
 
 def test_shares_of_a_batch_average_to_the_mean_of_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ def run(config: BenchmarkConfig) -> int:
         print(f"{config.output} shows the rows of {', '.join(config.merge)}")
         return 0
     quiet_libraries()
-    page, work, share = replaceable(config.output), Path(config.work).expanduser(), config.share
+    page: Path | None = replaceable(config.output)
+    work, share = Path(config.work).expanduser(), config.share
     if share is not None:  # the page is for whoever has the rows of all
         page, work = None, work / f"shard-{share[0]}-of-{share[1]}"
     distributed.join()  # for a GPU of its own

@@ -122,27 +122,25 @@ def paths(
     """
     size = piece_size(model.latent_shape, model.device)
 
-    def walked(start: int) -> tuple[torch.Tensor | None, ...]:
+    def walked(start: int) -> tuple[torch.Tensor, ...]:
         return _walk(model, rows[start : start + size], seeds[start : start + size], steps, guidance_scale, precision)
 
     walks = []
     for walk in distributed.each(range(0, len(rows), size), walked):
         walks.append(walk)
         progress(min(len(walks) * size, len(rows)), len(rows))
-    x_t, t, labels, own, ends, null = (
-        None if part[0] is None else torch.cat(part).to(model.device) for part in zip(*walks, strict=True)
-    )
+    x_t, t, labels, own, ends, *null = (torch.cat(part).to(model.device) for part in zip(*walks, strict=True))
     known = dict(zip(enumerate(labels.tolist()), own, strict=True))
-    if null is not None:
-        known |= {(sample, model.null): prediction for sample, prediction in enumerate(null)}
+    if null and model.null is not None:
+        known |= {(sample, model.null): prediction for sample, prediction in enumerate(null[0])}
     return Pool(x_t, t, labels, known), Images(ends, torch.tensor(list(rows), device=model.device))
 
 
 def _walk(
     model: DiffusionModel, rows: Sequence[int], seeds: Sequence[int], steps: int, guidance_scale: float, precision: str
-) -> tuple[torch.Tensor | None, ...]:
+) -> tuple[torch.Tensor, ...]:
     """The paths of n samples, step by step: x_t (steps n, C, h, w), t, row and the prediction for it; the n ends (n, C, h, w);
-    the predictions for the null row, or None where there is no need of them."""
+    the predictions for the null row, where guidance needs them."""
     pixels, labels = model.latent_shape == model.image_shape, torch.tensor(list(rows), device=model.device)
     offset = torch.stack([torch.rand((), generator=torch.Generator().manual_seed(seed + 1)) for seed in seeds])
     times = model.process.path(steps, offset).to(model.device)
@@ -156,7 +154,7 @@ def _walk(
         guided = null[0] * (1 - guidance_scale) + guidance_scale * own if null else own
         x = model.process.step(x, t, times[step + 1] if step + 1 < steps else None, guided, pixels)
     x_t, t, shown, own, *null = map(torch.cat, zip(*found, strict=True))
-    return x_t, t, shown, own, x, null[0] if null else None
+    return x_t, t, shown, own, x, *null
 
 
 def _predictions(
@@ -174,10 +172,11 @@ def _asked(
     original: Predict, x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, places: Sequence[int]
 ) -> Iterator[torch.Tensor]:
     """What the original says of the samples at these places, one after the other; several processes ask for a share each."""
-    shares = [list(places[k :: distributed.processes()]) for k in range(distributed.processes())]
-    made = list(distributed.each(shares, lambda some: original(x[some], t[some], rows[some]).detach() if some else None))
+    count = min(distributed.processes(), len(places))
+    shares = [list(places[first::count]) for first in range(count)]
+    made = list(distributed.each(shares, lambda some: original(x[some], t[some], rows[some]).detach()))
     for place in range(len(places)):
-        yield made[place % len(shares)][place // len(shares)].to(x.device)
+        yield made[place % count][place // count].to(x.device)
 
 
 def pooled(source: Noised, count: int, generator: torch.Generator) -> Pool:
