@@ -61,9 +61,9 @@ def test_samples_depend_on_their_own_seed_and_prompt_alone(family: str) -> None:
 def test_targets_follow_the_prediction_type() -> None:
     x, noise, t = torch.ones(2, 4, 4, 4), torch.full((2, 4, 4, 4), 2.0), torch.tensor([10, 50])
     epsilon, velocity = (adapt_text_pipeline(tiny_pipeline(family), PROMPTS) for family in ("sd15", "sd21"))
-    assert torch.equal(epsilon.training_target(x, noise, t), noise)
+    assert torch.equal(epsilon.process.target(x, noise, t), noise)
     abar = velocity.schedule.alphas_cumprod[t].view(2, 1, 1, 1)
-    assert torch.allclose(velocity.training_target(x, noise, t), abar.sqrt() * noise - (1 - abar).sqrt() * x)
+    assert torch.allclose(velocity.process.target(x, noise, t), abar.sqrt() * noise - (1 - abar).sqrt() * x)
 
 
 def test_latents_are_scaled_and_decoded_back_by_the_autoencoder() -> None:
@@ -138,9 +138,9 @@ def test_an_error_is_weighed_by_how_far_it_moves_the_image(kind: str) -> None:
     t = torch.tensor([5, 30])
     abar = model.schedule.alphas_cumprod[t]
     moved = {"epsilon": ((1 - abar) / abar).sqrt(), "v_prediction": (1 - abar).sqrt(), "sample": torch.ones(2)}[kind]
-    weight = model.image_weight(t)
+    weight = model.process.image_weight(t)
     assert float(weight[1] / weight[0]) == pytest.approx(float(moved[1] / moved[0]), rel=1e-4)
-    assert float(model.image_weight(torch.arange(model.num_timesteps)).mean()) == pytest.approx(1, rel=1e-4)
+    assert float(model.process.image_weight(torch.arange(model.num_timesteps)).mean()) == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize(("given", "side"), [("epsilon", 64), ("v_prediction", 96)])

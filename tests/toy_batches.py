@@ -17,7 +17,7 @@ def batch_of(model: ClassConditional, seed: int = 0, count: int = 8) -> NoisyBat
     noise = torch.randn(images.shape, generator=generator)
     t = torch.randint(0, model.num_timesteps, (count,), generator=generator)
     erased, anchor = torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.long)
-    return NoisyBatch(model.add_noise(images, noise, t), t, erased, noise, anchor)
+    return NoisyBatch(model.process.add_noise(images, noise, t), t, erased, noise, anchor)
 
 
 def subspaces_of(model: ClassConditional, matricisation: str = "full", rank: int = 8):  # type: ignore[no-untyped-def]

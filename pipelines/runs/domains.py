@@ -80,7 +80,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class ClassSubject:
-    """Classes of a class-conditional DDPM."""
+    """Classes of a class-conditional model."""
 
     model: ClassConditional
     plan: classes.ClassPlan
@@ -128,7 +128,7 @@ class ClassSubject:
 
 @dataclass(frozen=True)
 class ConceptSubject:
-    """Concepts of a Stable Diffusion pipeline."""
+    """Concepts of a text-to-image pipeline."""
 
     model: TextConditional
     plan: concepts.ConceptsPlan

@@ -18,7 +18,7 @@ from semu_diffusion.files import final_name, write_json
 from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.pipelines.cli.signals import undisturbed
 from semu_diffusion.pipelines.report.reports import REPORTS
-from semu_diffusion.pipelines.runs.ownership import LOCK, MARK, Busy, content_of, held, is_held, is_ours
+from semu_diffusion.pipelines.runs.ownership import LOCK, WRITTEN_BY, Busy, content_of, held, is_held, is_ours
 from semu_diffusion.pipelines.runs.places import place
 
 __all__ = ["RunFolder", "folder_names", "status_of"]
@@ -134,7 +134,7 @@ class RunFolder:
         At the end it says what the block wrote into ``record["status"]``; if that ends early, ``interrupted`` or ``failed``.
         Ctrl-C and SIGTERM come out as a KeyboardInterrupt that says what is kept.
         """
-        record |= MARK | {"status": "running"}
+        record |= WRITTEN_BY | {"status": "running"}
         try:
             self._say(record)
             self._remove_what_a_run_writes()

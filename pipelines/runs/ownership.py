@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["LOCK", "MARK", "Busy", "content_of", "held", "is_held", "is_ours"]
+__all__ = ["LOCK", "WRITTEN_BY", "Busy", "content_of", "held", "is_held", "is_ours"]
 
 LOCK = ".lock"
-MARK = {"written_by": "semu_diffusion"}  # in run.json and training.json: what lies in a folder without it is never removed
+WRITTEN_BY = {"written_by": "semu_diffusion"}  # in run.json and training.json: nothing is removed from a folder without it
 
 
 class Busy(InputError):
@@ -72,7 +72,7 @@ def is_held(folder: Path) -> bool:
 
 def is_ours(path: Path) -> bool:
     """Whether this JSON file says that this program wrote it."""
-    return content_of(path).items() >= MARK.items()
+    return content_of(path).items() >= WRITTEN_BY.items()
 
 
 def content_of(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -33,6 +33,7 @@ class ProbeImages:
     progress: Progress | None
     recall: Recall
     how: Sampled
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def shown(self, name: str, kind: str, needs: frozenset[str]) -> Shown:
         """What the probes are shown of ``name``; conditions that name it exactly once come alone if there are any."""
@@ -49,11 +50,10 @@ class ProbeImages:
         started = None
         if "started" in needs:
             started = self.recall(f"begun {conditions} {self.how}", lambda: begun(subject.model, conditions, self.how))
-        return Shown(name, judge, clean, sentences, source, conditions, started, self._kept() if "kept" in needs else None)
+        return Shown(name, judge, clean, sentences, source, conditions, started, self._kept(kind) if "kept" in needs else None)
 
-    def _kept(self) -> Kept | None:
+    def _kept(self, kind: str) -> Kept | None:
         """Samples of the conditions of the same domain that are kept, by one judge; None if it knows none of them."""
-        (kind, *_) = [q.kind for q in self.scorer.questions["forget"]]
         judge = self.scorer.judges[kind]
         asked = [q for q in self.scorer.questions.get("in_domain", ()) if q.kind == kind and q.answer not in judge.unjudged]
         if not asked or any(q.answer is None for q in asked):
@@ -74,10 +74,12 @@ class ProbeImages:
             )
             return made.images
 
-        found = self.recall(f"{purpose} {tuple(conditions)} {how}", make)
-        if len(found) != len(conditions):
-            raise InputError(f"the cached probe images are {len(found)} of {len(conditions)}: delete the cache")
-        return found
+        name = f"{purpose} {tuple(conditions)} {how}"
+        if name not in self.made:  # the kept ones are the same for everything erased
+            self.made[name] = self.recall(name, make)
+        if len(self.made[name]) != len(conditions):
+            raise InputError(f"the cached probe images are {len(self.made[name])} of {len(conditions)}: delete the cache")
+        return self.made[name]
 
 
 def _in_turn(values: Sequence[T], count: int) -> list[T]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_file, clear_temporaries, write_json, write_text
 from semu_diffusion.pipelines.cli.signals import ENDING, Stopped, handled
-from semu_diffusion.pipelines.runs.ownership import MARK, held, is_ours
+from semu_diffusion.pipelines.runs.ownership import WRITTEN_BY, held, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class TrainingRun:
     def begin(self, about: Mapping[str, Any]) -> None:
         """Write training.json, by which the folder is known as a training's: ``about`` and the settings."""
         settings = {field.name: _as_json(getattr(self.config, field.name)) for field in dataclasses.fields(self.config)}
-        write_json(self.folder / ABOUT, {**MARK, **about, "config": settings})
+        write_json(self.folder / ABOUT, {**WRITTEN_BY, **about, "config": settings})
 
     def _require_ours(self, *names: str) -> None:
         there = [name for name in names if (self.folder / name).exists()]

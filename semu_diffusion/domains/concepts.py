@@ -1,4 +1,4 @@
-"""The domain of concepts: what the user's words mean on a Stable Diffusion pipeline."""
+"""The domain of concepts: what the user's words mean on a text-to-image pipeline."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ __all__ = ["erase_class", "erase_concept"]
 
 
 def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
-    """Erase the classes ``names`` from a `ClassConditionalPipeline`; ``settings`` are the fields of `ClassErasureConfig`.
+    """Erase the classes ``names`` from a `ClassConditionalPipeline` or a DiTPipeline.
 
         patch = erase_class(pipe, "cat", explained_variance=0.9)
 
-    ``forget_images`` (N, C, H, W) in [-1, 1] define the class; the model makes its own without them. The pipeline is
-    unchanged: apply the patch to ``pipe.unet``. Raises InputError for an unknown class or setting, and Diverged if training
+    ``settings`` are the fields of `ClassErasureConfig`; ``forget_images`` (N, C, H, W) in [-1, 1] define the class, and the
+    model makes its own without them. The pipeline is unchanged: apply the patch to its network. Raises InputError for an unknown class or setting, and Diverged if training
     left the finite numbers. Nothing is sampled to evaluate the patch: the command line does that.
     """
     config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
@@ -35,12 +35,12 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
 
 
 def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
-    """Erase concepts, in words, from a Stable Diffusion pipeline (1.x, 2.x, XL).
+    """Erase concepts, in words, from a text-to-image pipeline of one of the `FAMILIES`.
 
         patch = erase_concept(pipe, "cassette player", anchor="a radio")
 
     ``settings`` are the fields of `ConceptErasureConfig`, ``forget_images`` (N, C, H, W) in [-1, 1] pictures of the concept.
-    The pipeline is unchanged: apply the patch to ``pipe.unet``. Raises InputError for settings that make no sense together
+    The pipeline is unchanged: apply the patch to its network. Raises InputError for settings that make no sense together
     or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
     """
     config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)

@@ -111,18 +111,6 @@ class DiffusionModel(ABC):
     def num_timesteps(self) -> int:
         return self.process.num_timesteps
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """As `Process.add_noise`."""
-        return self.process.add_noise(clean, noise, t)
-
-    def training_target(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """As `Process.target`."""
-        return self.process.target(clean, noise, t)
-
-    def image_weight(self, t: torch.Tensor) -> torch.Tensor:
-        """As `Process.image_weight`."""
-        return self.process.image_weight(t)
-
     def row(self, condition: str) -> int:
         """Row of a condition, by its exact name; the empty one is the null row. Raises KeyError for any other."""
         if condition == "" and self.null is not None:
