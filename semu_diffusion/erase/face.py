@@ -25,8 +25,9 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
         patch = erase_class(pipe, "cat", explained_variance=0.9)
 
     ``settings`` are the fields of `ClassErasureConfig`; ``forget_images`` (N, C, H, W) in [-1, 1] define the class, and the
-    model makes its own without them. The pipeline is unchanged: apply the patch to its network. Raises InputError for an unknown class or setting, and Diverged if training
-    left the finite numbers. Nothing is sampled to evaluate the patch: the command line does that.
+    model makes its own without them. The pipeline is unchanged: apply the patch to its network. Raises InputError for an
+    unknown class or setting, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch: the
+    command line does that.
     """
     config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
     planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
