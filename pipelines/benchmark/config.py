@@ -53,6 +53,12 @@ class BenchmarkConfig:
         None, "folder for what the original gives, which processes may share (default: original/ in the work folder)",
         metavar="DIR",
     )  # fmt: skip
+    tune: bool = option(
+        False, "search each method's main setting first, as many values for all, on names and a seed that are not reported"
+    )
+    tune_on: tuple[str, ...] = option(
+        (), "what the search erases (default: two names that are not reported)", metavar="A,B,…", comma=True
+    )
     merge: tuple[str, ...] = option(
         (), "measure nothing: write the page of the rows in these work folders, measured by several processes", comma=True,
         metavar="DIR,DIR,…",
@@ -63,6 +69,7 @@ class BenchmarkConfig:
         require(
             all(seed.isdecimal() for seed in self.seeds) and len(self.seeds) > 0, "--seeds needs whole numbers, as in 0,1,2"
         )
+        require(self.tune or not self.tune_on, "--tune-on is what --tune searches on: give both")
         for name in ("sampling_steps", "probe_samples", "unconditional_samples"):
             at_least(self, name, 1)
         if self.images is not None:

@@ -10,6 +10,7 @@ from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.results import Cost
 from semu_diffusion.options import require
 from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.patches.scored import scored
 from semu_diffusion.pipelines.report.grid import before_after, save_png
 from semu_diffusion.pipelines.report.mark import replaceable
 from semu_diffusion.pipelines.report.pictures import shown_pictures
@@ -21,7 +22,6 @@ from semu_diffusion.pipelines.runs.erase import inputs_of, measured, settings_of
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
-from semu_diffusion.pipelines.runs.scored import scored
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe_settings
 
 __all__ = ["draw_patch", "evaluate_patch"]

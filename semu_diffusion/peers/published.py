@@ -17,8 +17,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patches.lora_file import lora_patches, read_lora
-from semu_diffusion.peers.edit import Edit
-from semu_diffusion.peers.weight_edit import WeightEdit
+from semu_diffusion.peers.edit import Edit, WeightEdit
 
 __all__ = ["PipelineEdit", "checkpoint_edit", "lora_edit"]
 
@@ -95,7 +94,7 @@ def _differences(part: str, network: nn.Module, other: nn.Module, source: str, s
     wrong = next((name for name in (*old, *new) if name not in old or name not in new), None)
     if wrong is not None:
         raise InputError(f"--edited {source} is of another architecture: {part}.{wrong} is in one of the two models alone")
-    found = {}
+    found, weights = {}, dict(network.named_parameters())
     for name, value in old.items():
         given = new[name]
         if given.shape != value.shape:
@@ -106,6 +105,8 @@ def _differences(part: str, network: nn.Module, other: nn.Module, source: str, s
             continue
         if not torch.isfinite(given).all():
             raise InputError(f"--edited {source}: {part}.{name} holds other than finite numbers")
+        if name not in weights:  # another name of a weight that is shared, or a constant of the architecture
+            continue
         if strength != 1:
             given = (value.float() + strength * (given.float() - value.float())).to(value.dtype)
         found[name] = given.detach().to("cpu", copy=True)

@@ -14,7 +14,7 @@ __all__ = ["WeightEdit"]
 
 @dataclass(frozen=True, eq=False)
 class WeightEdit:
-    """New values of some parameters or buffers, by name. ``trained_parameters`` counts the numbers that could change."""
+    """New values of some parameters, by name. ``trained_parameters`` counts the numbers that training could change."""
 
     values: Mapping[str, torch.Tensor]
     trained_parameters: int
@@ -26,16 +26,16 @@ class WeightEdit:
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
         """Inside, ``model.denoiser`` has the new values; afterwards the old ones, byte for byte."""
-        weights = {name: value for name, value in model.denoiser.state_dict().items() if name in self.values}
-        originals = {name: value.to("cpu", copy=True) for name, value in weights.items()}
+        parameters = {name: value for name, value in model.denoiser.named_parameters() if name in self.values}
+        originals = {name: value.detach().clone() for name, value in parameters.items()}
         try:
-            _write(weights, self.values)
+            _write(parameters, self.values)
             yield model
         finally:
-            _write(weights, originals)
+            _write(parameters, originals)
 
 
 @torch.no_grad()
-def _write(weights: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+def _write(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
     for name, value in values.items():
-        weights[name].copy_(value)
+        parameters[name].copy_(value)
