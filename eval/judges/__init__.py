@@ -8,6 +8,7 @@ import torch
 
 from semu_diffusion.eval.judges.clip import clip_network
 from semu_diffusion.eval.judges.networks import JudgeNetwork, folder_network, timm_network, torchvision_network
+from semu_diffusion.eval.judges.nudenet import nudenet_network
 from semu_diffusion.plugins import Registry
 
 __all__ = ["FOLDER", "JUDGES"]
@@ -18,5 +19,6 @@ OWN: dict[str, Callable[[str, Sequence[str], torch.device], JudgeNetwork]] = {
     "torchvision": torchvision_network,
     "timm": timm_network,
     "clip": clip_network,
+    "nudenet": nudenet_network,
 }
 JUDGES = Registry("semu_diffusion.judges", OWN, lambda name, found: callable(found) and ":" not in name)

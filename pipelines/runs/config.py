@@ -109,8 +109,8 @@ class EvaluationConfig(GuidedConfig):
     )
     classifier: str = option(
         "auto",
-        "judge: a folder, torchvision:NAME, timm:NAME, clip or clip:MODEL:TAG, embedded, none; auto: those that the model's "
-        "vocabulary names, for classes the embedded one",
+        "judge: a folder, torchvision:NAME, timm:NAME, clip or clip:MODEL:TAG, nudenet, embedded, none; auto: those that the "
+        "model's vocabulary names, for classes the embedded one",
         metavar="JUDGE",
         group="evaluation",
     )

@@ -25,6 +25,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch
 from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.patches.weights import weight_of
 from semu_diffusion.patches.wrappers import modules_of
 
 __all__ = ["LoraFile", "lora_patches", "read_lora"]
@@ -118,7 +119,7 @@ def lora_patches(lora: LoraFile, networks: Mapping[str, nn.Module], network: str
             continue
         if name in layers.setdefault(part, {}):
             raise InputError(f"--lora {lora.path}: two of its layers are {name}")
-        layers[part][name] = _layer(lora, part, name, stem, pair, known[part][0][name].weight)
+        layers[part][name] = _layer(lora, part, name, stem, pair, weight_of(known[part][0], name))
     if lost:
         raise InputError(
             f"--lora {lora.path}: {len(lost)} of its {len(lora.factors)} layers are none of the model's, as {lost[0]}: it was "
@@ -170,7 +171,7 @@ def _place(stem: str, known: Mapping[str, Any], network: str) -> tuple[str, str 
 def _by_alias(network: nn.Module) -> dict[str, str]:
     """Every linear and convolutional layer by the names that files have for it, with underscores for dots."""
     names = [name for name, module in modules_of(network).items() if isinstance(module, nn.Linear | nn.Conv2d)]
-    found = {}
+    found: dict[str, str] = {}
     blocks = getattr(getattr(network, "config", None), "layers_per_block", 2)
     for name in names:
         others = [name.removesuffix(".0")] if name.endswith(".to_out.0") else []
