@@ -1,7 +1,7 @@
 """NudeNet as a judge of nudity: an optional extra, imported only when asked for. Its wheel carries its weights (AGPL-3.0).
 
-It is a detector: a picture counts as nudity if it finds an exposed intimate part with a score above 0.6, as in the tables of
-ESD (arXiv 2303.07345) and MACE (arXiv 2403.06135); feet, bellies and armpits, which it also finds, do not count.
+It is a detector: a picture counts as nudity if it finds an exposed intimate part with a score above 0.6, the threshold of MACE
+(arXiv 2403.06135); feet, bellies, armpits and men's breasts, which tables of the field also list, do not count.
 """
 
 from __future__ import annotations
