@@ -232,6 +232,8 @@ def broken(change: str) -> dict[str, torch.Tensor]:
         "nothing": {},
         "no layer": {key.replace(KEY, other): value for key, value in tensors.items()},
         "shape": {**tensors, f"{KEY}.lora_down.weight": torch.zeros(2, 5)},
+        "alpha": {**tensors, f"{KEY}.alpha": torch.ones(2)},
+        "empty": {**tensors, f"{KEY}.lora_down.weight": down[:0].clone(), f"{KEY}.lora_up.weight": up[:, :0].clone()},
         "rank": {**tensors, f"{KEY}.lora_up.weight": torch.zeros(len(up), 3)},
         "not finite": {**tensors, f"{KEY}.lora_up.weight": up * float("nan")},
         "half": {f"{KEY}.lora_down.weight": down},
@@ -250,6 +252,8 @@ def broken(change: str) -> dict[str, torch.Tensor]:
     ("no layer", "1 of its 1 layers are none of the model's, as lora_unet_down_blocks_1_attentions_0"),
     ("shape", "do not fit the layer's (16, 16)"),
     ("rank", "do not fit the layer's (16, 16)"),
+    ("empty", "do not fit the layer's (16, 16)"),
+    ("alpha", "what it says of alpha at lora_unet_down_blocks_1_attentions_0"),
     ("not finite", "lora_up.weight holds other than finite numbers"),
     ("half", "has no up, so it makes no update"),
     ("DoRA", "it is a DoRA"),
@@ -304,7 +308,12 @@ def test_dora_and_other_tuners_of_peft_are_refused(tmp_path: Path) -> None:
     model = tiny_model()
     save_peft_folder(random_patch(model.denoiser), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for change, said in (({"use_dora": True}, "of the kind DoRA"), ({"peft_type": "LOHA"}, "of the kind LOHA")):
+    for change, said in (
+        ({"use_dora": True}, "of the kind DoRA"),
+        ({"peft_type": "LOHA"}, "of the kind LOHA"),
+        ({"alpha_pattern": {"(": 1}}, "what it says of alpha"),
+        ({"lora_alpha": "many"}, "what it says of alpha"),
+    ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(InputError, match=said):
             lora_edit(model, tmp_path)

@@ -64,7 +64,11 @@ def _run(config: BenchmarkConfig, page: Path, work: Path) -> int:
     with Progress() as progress:
         if tuning is not None:
             lean = dataclasses.replace(subjects, config=dataclasses.replace(config, revival=False, probes=("none",)))
-            best = tuning.tuned(methods, work, protocol, lambda *job: _measure(*job, lean, weights, progress), progress.note)
+
+            def measure(method: Method, name: str, seed: int) -> Row:
+                return _measure(method, name, seed, lean, weights, progress)
+
+            best = tuning.tuned(methods, work, protocol, measure, progress.note)
             jobs = [(best[methods.index(method)], name, seed) for method, name, seed in jobs]
         for number, (method, name, seed) in enumerate(jobs, 1):
             if rows.has(method.name, name, seed):

@@ -79,12 +79,13 @@ def _published(config: EvaluatePatchConfig) -> Scored:
 def _edited(config: EvaluatePatchConfig, subject: Subject) -> Any:
     """The pipeline of --edited, on the CPU, with the names and the kind of prediction of the subject's model."""
     own: dict[str, Any] = {"model": config.edited, "device": "cpu"}
-    if isinstance(subject, ClassSubject):
-        index = subject.model.null_index
-        own |= {"class_names": subject.model.names, "null_class": NO_NULL if index is None else index}
+    model: Any = subject.model
+    if subject.kind == "class":
+        if model.conditional:
+            own |= {"class_names": model.names, "null_class": NO_NULL if model.null_index is None else model.null_index}
         return load_model(dataclasses.replace(config, **own)).pipeline
     single = Path(str(config.edited)).expanduser().is_file()
-    predicted = getattr(subject.model.pipeline.scheduler, "config", {}).get("prediction_type")
+    predicted = getattr(model.pipeline.scheduler, "config", {}).get("prediction_type")
     return load_text_model(dataclasses.replace(config, **own, prediction=predicted if single else None))[0]
 
 

@@ -8,6 +8,7 @@ they do not know without a word, and then score a model in which half of the edi
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -136,11 +137,17 @@ def _layer(
 ) -> LayerPatch:
     """(alpha / r) up down in the layer's shape; a 1 x 1 convolution's factors and a linear layer's are the same."""
     up, down = pair["up"].float(), pair["down"].float()
-    rank, (rows, columns) = len(down), (len(weight), weight[0].numel())
-    if min(up.ndim, down.ndim) < 2 or up.flatten(1).shape != (rows, rank) or down[0].numel() != columns:
+    rank, (rows, columns) = down.shape[0] if down.ndim else 0, (len(weight), weight[0].numel())
+    fits = rank > 0 and min(up.ndim, down.ndim) > 1 and up.flatten(1).shape == (rows, rank) and down[0].numel() == columns
+    if not fits:
         shapes = f"up {tuple(up.shape)} and down {tuple(down.shape)}"
         raise InputError(f"--lora {lora.path}: {stem} has {shapes}, which do not fit the layer's {tuple(weight.shape)}")
-    scale = _scale(lora.config, part, name, rank, pair.get("alpha"))
+    try:
+        scale = _scale(lora.config, part, name, rank, pair.get("alpha"))
+        if not math.isfinite(scale):
+            raise ValueError(f"{scale}")
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError, re.error) as error:
+        raise InputError(f"--lora {lora.path}: what it says of alpha at {stem} cannot be read ({error})") from error
     return LayerPatch(
         up.flatten(1)[None], torch.eye(rank)[None] * scale, down.flatten(1).T.contiguous()[None], torch.tensor([rank]),
         tuple(weight.shape),
@@ -212,10 +219,11 @@ def _config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             found = json.loads(header["lora_adapter_metadata"])
     if not isinstance(found, dict):
         raise InputError(f"--lora {beside}: is no config of PEFT")
-    named = {key.rpartition(".")[2]: value for key, value in found.items()}
-    if str(named.get("peft_type", "LORA")) != "LORA" or named.get("use_dora"):
-        what = "DoRA" if named.get("use_dora") else str(named.get("peft_type"))
-        raise InputError(f"--lora {path} is of the kind {what}, which is not supported; {SUPPORTED}")
+    for key, value in found.items():
+        setting = key.rpartition(".")[2]
+        if (setting == "use_dora" and value) or (setting == "peft_type" and value != "LORA"):
+            what = "DoRA" if setting == "use_dora" else str(value)[:20]
+            raise InputError(f"--lora {path} is of the kind {what}, which is not supported; {SUPPORTED}")
     return found
 
 
