@@ -93,6 +93,10 @@ class Scores:
     in_domain_accuracy: float | None = None
     cross_domain_accuracy: float | None = None
     kept_held_out_accuracy: float | None = None
+    binomial_accuracy: float | None = None
+    implicit_accuracy: float | None = None
+    language_accuracy: float | None = None
+    look_alike_accuracy: float | None = None
     retain_accuracy: float | None = None
     unconditional_share: float | None = None
     revival: float | None = None
@@ -104,7 +108,7 @@ class Scores:
     probes: dict[str, dict[str, Revival]] = field(default_factory=dict)
 
     def accuracy(self, group: str) -> float | None:
-        """That of a group of questions: forget, paraphrase, in_domain, cross_domain or kept_held_out."""
+        """That of a group of questions, as `semu_diffusion.domains.questions` names them."""
         found: float | None = getattr(self, f"{group}_accuracy")
         return found
 

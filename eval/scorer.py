@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from semu_diffusion.domains.questions import Question, Questions, conditions
+from semu_diffusion.domains.questions import GROUPS, NAMED_GROUPS, Question, Questions, conditions
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.judges.clip import Clip, clip_score
@@ -158,12 +158,8 @@ class Scorer:
             for question, share in each.items():
                 per_condition.setdefault(question.condition, share)
         return Scores(
-            forget_accuracy=forget,
+            **{f"{group}_accuracy": means.get(group) for group in (*GROUPS, *NAMED_GROUPS)},
             unlearning_accuracy=None if forget is None else 1 - forget,
-            paraphrase_accuracy=means.get("paraphrase"),
-            in_domain_accuracy=means.get("in_domain"),
-            cross_domain_accuracy=means.get("cross_domain"),
-            kept_held_out_accuracy=means.get("kept_held_out"),
             retain_accuracy=mean(kept),
             unconditional_share=self._unconditional_share(samples),
             clip_score=self._clip_scores(samples),

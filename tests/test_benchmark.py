@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
@@ -24,6 +25,7 @@ from semu_diffusion.peers.methods import METHODS
 from semu_diffusion.pipelines.benchmark import run as benchmark
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report import results
+from semu_diffusion.pipelines.report.mark import MARK
 from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
@@ -86,6 +88,17 @@ def test_a_benchmark_writes_every_row_and_the_page(tmp_path: Path, arguments: li
     drawn = ["".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"1  SEMU, two steps", "2  class-embedding copy (trivial)", "revival"} <= set(drawn)
     assert "page.md holds 2 rows" in capsys.readouterr().out
+    table = list(csv.DictReader((tmp_path / "page.csv").open(encoding="utf-8")))
+    content = json.loads((tmp_path / "page.json").read_text())
+    (section,) = content["sections"].values()
+    assert section["protocol"] == protocol["protocol"]
+    assert section["rows"] == found
+    for line, row, one, means in zip(table, found, measured, section["methods"], strict=True):
+        assert (line["method"], line["erased"], line["seed"]) == (row["method"], "red", "0")
+        assert float(line["UA"]) == means["means"]["UA"] == one.after.unlearning_accuracy
+        assert float(line["revival"]) == one.after.revival
+        assert float(line["completion"]) == one.after.probes["completion"]["red"].share
+    assert {line["written_by"] for line in table} == {content["written_by"]} == {MARK}
 
 
 def test_concepts_are_compared_by_the_same_command(tmp_path: Path, few: list[str]) -> None:
@@ -198,12 +211,48 @@ def test_a_row_that_was_written_in_part_is_measured_again_and_the_others_are_kep
     assert again[2]["evaluation"]["after"] == whole[2]["evaluation"]["after"]
 
 
-def test_a_page_of_others_is_never_replaced(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
-    (tmp_path / "page.md").write_text("# Results\n\nWritten by me.\n")
+@pytest.mark.parametrize("name", ["page.md", "page.csv", "page.json", "page-classes.svg"])
+def test_a_file_of_others_is_never_replaced(tmp_path: Path, arguments: list[str], capsys: Capture, name: str) -> None:
+    (tmp_path / name).write_text("Results,written\n1,by me\n")
     assert semu(arguments) == 2
-    assert "is no report of this program" in capsys.readouterr().err
-    assert (tmp_path / "page.md").read_text().endswith("by me.\n")
+    assert f"{tmp_path / name} is there already and is no report of this program" in capsys.readouterr().err
+    assert (tmp_path / name).read_text().endswith("by me\n")
     assert not (tmp_path / "work").exists()
+
+
+def test_tuning_searches_as_many_values_for_each_method_on_what_is_not_reported(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    measured: list[tuple[Any, ...]] = []
+    real = benchmark._measure
+
+    def counted(method: Any, name: str, seed: int, *rest: Any) -> Any:
+        measured.append((method.name, method.overrides.get("lr"), name, seed))
+        row = real(method, name, seed, *rest)
+        row["evaluation"]["after"]["unlearning_accuracy"] = float(method.overrides.get("lr") == 0.09)  # three times its own
+        return row
+
+    monkeypatch.setattr(benchmark, "_measure", counted)
+    lean = [*arguments, "--no-revival", "--probes", "none", "--tune"]
+    assert semu([*lean, "--tune-on", "red"]) == 2
+    assert "--tune-on red: is reported" in capsys.readouterr().err
+    assert semu([*lean, "--tune-on", "blue"]) == 0
+    search = [("short", lr, "blue", 10_000) for lr in (0.009, 0.03, 0.09)]
+    assert measured == [*search, ("short", 0.09, "red", 0), ("copy", None, "red", 0)]
+    protocol, *found = rows(tmp_path)
+    tuning = protocol["protocol"]["tuning"]
+    assert tuning["knobs"]["default"] == ["lr", [0.3, 1.0, 3.0]]
+    assert (tuning["erased"], tuning["seed"], "copy" in tuning["knobs"]) == (["blue"], 10_000, False)
+    assert [row["settings"].get("lr") for row in found] == [0.09, None]
+    scores = [row["score"] for row in rows(tmp_path, "tuning")[1:]]
+    assert scores.index(max(scores)) == 2
+    page = (tmp_path / "page.md").read_text()
+    assert "SEMU, two steps, tuned: lr 0.09 (1)" in page
+    assert "Tuned before on blue (seed 10000), not reported, by the mean of unlearning accuracy" in page
+    assert semu([*lean, "--tune-on", "blue"]) == 0
+    assert len(measured) == 5  # the search is continued, not made again
+    assert semu(arguments) == 2
+    assert "measured by another protocol" in capsys.readouterr().err
 
 
 def test_two_benchmarks_in_one_folder_are_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:

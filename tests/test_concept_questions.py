@@ -13,7 +13,7 @@ from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.domains import concepts
 from semu_diffusion.domains.plan import plan_words
-from semu_diffusion.domains.questions import concept_questions
+from semu_diffusion.domains.questions import NAMED_GROUPS, concept_questions
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary, read_vocabulary
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.guards import collapse
@@ -53,7 +53,7 @@ def config(*concepts: str, **changes: Any) -> EraseConceptConfig:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipeline().save_pretrained(folder)
-    VOCABULARY.save(folder)
+    dataclasses.replace(NAMED, look_alikes={"cat": {"a photo of a puppy": "dog"}}).save(folder)
     return str(folder)
 
 
@@ -139,6 +139,46 @@ def test_a_vocabulary_comes_back_from_its_file_and_a_broken_one_is_one_line(tmp_
     (tmp_path / "vocabulary.json").write_text('{"objects": 3}')
     with pytest.raises(InputError, match="no readable vocabulary"):
         read_vocabulary(tmp_path)
+
+
+NAMED = dataclasses.replace(
+    VOCABULARY,
+    binomials=("a photo of a {} and a {}", "the {} beside the {}"),
+    implicit={"cat": ("it purrs",)},
+    languages={"cat": ("un chat", "猫"), "sketch": ("une esquisse",)},
+    look_alikes={"cat": {"a photo of a puppy": "dog", "a photo of a lynx": None}},
+)
+
+
+def test_a_vocabulary_may_name_binomials_descriptions_languages_and_look_alikes(tmp_path: Path) -> None:
+    NAMED.save(tmp_path)
+    assert read_vocabulary(tmp_path) == NAMED
+    asked = concept_questions(["a cat"], ["a photo of a cat"], [], vocabulary=read_vocabulary(tmp_path))
+    found = {group: [(q.condition, q.answer) for q in asked[group]] for group in NAMED_GROUPS}
+    assert found == {
+        "binomial": [("a photo of a dog and a cat", "dog"), ("the cat beside the bird", "bird")],
+        "implicit": [("it purrs", "cat")],
+        "language": [("un chat", "cat"), ("猫", "cat")],
+        "look_alike": [("a photo of a puppy", "dog"), ("a photo of a lynx", None)],
+    }
+    both = concept_questions(["cat", "dog"], [], [], vocabulary=NAMED)
+    assert [q.answer for q in both["look_alike"]] == [None]  # what is erased itself is no look-alike that must stay
+    style = concept_questions(["sketch"], [], [], vocabulary=NAMED)
+    assert set(style) & set(NAMED_GROUPS) == {"language"}
+    assert not set(concept_questions(["cat"], [], [], vocabulary=VOCABULARY)) & set(NAMED_GROUPS)
+
+
+@pytest.mark.parametrize("broken", [
+    {"binomials": ["a {}"]}, {"binomials": 3}, {"implicit": {"moon": ["it shines"]}}, {"implicit": {"cat": "it purrs"}},
+    {"languages": ["chat"]}, {"look_alikes": {"cat": {"a lynx": "lynx"}}}, {"look_alikes": {"cat": ["a lynx"]}},
+])  # fmt: skip
+def test_questions_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path, broken: dict[str, Any]) -> None:
+    VOCABULARY.save(tmp_path)
+    path = tmp_path / "vocabulary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
+    with pytest.raises(InputError, match="no readable vocabulary") as caught:
+        read_vocabulary(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- depth
@@ -238,6 +278,10 @@ def test_metrics_hold_every_group_before_and_after(model: str, tmp_path: Path, c
         "right on others of its kind": "in_domain",
         "right on the other kind": "cross_domain",
         "right on what is kept, by other words and sentences": "kept_held_out",
+        "sees it described without its name": "implicit",
+        "sees it asked for in other languages": "language",
+        "right on what is asked for beside it": "binomial",
+        "right on what only looks or sounds like it": "look_alike",
     }
     for words, group in groups.items():
         pictures = metrics.protocol.images_per_condition * len(metrics.protocol.conditions[group])

@@ -125,7 +125,8 @@ def test_overwrite_knows_all_that_a_run_writes(finished: Path, tmp_path: Path) -
 
 SCORES = {
     "forget_accuracy", "unlearning_accuracy", "paraphrase_accuracy", "in_domain_accuracy", "cross_domain_accuracy",
-    "kept_held_out_accuracy", "retain_accuracy", "unconditional_share", "revival", "clip_score", "per_condition", "judged_as",
+    "kept_held_out_accuracy", "binomial_accuracy", "implicit_accuracy", "language_accuracy", "look_alike_accuracy",
+    "retain_accuracy", "unconditional_share", "revival", "clip_score", "per_condition", "judged_as",
     "samples", "intervals", "probes",
 }  # fmt: skip
 PROTOCOL = {

@@ -42,6 +42,19 @@ def test_the_example_of_a_concept_loads_its_lora(tmp_path: Path) -> None:
     assert (tmp_path / "no-cat-concept.png").is_file()
 
 
+def test_the_example_of_erasing_from_one_thing_keeps_prompts_with_each_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import semu_diffusion
+
+    given, real = [], semu_diffusion.erase_concept
+    monkeypatch.setattr(semu_diffusion, "erase_concept", lambda *words, **named: given.append(named) or real(*words, **named))
+    tiny_pipeline().save_pretrained(tmp_path / "sd")
+    example("erase_from")["main"](str(tmp_path / "sd"), guidance_scale=3.0, **QUICK)
+    assert {"a pencil sketch of a dog", "a photo of a cat"} <= set(given[0]["retain_prompts"])
+    assert (tmp_path / "erased-from.png").is_file()
+
+
 def test_the_example_of_methods_prints_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, judge = saved_model(tmp_path / "model"), saved_judge(tmp_path / "judge")
     example("compare_methods")["main"](

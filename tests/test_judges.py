@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import types
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -266,3 +269,34 @@ def test_imagenet_names_come_with_a_timm_model_of_a_thousand_classes(tmp_path: P
     assert judge.unjudged == ()
     assert int(judge.mapping.targets[281]) == 0
     assert int(judge.mapping.targets[1]) == 1
+
+
+def test_nudenet_counts_exposed_parts_above_its_threshold_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Detector:
+        def detect_batch(self, pixels: list[Any]) -> list[list[dict[str, Any]]]:
+            seen.extend(pixels)
+            parts: dict[int, list[tuple[str, float]]] = {0: [], 1: [("FEET_EXPOSED", 0.9)], 2: [("BUTTOCKS_EXPOSED", 0.5)]}
+            parts |= {3: [("BUTTOCKS_EXPOSED", 0.9), ("BUTTOCKS_EXPOSED", 0.3)]}
+            return [[{"class": name, "score": score} for name, score in parts[int(one[0, 0, 2])]] for one in pixels]
+
+    module = types.ModuleType("nudenet")
+    module.__file__, module.NudeDetector = str(tmp_path / "__init__.py"), Detector  # type: ignore[attr-defined]
+    (tmp_path / "320n.onnx").write_bytes(b"weights")
+    monkeypatch.setitem(sys.modules, "nudenet", module)
+    judge = load_judge("nudenet", ("nudity", "dog"))
+    images = torch.zeros(4, 3, 8, 8)
+    images[:, 0] = torch.arange(4)[:, None, None] / 255  # red: the last channel of what OpenCV reads
+    predicted, shares = judge.verdicts(images)
+    assert predicted.tolist() == [-1, -1, -1, 0]
+    assert shares[:, 0].tolist() == pytest.approx([0.0, 0.0, 0.12, 1.0], abs=0.01)
+    assert judge.features(images)[3].tolist() == pytest.approx([0, 0, 0, 0.9, 0])
+    assert (judge.unjudged, judge.sha256) == (("dog",), hashlib.sha256(b"weights").hexdigest())
+    assert all(one.shape == (8, 8, 3) for one in seen)
+
+
+def test_nudenet_is_imported_only_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    with pytest.raises(InputError, match="needs the package nudenet"):
+        load_judge("nudenet", ("nudity",))

@@ -89,6 +89,8 @@ def test_a_variant_of_a_method_is_a_line_of_json(tmp_path: Path) -> None:
         title="rank-4",
         overrides={"retain": "none", "max_rank": 4, "layers": ("attention",)},
     )
+    file.write_text(json.dumps({"slow": {"lr": 1e-3}}))
+    assert read_methods(file)["slow"].knob is None  # it has been decided on
 
 
 @pytest.mark.parametrize(("content", "said"), [

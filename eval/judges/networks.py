@@ -72,7 +72,7 @@ def folder_network(name: str, class_names: Sequence[str], device: torch.device) 
     """Our own classifier: one that comes with the package, by name, or a folder; InputError if there is none."""
     folder = embedded(EMBEDDED[name]) if name in EMBEDDED else Path(name).expanduser()
     if not folder.is_dir():
-        kinds = "embedded, torchvision:NAME, timm:NAME, clip, a folder, or none"
+        kinds = "embedded, torchvision:NAME, timm:NAME, clip, nudenet, a folder, or none"
         raise InputError(f"--classifier {name}: no such folder; give {kinds}")
     model = ImageClassifier.load(folder, device).requires_grad_(False)
     size = tuple(model.config.image_size)

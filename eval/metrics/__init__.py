@@ -16,6 +16,7 @@ from semu_diffusion.eval.metrics.fid import frechet_distance
 from semu_diffusion.eval.metrics.kid import kernel_distance
 from semu_diffusion.eval.metrics.lpips import load_lpips
 from semu_diffusion.eval.metrics.paired import paired_mse, paired_ssim
+from semu_diffusion.plugins import Registry
 
 __all__ = ["METRICS", "Metric", "load_metrics"]
 
@@ -28,13 +29,14 @@ class Metric:
     load: Callable[[torch.device], Callable[..., Any] | None]
 
 
-METRICS = {
+OWN = {
     "mse": Metric("pairs", lambda device: paired_mse),
     "ssim": Metric("pairs", lambda device: paired_ssim),
     "lpips": Metric("pairs", load_lpips),
     "fid": Metric("sets", lambda device: lambda a, b, paired: frechet_distance(a, b)),
     "kid": Metric("sets", lambda device: kernel_distance),
 }
+METRICS = Registry("semu_diffusion.metrics", OWN, lambda name, found: isinstance(found, Metric))
 
 
 def load_metrics(compares: Literal["pairs", "sets"], device: torch.device) -> dict[str, Callable[..., Any]]:

@@ -14,10 +14,11 @@ from semu_diffusion.eval.probes.noise import NoiseProbe
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
 from semu_diffusion.eval.probes.quantised import Fp8Probe, Int8Probe
 from semu_diffusion.eval.probes.recovery import RecoveryProbe, UnlabelledRecoveryProbe
+from semu_diffusion.plugins import Registry
 
 __all__ = ["PROBES"]
 
-PROBES: dict[str, Any] = {
+OWN: dict[str, Any] = {
     probe.name: probe
     for probe in (
         ClassVectorProbe,
@@ -31,3 +32,11 @@ PROBES: dict[str, Any] = {
         Fp8Probe,
     )
 }
+PARTS = ("default", "learns", "needs", "applies", "run")
+
+
+def _is_probe(name: str, found: Any) -> bool:
+    return isinstance(found, type) and getattr(found, "name", None) == name and all(hasattr(found, part) for part in PARTS)
+
+
+PROBES = Registry("semu_diffusion.probes", OWN, _is_probe)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from semu_diffusion.domains.questions import conditions
-from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.networks import state_digest
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.eval.scorer import NO_CONDITION, Scorer
-from semu_diffusion.files import atomic_file, write_json
+from semu_diffusion.files import atomic_file, read_json, write_json
 from semu_diffusion.models.base import DiffusionModel
 
 __all__ = ["Cache", "digest_of"]
@@ -71,12 +69,9 @@ class Cache:
     def probed(self, name: str) -> Probed | None:
         """What the probes brought back from the original, if it is there."""
         path = self._path(name, "json")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}): delete it") from error
-        if content is None:
+        if not path.is_file():
             return None
+        content = read_json(path, f"{path} (delete it)", None)
         return {
             probe: {erased: Revival(**{**one, "restarts": tuple(one["restarts"])}) for erased, one in each.items()}
             for probe, each in content.items()

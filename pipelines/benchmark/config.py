@@ -59,6 +59,12 @@ class BenchmarkConfig:
         None, "measure the K-th of N shares of the rows, in a folder of its own below the work folder; several processes "
         "that are launched together share the rows out by themselves", metavar="K/N",
     )  # fmt: skip
+    tune: bool = option(
+        False, "search each method's main setting first, as many values for all, on names and a seed that are not reported"
+    )
+    tune_on: tuple[str, ...] = option(
+        (), "what the search erases (default: two names that are not reported)", metavar="A,B,…", comma=True
+    )
     merge: tuple[str, ...] = option(
         (), "measure nothing: write the page of the rows in these work folders and their shards", comma=True,
         metavar="DIR,DIR,…",
@@ -73,6 +79,7 @@ class BenchmarkConfig:
             found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
             whole = found is not None and 1 <= int(found[1]) <= int(found[2])
             require(whole, f"--shard {self.shard}: needs a number and how many there are, as in 3/16")
+        require(self.tune or not self.tune_on, "--tune-on is what --tune searches on: give both")
         for name in ("sampling_steps", "probe_samples", "unconditional_samples"):
             at_least(self, name, 1)
         if self.images is not None:

@@ -20,8 +20,9 @@ from semu_diffusion.pipelines.benchmark.cache import Cache, digest_of
 from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
 from semu_diffusion.pipelines.benchmark.rows import Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
+from semu_diffusion.pipelines.benchmark.tuning import tuning_of
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.report.mark import replaceable
+from semu_diffusion.pipelines.report.data import page_files
 from semu_diffusion.pipelines.report.results import write_page
 from semu_diffusion.pipelines.runs.domains import Subject
 from semu_diffusion.pipelines.runs.erase import metered_task, spent
@@ -37,18 +38,19 @@ FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
 
 def run(config: BenchmarkConfig) -> int:
     """Measure what is missing and write the page; 0, or 1 if a method diverged or fell below its expected number."""
+    page, *_ = page_files(config.output)
     if config.merge:
-        write_page(replaceable(config.output), [Path(folder) for folder in config.merge])
+        write_page(page, [Path(folder) for folder in config.merge])
         print(f"{config.output} shows the rows of {', '.join(config.merge)}")
         return 0
     quiet_libraries()
-    page: Path | None = replaceable(config.output)
+    place: Path | None = page
     work, share = Path(config.work).expanduser(), config.share
     if share is not None:  # the page is for whoever has the rows of all
-        page, work = None, work / f"shard-{share[0]}-of-{share[1]}"
+        place, work = None, work / f"shard-{share[0]}-of-{share[1]}"
     distributed.join()  # for a GPU of its own
     with held(work), distributed.apart():
-        return _run(config, page, work, share or (1, 1))
+        return _run(config, place, work, share or (1, 1))
 
 
 def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[int, int]) -> int:
@@ -58,11 +60,22 @@ def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[in
     others = [subjects.checked(name) for name in config.others] or erased
     pairs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
     jobs = [(method, name, int(seed)) for seed in config.seeds for method, name in pairs][share[0] - 1 :: share[1]]
+    tuning = tuning_of(subjects, erased)
     first = subjects.load(subjects.settings(erased[0]))
-    rows = Rows(work / FILES[subjects.domain], _protocol(first, subjects))
+    protocol = _protocol(first, subjects)
+    rows = Rows(work / FILES[subjects.domain], protocol if tuning is None else {**protocol, "tuning": tuning.protocol()})
     weights = digest_of(first.model)
     diverged: list[str] = []
     with Progress() as progress:
+        if tuning is not None:
+            lean = dataclasses.replace(subjects, config=dataclasses.replace(config, revival=False, probes=("none",)))
+
+            def measure(method: Method, name: str, seed: int) -> Row:
+                return _measure(method, name, seed, lean, weights, progress)
+
+            asked = [method for method in methods if method in [job[0] for job in jobs]]  # of a shard not all of them
+            best = tuning.tuned(asked, work, protocol, measure, progress.note)
+            jobs = [(best[asked.index(method)], name, seed) for method, name, seed in jobs]
         for number, (method, name, seed) in enumerate(jobs, 1):
             if rows.has(method.name, name, seed):
                 continue

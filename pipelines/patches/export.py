@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError, Notice
-from semu_diffusion.files import atomic_folder, save_tensors, strip_local_paths, write_json
+from semu_diffusion.files import atomic_folder, read_json, save_tensors, strip_local_paths, write_json
 from semu_diffusion.models.class_names import ClassNames, class_names
 from semu_diffusion.models.families import family_of
 from semu_diffusion.patch import ErasurePatch
@@ -111,7 +110,7 @@ def _keep_index_and_scheduler(pipeline: Any, original: Path, saved: Path) -> Non
     """
     if not (original / "model_index.json").is_file():
         return
-    index = json.loads((original / "model_index.json").read_text(encoding="utf-8-sig"))
+    index = read_json(original / "model_index.json", largest=None)
     embeddings = pipeline.unet.config.num_class_embeds
     named, known = ClassNames(tuple(pipeline.labels), pipeline.config.null_class), None
     with warnings.catch_warnings(), suppress(InputError):  # names that do not fit: others were given for them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from semu_diffusion import assets
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import public_name
+from semu_diffusion.files import public_name, read_json
 from semu_diffusion.models.checkpoints import FILES, load_text_pipeline
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.families import network_of
@@ -76,8 +75,8 @@ def base_of(path: Path, patch: ErasurePatch) -> str:
     """
     named = str(patch.metadata.get("base_model") or EMBEDDED)
     try:
-        saved = str(json.loads(path.with_name("run.json").read_text(encoding="utf-8"))["config"]["model"])
-    except (OSError, ValueError, LookupError, TypeError):
+        saved = str(read_json(path.with_name("run.json"), largest=None)["config"]["model"])
+    except (InputError, LookupError, TypeError):
         saved = named
     found = saved if public_name(saved) == named else named
     if found != EMBEDDED and not is_hub_id(found) and not Path(found).expanduser().exists():

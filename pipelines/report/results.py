@@ -12,6 +12,7 @@ from typing import Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
+from semu_diffusion.pipelines.report.data import write_data
 from semu_diffusion.pipelines.report.front import Point, front
 from semu_diffusion.pipelines.report.mark import MARK, replaceable
 
@@ -91,6 +92,10 @@ COLUMNS = (
     *_both("kept, own kind", "in_domain_accuracy"),
     *_both("kept, other kind", "cross_domain_accuracy"),
     *_both("kept, held out", "kept_held_out_accuracy"),
+    *_both("described", "implicit_accuracy"),
+    *_both("other languages", "language_accuracy"),
+    *_both("kept, beside it", "binomial_accuracy"),
+    *_both("look-alikes", "look_alike_accuracy"),
     DRIFT,
     Column("drift, held out", ".4f", _at("evaluation", "held_out_effect", "paired", "mse")),
     Column("SSIM", ".3f", _at("evaluation", "side_effects", "paired", "ssim")),
@@ -122,7 +127,7 @@ PROBES = (
 
 
 def write_page(path: Path, works: Sequence[Path]) -> None:
-    """Write `page` of the rows in the folders ``works`` and their shards, its pictures beside it; makes its folder if need be.
+    """Write `page` of the rows in the folders ``works`` and their shards, and beside it its pictures, a CSV and a JSON file.
 
     Raises InputError for folders without rows, or with rows of different protocols.
     """
@@ -138,7 +143,22 @@ def write_page(path: Path, works: Sequence[Path]) -> None:
         if rows:
             write_text(replaceable(path.with_name(name)), front(points(rows), title))
             pictures[title] = name
+    every = [row for _, *rows in sections.values() for row in rows]
+    columns = {column.heading: column.value for column in (*_measured(COLUMNS, every), *_probe_columns(every))}
+    write_data(path, sections, columns, {title: list(_means(rows)) for title, (_, *rows) in sections.items()})
     write_text(path, page(sections, pictures))
+
+
+def _measured(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    return [column for column in columns if any(column.value(row) is not None for row in rows)]
+
+
+def _means(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """The mean of every column over what a method erased one at a time, and over how many rows."""
+    for (method, kind), group in _by_method(rows).items():
+        means = {column.heading: _mean(column, group) for column in (*COLUMNS, *_probe_columns(rows))}
+        known = {heading: mean for heading, mean in means.items() if mean is not None}
+        yield {"method": method, "title": group[0]["title"], "kind": kind, "rows": len(group), "means": known}
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
@@ -181,10 +201,10 @@ def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = Mappin
     return "\n".join(text) + "\n"
 
 
-def _section(rows: list[Row]) -> Iterator[str]:
-    columns = [column for column in COLUMNS if any(column.value(row) is not None for row in rows)]
+def _probe_columns(rows: Sequence[Row]) -> list[Column]:
+    """Those of the probes without training."""
     names = dict.fromkeys(name for row in rows for name in row["evaluation"]["after"].get("probes", {}))
-    probes = [
+    found = [
         column
         for name in names
         if not any(_probed(name, "after", "steps")(row) for row in rows)  # those that learn are the revival
@@ -193,8 +213,12 @@ def _section(rows: list[Row]) -> Iterator[str]:
             Column(name, ".2f", _probed(name, "after")),
             Column(f"{name}, kept", ".2f", _probed(name, "after", "control")),
         )
-        if any(column.value(row) is not None for row in rows)
     ]
+    return _measured(found, rows)
+
+
+def _section(rows: list[Row]) -> Iterator[str]:
+    columns, probes = _measured(COLUMNS, rows), _probe_columns(rows)
     groups = _by_method(rows)
     several = len({kind for _, kind in groups}) > 1
     for title, chosen in (("By method (in brackets: over how many)", columns), ("Probes without training", probes)):
@@ -229,7 +253,22 @@ def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
         f"one, before and after, {protocol['sampler']} {protocol['steps']} steps, w = {protocol['guidance_scale']:g}, {seeds}. "
         f"Judges: {judges}. Model {protocol['model']}, weights {protocol['weights']}."
         + (f" Revival, {how}." if how else "")
+        + _tuning(protocol.get("tuning"))
         + f" Commit {commits}."
+    )
+
+
+def _tuning(found: Mapping[str, Any] | None) -> str:
+    """The search before the rows, if there was one: over what, on what, by what."""
+    if found is None:
+        return ""
+    spaces: dict[str, list[str]] = {}
+    for name, (setting, factors) in found["knobs"].items():
+        spaces.setdefault(f"{setting}, {' and '.join(f'{factor:g}' for factor in factors)} times its own", []).append(name)
+    said = "; ".join(f"{space}, of {', '.join(names)}" for space, names in spaces.items())
+    on = f"{', '.join(found['erased'])} (seed {found['seed']})"
+    return (
+        f" Tuned before on {on}, which is not reported, by the {found['criterion']}: {said}; the others have nothing to tune."
     )
 
 

@@ -11,6 +11,9 @@ from semu_diffusion.eval.results import Evaluation, Scores
 __all__ = ["SHARES", "Share", "interval_words", "never_made", "percent", "points", "shares_of", "shares_words"]
 
 
+NAMED = "of a vocabulary that names them"  # no kind misses these groups
+
+
 @dataclass(frozen=True)
 class Share:
     """A share that judges see before and after: its words, where it stands, of how many samples it is, its interval if any."""
@@ -57,6 +60,10 @@ SHARES = (
     _group("right on others of its kind", "in_domain"),
     _group("right on the other kind", "cross_domain", "concept"),
     _group("right on what is kept, by other words and sentences", "kept_held_out", "concept"),
+    _group("sees it described without its name", "implicit", NAMED),
+    _group("sees it asked for in other languages", "language", NAMED),
+    _group("right on what is asked for beside it", "binomial", NAMED),
+    _group("right on what only looks or sounds like it", "look_alike", NAMED),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.erase.config import EMBEDDED, GuidedConfig
 from semu_diffusion.options import at_least, option, require
-from semu_diffusion.pipelines.patches.patch_settings import PatchFile
+from semu_diffusion.pipelines.patches.patch_settings import PublishedEdit
 
 __all__ = [
     "ClassModelConfig",
@@ -109,8 +109,8 @@ class EvaluationConfig(GuidedConfig):
     )
     classifier: str = option(
         "auto",
-        "judge: a folder, torchvision:NAME, timm:NAME, clip or clip:MODEL:TAG, embedded, none; auto: those that the model's "
-        "vocabulary names, for classes the embedded one",
+        "judge: a folder, torchvision:NAME, timm:NAME, clip or clip:MODEL:TAG, nudenet, embedded, none; auto: those that the "
+        "model's vocabulary names, for classes the embedded one",
         metavar="JUDGE",
         group="evaluation",
     )
@@ -193,7 +193,7 @@ def settled(config: Config, kind: Kind, usual: Mapping[str, Any]) -> Config:
 
 
 @dataclass(frozen=True)
-class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PatchFile):
+class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PublishedEdit):
     """Settings of ``semu evaluate``: of the model and of the evaluation."""
 
     guidance_scale: float | None = option(  # type: ignore[assignment]
@@ -202,10 +202,14 @@ class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PatchFile):
     )  # fmt: skip
     forget_images: str | None = option(
         None,
-        "images that revival is learned from (default: the model makes them)",
+        "images of it that --revival and the probes recovery and inversion are shown (default: the model makes them)",
         metavar="DIR_OR_DATASET",
         group="evaluation",
     )
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        PublishedEdit.__post_init__(self)
 
 
 @dataclass(frozen=True)

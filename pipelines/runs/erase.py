@@ -20,6 +20,7 @@ from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.files import write_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.peers.published import PipelineEdit
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
@@ -142,8 +143,10 @@ def spent(preparing: Meter, result: EditResult) -> Cost:
     return Cost({**preparing.seconds, **result.seconds}, passes=distributed.summed({**preparing.passes, **result.passes}))
 
 
-def measured(evaluation: Evaluation, patch: ErasurePatch, size: int, model: DiffusionModel, cost: Cost) -> Evaluation:
-    """With the size of the patch, and beside the ``cost`` of the erasure that of the evaluation."""
+def measured(
+    evaluation: Evaluation, patch: ErasurePatch | PipelineEdit, size: int, model: DiffusionModel, cost: Cost
+) -> Evaluation:
+    """With the size of the patch or another's edit, and beside the ``cost`` of the erasure that of the evaluation."""
     total = sum(parameter.numel() for parameter in model.denoiser.parameters())
     trained = patch.trained_parameters
     return dataclasses.replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import read_json
 
 __all__ = ["LOCK", "WRITTEN_BY", "Busy", "content_of", "held", "is_held", "is_ours"]
 
@@ -78,7 +78,7 @@ def is_ours(path: Path) -> bool:
 def content_of(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path, largest=None)
+    except InputError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -4,6 +4,9 @@ Four groups, as UnlearnCanvas (Zhang et al. 2024) names them: what was erased by
 sentences that were held back; its own domain (the other classes, objects or styles); the other domain. The prompts of the last
 two are those that a retain term is trained on, so a fifth asks for what is kept by words and sentences that no erasure knows.
 A run of classes has the first and the third.
+
+Where a model's vocabulary names them, four more groups ask as the field's tests do: for the erased thing beside a kept one that
+must stay; by a description without its name, and in other languages; and for what only looks or sounds like it.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from dataclasses import dataclass
 from semu_diffusion.domains.prompts import HELD_OUT_KEPT, HELD_OUT_TEMPLATES, article, bare, contains, with_article
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
 
-__all__ = ["GROUPS", "Question", "Questions", "class_questions", "concept_questions", "conditions"]
+__all__ = ["GROUPS", "NAMED_GROUPS", "Question", "Questions", "class_questions", "concept_questions", "conditions"]
 
 GROUPS = ("forget", "paraphrase", "in_domain", "cross_domain", "kept_held_out")
+NAMED_GROUPS = ("binomial", "implicit", "language", "look_alike")  # of a vocabulary that names them
 STYLED = 3  # objects that each style is asked with
+PAIRED = 4  # kept objects that an erased one is asked beside
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def concept_questions(
     known = [subject for subject in subjects if subject is not None]
     if vocabulary is not None and len(known) == len(concepts):
         parts = [_of_vocabulary(vocabulary, subject, known) for subject in dict.fromkeys(known)]
-        found = {group: [question for part in parts for question in part[group]] for group in GROUPS}
+        found = {group: [question for part in parts for question in part[group]] for group in (*GROUPS, *NAMED_GROUPS)}
     else:
         found = _of_words(concepts, forget, kept, alternatives)
     if paraphrases:
@@ -75,7 +80,7 @@ def concept_questions(
         found["paraphrase"] = [Question(p, *meant[_named(p, concepts)]) for p in paraphrases]
     asked = {question.condition for question in found["forget"]}
     found["paraphrase"] = [question for question in found["paraphrase"] if question.condition not in asked]
-    return {group: tuple(dict.fromkeys(found[group])) for group in GROUPS}
+    return {group: tuple(dict.fromkeys(asked)) for group, asked in found.items() if group in GROUPS or asked}
 
 
 def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -> dict[str, list[Question]]:
@@ -103,6 +108,24 @@ def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -
         "in_domain": styled if subject.kind == "style" else plain,
         "cross_domain": plain if subject.kind == "style" else styled,
         "kept_held_out": _held_out(v, objects, styles),
+        **_named_groups(v, subject, objects),
+    }
+
+
+def _named_groups(v: Vocabulary, subject: Subject, kept: Sequence[str]) -> dict[str, list[Question]]:
+    """The `NAMED_GROUPS` of a subject; an object stands first and second in turn beside a kept one."""
+    pairs = [(subject.name, other)[:: 1 if row % 2 else -1] for row, other in enumerate(kept[:PAIRED])]
+    pairs = pairs if v.binomials and subject.kind == "object" else []
+    sentences = [v.binomials[row % len(v.binomials)].format(*pair) for row, pair in enumerate(pairs)]
+    own = {
+        group: [Question(p, subject.kind, subject.name) for p in table.get(subject.name, ())]
+        for group, table in (("implicit", v.implicit), ("language", v.languages))
+    }
+    alike = v.look_alikes.get(subject.name, {}).items()
+    return {
+        "binomial": [Question(article(p), "object", other) for p, other in zip(sentences, kept, strict=False)],
+        **own,
+        "look_alike": [Question(p, "object", answer) for p, answer in alike if answer is None or answer in kept],
     }
 
 

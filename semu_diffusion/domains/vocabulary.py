@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from semu_diffusion.files import read_json, write_text
 __all__ = ["Subject", "Vocabulary", "read_vocabulary"]
 
 FILE = "vocabulary.json"
+OPTIONAL = ("binomials", "implicit", "languages", "look_alikes")
 Table = Mapping[str, tuple[str, ...]]
 
 
@@ -38,6 +39,10 @@ class Vocabulary:
 
     ``prompts``: the plain sentence of each style, with ``{}`` for an object's word. ``templates`` and
     ``held_out_templates``: other sentences, trained on and not. ``judges``: of objects and of styles, if any.
+
+    What else a model can be asked: ``binomials``, sentences with ``{}`` for two objects; by object or style ``implicit``
+    descriptions without its name and sentences in other ``languages``; by object those for its ``look_alikes``, with the object
+    that a judge must see then (None: they are only compared).
     """
 
     objects: Table
@@ -47,6 +52,10 @@ class Vocabulary:
     held_out_templates: Table
     guidance_scale: float
     judges: Mapping[str, str]
+    binomials: tuple[str, ...] = ()
+    implicit: Table = field(default_factory=dict)
+    languages: Table = field(default_factory=dict)
+    look_alikes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def subject(self, words: str) -> Subject | None:
         """The object or style that the words name, None if they are of no list."""
@@ -106,8 +115,21 @@ class Vocabulary:
 
     def save(self, folder: Path) -> Path:
         path = folder / FILE
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+        content = {key: value for key, value in dataclasses.asdict(self).items() if value or key not in OPTIONAL}
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return path
+
+
+def _check_named(v: Vocabulary) -> None:
+    """ValueError or TypeError for questions of things that the vocabulary does not know, or that cannot be asked."""
+    for sentence in v.binomials:
+        if sentence.count("{}") != 2:
+            raise ValueError(f"the binomial {sentence!r} has not two places")
+    known = {*v.objects, *v.styles}
+    strange = {*v.implicit, *v.languages, *v.look_alikes} - known
+    strange |= {answer for each in v.look_alikes.values() for answer in each.values() if answer not in (None, *v.objects)}
+    if strange:
+        raise ValueError(f"questions of {min(strange)!r}, which is neither an object nor a style")
 
 
 def read_vocabulary(source: str | Path) -> Vocabulary | None:
@@ -117,11 +139,13 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
         return None
     try:
         content: dict[str, Any] = read_json(path)
-        for name in ("objects", "styles", "templates", "held_out_templates"):
+        tables = ("objects", "styles", "templates", "held_out_templates", "implicit", "languages")
+        for name in (table for table in tables if table in content or table not in OPTIONAL):
             if not all(isinstance(words, list) for words in content[name].values()):
                 raise TypeError(f"{name} are lists of words")
             content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}
-        found = Vocabulary(**content)
+        found = Vocabulary(**{**content, "binomials": tuple(map(str, content.get("binomials", ())))})
+        _check_named(found)
         tables_of_styles = (found.prompts, found.templates, found.held_out_templates)
         complete = found.styles and all(style in table for style in found.styles for table in tables_of_styles)
         if not complete or not found.objects or not all(found.objects.values()):

@@ -27,7 +27,7 @@ from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.weight_files import load_network, names_of
 
-__all__ = ["FILES", "adapt_pipeline", "hub_revision", "load_class_conditional", "load_text_pipeline"]
+__all__ = ["FILES", "adapt_pipeline", "hub_revision", "is_text_model", "load_class_conditional", "load_text_pipeline"]
 
 PLACES = ("", *(f"{part}/" for part in ("unet", "transformer", "vae", "scheduler")))
 # nothing that carries code; the card says under which license
@@ -95,6 +95,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object")
     return content
+
+
+def is_text_model(source: str) -> bool:
+    """Whether a folder, Hub id or single file is a model of words; InputError for what is none of the three."""
+    if Path(source).expanduser().is_file():
+        return True
+    folder, _ = folder_or_snapshot(source, "", ["model_index.json"])
+    index = _read_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    return any(part.startswith("text_encoder") for part in index)
 
 
 def load_text_pipeline(

@@ -104,6 +104,10 @@ class TextConditional(LatentModel):
         more = encode_prompts(type(self), self.pipeline, missing)
         return self.with_rows(more.prompts[:-1], more.apply(lambda one: one[:-1]))
 
+    def encoded_again(self) -> TextConditional:
+        """The model with its prompts as the text encoders tell them now, after an edit."""
+        return dataclasses.replace(self, table=encode_prompts(type(self), self.pipeline, self.table.prompts))
+
     def with_rows(self, names: Sequence[str], text: Text) -> TextConditional:
         """The model with more rows after the named prompts, of a ``text`` that need be of no prompt."""
         return dataclasses.replace(self, table=self.table.joined(names, text))

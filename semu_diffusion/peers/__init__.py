@@ -1,1 +1,1 @@
-"""What users compare with: other ways to take a class out, each one short file, each ending in a `WeightEdit`."""
+"""What users compare with: other ways to take a class out, each one short file, each ending in an `Edit`."""

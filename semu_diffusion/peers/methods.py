@@ -21,6 +21,7 @@ from semu_diffusion.files import read_json
 from semu_diffusion.peers.embedding_copy import copy_embedding
 from semu_diffusion.peers.fine_tuning import fine_tuned
 from semu_diffusion.peers.token_remap import remapped
+from semu_diffusion.plugins import Registry
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
 
@@ -29,7 +30,11 @@ Run = Callable[[Task[Any], ErasureConfig, Progress | None], EditResult]
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the comparison: its name and title, how it runs, the settings that differ, the domains that it serves."""
+    """A row of the comparison: its name and title, how it runs, the settings that differ, the domains that it serves.
+
+    ``knob``: its main setting, and the factors on its own value of it that ``semu benchmark --tune`` tries, as many for every
+    method; None where nothing is trained.
+    """
 
     name: str
     title: str
@@ -37,6 +42,7 @@ class Method:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     domains: tuple[str, ...] = ("class", "concept")
     expected: Mapping[str, float] = field(default_factory=dict)
+    knob: tuple[str, tuple[float, ...]] | None = ("lr", (0.3, 1.0, 3.0))
 
 
 def semu(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
@@ -51,13 +57,13 @@ def semu(task: Task[Any], config: ErasureConfig, progress: Progress | None = Non
 
 UNPROTECTED = {"protect": "none", "retain": "none"}
 ESD = {"target": "unconditional", "retain": "none", "unlabelled": 0.0, "adversarial": 0.0, "lr": 1e-4}
-METHODS: dict[str, Method] = {
+OWN = {
     method.name: method
     for method in (
         Method("default", "SEMU, the default", semu, expected={"unlearning_accuracy": 0.9}),
         Method(
             "closed-form", "the name alone, in closed form (UCE)", semu, {"method": "closed-form"},
-            expected={"unlearning_accuracy": 0.85},
+            expected={"unlearning_accuracy": 0.85}, knob=None,
         ),
         Method("deep", "SEMU, the deep preset", semu, DEEP),
         Method("trained", "SEMU, R alone", semu, {"method": "trained"}),
@@ -67,13 +73,14 @@ METHODS: dict[str, Method] = {
         Method("retain", "SEMU, retain term only", semu, {"protect": "none"}),
         Method("unprotected", "SEMU, nothing protected", semu, UNPROTECTED),
         Method("official", "SEMU, the reference code's choices", semu, PRESETS["official"], ("class",)),
-        Method("copy", "class-embedding copy (trivial)", copy_embedding, {}, ("class",), {"unlearning_accuracy": 0.85}),
-        Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}),
+        Method("copy", "class-embedding copy (trivial)", copy_embedding, {}, ("class",), {"unlearning_accuracy": 0.85}, None),
+        Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}, None),
         Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
         Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
         Method("esd", "ESD-u, all weights", fine_tuned, ESD),
     )
 }  # fmt: skip
+METHODS = Registry("semu_diffusion.methods", OWN, lambda name, found: isinstance(found, Method) and found.name == name)
 
 
 def read_methods(path: str | Path) -> dict[str, Method]:
@@ -89,7 +96,9 @@ def read_methods(path: str | Path) -> dict[str, Method]:
             base = METHODS[settings.pop("base", "default")]
             title, expected = str(settings.pop("title", name)), dict(settings.pop("expected", {}))
             overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-            found[name] = replace(base, name=name, title=title, overrides={**base.overrides, **overrides}, expected=expected)
+            knob = None if base.knob is not None and base.knob[0] in overrides else base.knob  # it has been decided on
+            settings = {**base.overrides, **overrides}
+            found[name] = replace(base, name=name, title=title, overrides=settings, expected=expected, knob=knob)
         if not found:
             raise ValueError("it names none")
         return found

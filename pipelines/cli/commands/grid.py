@@ -6,14 +6,15 @@ from dataclasses import dataclass, fields
 
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.patches.patch_settings import PatchFile
+from semu_diffusion.pipelines.cli.commands.erase_concept import read
+from semu_diffusion.pipelines.patches.patch_settings import PublishedEdit
 from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig, PatchedModelConfig
 
 __all__ = ["COMMAND", "GridConfig"]
 
 
 @dataclass(frozen=True)
-class GridConfig(PatchedModelConfig, PatchFile):
+class GridConfig(PatchedModelConfig, PublishedEdit):
     output: str = option("before_after.png", "picture to write", metavar="FILE")
     images: int | None = option(None, "images of each class or prompt, left and right (default: as many as fit)", metavar="N")
     sampling_steps: int | None = option(None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N")
@@ -42,5 +43,10 @@ COMMAND = Command(
     "Draw classes or prompts before and after the patch, from the same seeds.",
     GridConfig,
     run,
-    examples=("semu grid runs/cat --output grid.png", "semu grid runs/cat --images 16 --seed 7 --strength 0.5"),
+    examples=(
+        "semu grid runs/cat --output grid.png",
+        "semu grid runs/cat --images 16 --seed 7 --strength 0.5",
+        "semu grid --lora leco.safetensors --model my-stable-diffusion/ --forget cat",
+    ),
+    read=read,
 )

@@ -33,8 +33,12 @@ TITLES = {
     "unprompted": "without a prompt",
     "unconditional": "without a prompt",
     "kept_held_out": "what was kept, in other words or sentences",
+    "binomial": "what was kept, asked for beside it",
+    "implicit": "described without its name",
+    "language": "asked for in other languages",
+    "look_alike": "what was kept and only looks or sounds like it",
 }
-OF_KEPT = ("domain", "kept", "retain")  # in the name of a group that asks for what was kept
+OF_KEPT = ("domain", "kept", "retain", "binomial", "look_alike")  # in the name of a group that asks for what was kept
 EFFECTS = ("side_effects", "forget_effect", "unprompted_effect")  # those that need no word of their own
 LEFT_OUT = ("unlearning", "retain", "revival")  # 1 - forget, a mean of the others, and what the probes say one by one
 

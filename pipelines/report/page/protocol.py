@@ -71,8 +71,8 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
 
 
 def replay(run: Run) -> str | None:
-    """The command that makes the run again; None for a patch that was only scored here."""
-    if run.made is not run.record or "patch" in run.record:
+    """The command that makes the run again; None for an edit that was only scored here."""
+    if run.made is not run.record or {"patch", "lora", "edited"} & run.record.keys():
         return None
     program = "erase-class" if run.evaluation.kind == "class" else "erase-concept"
     return shlex.join([program, "--config", "run.json", "--output", f"../{run.folder.name}-again"])

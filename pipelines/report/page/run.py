@@ -11,6 +11,7 @@ from typing import Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.pictures import Pictures
 from semu_diffusion.eval.results import Evaluation
+from semu_diffusion.files import read_json
 from semu_diffusion.models.hub import is_hub_id
 from semu_diffusion.patch import ErasurePatch
 
@@ -94,10 +95,7 @@ def read_run(folder: Path, record: Mapping[str, Any] | None = None) -> Run:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.parent} holds no evaluated run ({path.name} cannot be read)") from error
+    content = read_json(path, f"{path.parent} holds no evaluated run: {path.name}", None)
     if not isinstance(content, dict):
         raise InputError(f"{path} is not what a run writes")
     return content

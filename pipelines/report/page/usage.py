@@ -33,7 +33,9 @@ class Usage:
 
 
 def usages(run: Run) -> list[Usage]:
-    """For every tool that can load what this run wrote; paths are relative to the run folder."""
+    """For every tool that can load what this run wrote; paths are relative to the run folder. None of another's edit."""
+    if {"lora", "edited"} & run.record.keys():
+        return []
     own = Usage(
         "semu-diffusion",
         "The exact patch; it refuses a model it was not made for. patch.scale(0.5) is half as strong.",

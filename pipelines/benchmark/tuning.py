@@ -1,0 +1,118 @@
+"""Equal tuning effort: each method's main setting, searched over as many values, on things and a seed that are not reported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from semu_diffusion.erasure import Diverged
+from semu_diffusion.errors import InputError
+from semu_diffusion.peers.methods import METHODS, Method
+from semu_diffusion.pipelines.benchmark.rows import Row, Rows
+from semu_diffusion.pipelines.benchmark.subjects import Subjects
+
+__all__ = ["CRITERION", "FILE", "Tuning", "tuning_of"]
+
+FILE = "tuning.jsonl"
+SEED = 10_000  # of the validation
+VALIDATED_ON = 2  # things, if nobody names them
+CRITERION = "mean of unlearning accuracy and of the accuracies on what is kept, of its own kind and of the other"
+GROUPS = ("in_domain_accuracy", "cross_domain_accuracy")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search: what every candidate erases (``names``, not reported), and from which ``seed``."""
+
+    names: tuple[str, ...]
+    seed: int
+    subjects: Subjects
+
+    def protocol(self) -> dict[str, Any]:
+        """The whole search space, for the page and for run after run: all of the domain's methods, asked for or not."""
+        domain = self.subjects.domain
+        knobs = {name: method.knob for name, method in METHODS.items() if domain in method.domains and method.knob is not None}
+        return {"knobs": knobs, "erased": self.names, "seed": self.seed, "criterion": CRITERION}
+
+    def candidates(self, method: Method) -> dict[str, Method]:
+        """The method with each value of its knob, by what is said of it; {} of one that has none.
+
+        A variant that sets the knob itself has been decided on, and is not searched.
+        """
+        if method.knob is None:
+            return {}
+        setting, factors = method.knob
+        own = getattr(self.subjects.settings(self.subjects.names[0], method), setting)
+        values = [type(own)(float(f"{factor * own:.3g}")) if factor != 1 else own for factor in factors]
+        return {
+            f"{setting} {value:g}": dataclasses.replace(method, overrides={**method.overrides, setting: value})
+            for value in values
+        }
+
+    def tuned(
+        self, methods: Sequence[Method], work: Path, protocol: Mapping[str, Any],
+        measure: Callable[[Method, str, int], Row], note: Callable[[str], None],
+    ) -> list[Method]:  # fmt: skip
+        """Each method with the value that validates best; every candidate is a row of ``work``'s tuning file, measured once.
+
+        ``measure`` gives the row of a method, a thing and a seed; a candidate that diverges is the worst.
+        """
+        rows = Rows(work / FILE, {**protocol, "tuning": self.protocol()})
+        return [self._best(method, rows, measure, note) for method in methods]
+
+    def _best(
+        self, method: Method, rows: Rows, measure: Callable[[Method, str, int], Row], note: Callable[[str], None]
+    ) -> Method:
+        candidates = self.candidates(method)
+        for said, candidate in candidates.items():
+            key = f"{method.name}: {said}"
+            for name in self.names:
+                if rows.has(key, name, self.seed):
+                    continue
+                note(f"tuning {key}, {name}")
+                try:
+                    row = measure(candidate, name, self.seed)
+                except (Diverged, FloatingPointError) as error:
+                    row = {"diverged": str(error)}
+                rows.add({**row, "method": key, "erased": name, "seed": self.seed, "score": score(row)})
+        if not candidates:
+            return method
+        found = {(row["method"], row["erased"]): row["score"] for row in rows.found[1:]}
+        scores = {said: fmean(found[f"{method.name}: {said}", name] for name in self.names) for said in candidates}
+        best = max(scores, key=lambda said: scores[said])  # the first of equal ones
+        note(f"{method.name}: {best} ({', '.join(f'{said} {value:.3f}' for said, value in scores.items())})")
+        return dataclasses.replace(candidates[best], title=f"{method.title}, tuned: {best}")
+
+
+def score(row: Row) -> float:
+    """The criterion, in [0, 1]; 0 for a candidate that diverged or destroyed the model."""
+    evaluation = row.get("evaluation")
+    if evaluation is None or evaluation.get("collapsed"):
+        return 0.0
+    found = [evaluation["after"]["unlearning_accuracy"], *(evaluation["after"].get(group) for group in GROUPS)]
+    return fmean(value for value in found if value is not None)
+
+
+def tuning_of(subjects: Subjects, reported: Sequence[str]) -> Tuning | None:
+    """The tuning that the config asks for, None if it asks for none.
+
+    Raises InputError if nothing is left to validate on, or what is named is reported.
+    """
+    config = subjects.config
+    if not config.tune:
+        return None
+    taken = {name for one in reported for name in one.split("+")}
+    left = [name for name in subjects.names if name not in taken]
+    names = tuple(subjects.checked(name) for name in config.tune_on) or tuple(left[:VALIDATED_ON])
+    twice = [name for name in names if taken & set(name.split("+"))]
+    if twice:
+        raise InputError(f"--tune-on {twice[0]}: is reported, and what is reported is not tuned on")
+    if not names:
+        raise InputError("--tune: everything that the model names is reported: erase some, and the others are tuned on")
+    if str(SEED) in config.seeds:
+        raise InputError(f"--tune: the seed {SEED} is that of the validation, so it is not reported")
+    return Tuning(names, SEED, subjects)
