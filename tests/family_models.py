@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from chat_models import tiny_z_image
 from text_models import WORDS, tiny_pipeline
 from tiny_models import tiny_model
 
@@ -187,6 +188,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "pixart": tiny_pixart,
     "sana": tiny_sana,
     "auraflow": tiny_auraflow,
+    "z-image": tiny_z_image,
 }
 
 

@@ -55,12 +55,14 @@ def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -
     options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if hasattr(pipeline, "encode_prompt") and not hasattr(pipeline, "unet"):
         options["max_sequence_length"] = 256 if getattr(pipeline, "text_encoder_3", pipeline) is None else TOKENS
-    if kind in ("FluxPipeline", "SanaPipeline", "AuraFlowPipeline"):  # whose defaults are those of the full size
+    if kind in ("FluxPipeline", "SanaPipeline", "AuraFlowPipeline", "ZImagePipeline"):  # whose defaults are those of the full size
         _, options["height"], options["width"] = adapted(pipeline).image_shape
     if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
         options["use_resolution_binning"] = False
-    if kind == "SanaPipeline":
+    if kind in ("SanaPipeline", "ZImagePipeline"):
         options["max_sequence_length"] = 2 * TOKENS
+    if kind == "ZImagePipeline":
+        options["guidance_scale"] -= 1
     if hasattr(pipeline, "unet") or kind == "PixArtSigmaPipeline":  # we sample these by DDIM at trailing timesteps
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     if hasattr(pipeline, "encode_prompt"):

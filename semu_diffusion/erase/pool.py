@@ -141,7 +141,9 @@ def paths(
                     ((first + i, number), one) for i, (number, one) in enumerate(zip(numbers, prediction, strict=True))
                 )
             found.append((x, t, labels))
-            guided = _guided(predictions, model.null, guidance_scale).float()
+            guided = predictions[None].float()
+            if len(predictions) > 1:
+                guided = model.guide(guided, predictions[model.null].float(), guidance_scale)
             x = model.process.step(x, t, times[step + 1] if step + 1 < steps else None, guided, pixels)
         ends.append(x)
         progress(start + len(own), len(rows))
@@ -159,11 +161,6 @@ def _guidance(
     null = torch.full_like(labels, model.null)
     own, without = model.predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null])).chunk(2)
     return {None: own, model.null: without}
-
-
-def _guided(predictions: dict[int | None, torch.Tensor], null: int | None, w: float) -> torch.Tensor:
-    own = predictions[None].float()
-    return own if len(predictions) == 1 else predictions[null].float() * (1 - w) + w * own
 
 
 def pooled(source: Noised, count: int, generator: torch.Generator) -> Pool:

@@ -19,6 +19,7 @@ from semu_diffusion.models.adapters.pixart import PixArt
 from semu_diffusion.models.adapters.sana import Sana
 from semu_diffusion.models.adapters.sd3 import StableDiffusion3
 from semu_diffusion.models.adapters.stable_diffusion import StableDiffusion
+from semu_diffusion.models.adapters.z_image import ZImage
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.guards import check_network
 from semu_diffusion.models.prompt_table import ENCODERS, PromptTable
@@ -88,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         Family("pixart", "PixArt-Σ", ("PixArtSigmaPipeline",), PixArt, "peft"),
         Family("sana", "Sana", ("SanaPipeline",), Sana, "diffusers"),
         Family("auraflow", "AuraFlow", ("AuraFlowPipeline",), AuraFlow, "diffusers"),
+        Family("z-image", "Z-Image", ("ZImagePipeline",), ZImage, "diffusers"),
     )
 }
 

@@ -104,6 +104,11 @@ class TextFamily(Protocol):
         ...
 
     @classmethod
+    def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:
+        """The texts that the tokenizers get: the prompts, or these within what the pipeline says around them."""
+        ...
+
+    @classmethod
     def time_ids(cls, pipeline: Any) -> torch.Tensor | None:
         """SDXL's sizes, None for others."""
         ...
@@ -137,7 +142,7 @@ def encode_texts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str]
     """
     limits = token_limits(family, pipeline)
     for tokenizer, most in limits:
-        _check_lengths(pipeline, tokenizer, most, prompts)
+        _check_lengths(family, pipeline, tokenizer, most, prompts)
     texts: list[Text] = []
     device = getattr(pipeline, family.part).device
     with ExitStack() as stack:
@@ -215,10 +220,12 @@ def _padded_to(tokenizer: Any, length: int) -> Iterator[None]:
         tokenizer.model_max_length = own
 
 
-def _check_lengths(pipeline: Any, tokenizer: Any, most: int, prompts: Sequence[str]) -> None:
+def _check_lengths(
+    family: type[TextFamily], pipeline: Any, tokenizer: Any, most: int, prompts: Sequence[str]
+) -> None:
     """InputError for a prompt of more than ``most`` tokens; a learned word of several vectors counts as so many."""
     convert = getattr(pipeline, "maybe_convert_prompt", None)
-    spoken = list(prompts) if convert is None else convert(list(prompts), tokenizer)
+    spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))
     for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False).input_ids, strict=True):
         if len(ids) > most:
             raise InputError(f"the prompt {prompt[:60]!r} has {len(ids)} tokens, the text encoder takes {most}: shorten it")

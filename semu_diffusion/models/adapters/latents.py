@@ -19,6 +19,7 @@ from semu_diffusion.models.sampling import ddim, in_pieces, set_steps
 __all__ = ["SAMPLER", "LatentModel", "check_components"]
 
 SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}  # how DDIM is to differ from the model's own scheduler
+COLOURS = 3  # of images whose autoencoder does not say it
 
 
 class LatentModel(DiffusionModel):
@@ -47,27 +48,33 @@ class LatentModel(DiffusionModel):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         _, height, width = self.latent_shape
-        config = self.pipeline.vae.config
-        factor = getattr(self.pipeline, "vae_scale_factor", None) or 2 ** (len(config.block_out_channels) - 1)
-        return int(config.in_channels), height * factor, width * factor
+        channels = int(self.pipeline.vae.config.get("in_channels", COLOURS))
+        return channels, height * self.scale_factor, width * self.scale_factor
 
     @property
-    def _scale(self) -> tuple[float, float]:
-        """(shift, factor) that bring the autoencoder's latents to variance about 1."""
+    def scale_factor(self) -> int:
+        """Pixels of an image for one of its latent, each way."""
+        factor = getattr(self.pipeline, "vae_scale_factor", None)
+        return int(factor or 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+
+    def scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's latents as the network knows them, of variance about 1."""
         config = self.pipeline.vae.config
-        return float(getattr(config, "shift_factor", None) or 0.0), float(config.scaling_factor)
+        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+    def unscaled(self, clean: torch.Tensor) -> torch.Tensor:
+        """The inverse of `scaled`."""
+        config = self.pipeline.vae.config
+        return clean / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
-        shift, factor = self._scale
-        means = self._by_autoencoder(images, lambda vae, part: _mean(vae.encode(part)))
-        return ((means - shift) * factor).to(self.device)
+        """Latents (N, C, h, w): the mean of the posterior, `scaled`."""
+        return self.scaled(self._by_autoencoder(images, lambda vae, part: _mean(vae.encode(part)))).to(self.device)
 
     @torch.no_grad()
     def decode(self, clean: torch.Tensor) -> torch.Tensor:
-        shift, factor = self._scale
-        images = self._by_autoencoder(clean / factor + shift, lambda vae, part: vae.decode(part).sample)
+        images = self._by_autoencoder(self.unscaled(clean), lambda vae, part: vae.decode(part).sample)
         if torch.isfinite(clean).all() and not torch.isfinite(images).all():
             raise FloatingPointError("the autoencoder's pictures are not finite numbers: load it in float32 or bfloat16")
         return (images / 2 + 0.5).clamp(0, 1)

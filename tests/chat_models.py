@@ -1,0 +1,63 @@
+"""Tiny random pipelines of the families that are told by a language model in a chat, of the real classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from text_models import WORDS
+
+TOKENS = 64  # of a prompt and the chat around it
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def tiny_chat_tokenizer(texts: Sequence[str] = ()) -> Any:
+    """A Qwen2Tokenizer that has learned to say ``texts`` in few tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = letters
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=letters.alphabet(), special_tokens=SPECIAL, show_progress=False
+    )
+    said = [*texts, "user\n", "assistant\n", *(f"a photo of a {word}" for word in WORDS)]
+    learner.train_from_iterator(said * 3, trainer)
+    model = json.loads(learner.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], model_max_length=TOKENS,
+        additional_special_tokens=SPECIAL[1:],
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def tiny_qwen3(tokenizer: Any, layers: int, whole: bool = False) -> Any:
+    """A Qwen3 of so many layers, with its language head if ``whole``."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer) + 5, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    return (Qwen3ForCausalLM if whole else Qwen3Model)(config)
+
+
+def tiny_z_image(shift: float = 6.0) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from family_models import tiny_vae
+
+    tokenizer = tiny_chat_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16, axes_dims=[4, 6, 6],
+        axes_lens=[128, 16, 16],
+    )  # fmt: skip
+    vae = tiny_vae(shift_factor=0.1, scaling_factor=1.5)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    return ZImagePipeline(scheduler, vae, tiny_qwen3(tokenizer, 2), tokenizer, transformer)
