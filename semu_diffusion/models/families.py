@@ -16,6 +16,7 @@ from semu_diffusion.models.adapters.ddpm import PixelDdpm
 from semu_diffusion.models.adapters.dit import DiT
 from semu_diffusion.models.adapters.flux import Flux
 from semu_diffusion.models.adapters.pixart import PixArt
+from semu_diffusion.models.adapters.qwen_image import QwenImage
 from semu_diffusion.models.adapters.sana import Sana
 from semu_diffusion.models.adapters.sd3 import StableDiffusion3
 from semu_diffusion.models.adapters.stable_diffusion import StableDiffusion
@@ -90,6 +91,7 @@ FAMILIES: dict[str, Family] = {
         Family("sana", "Sana", ("SanaPipeline",), Sana, "diffusers"),
         Family("auraflow", "AuraFlow", ("AuraFlowPipeline",), AuraFlow, "diffusers"),
         Family("z-image", "Z-Image", ("ZImagePipeline",), ZImage, "diffusers"),
+        Family("qwen-image", "Qwen-Image", ("QwenImagePipeline",), QwenImage, "diffusers"),
     )
 }
 

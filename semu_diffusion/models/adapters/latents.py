@@ -67,14 +67,25 @@ class LatentModel(DiffusionModel):
         config = self.pipeline.vae.config
         return clean / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
 
+    def encoded(self, vae: Any, images: torch.Tensor) -> torch.Tensor:
+        """The mean of the autoencoder's posterior; AutoencoderTiny and AutoencoderDC have the latents alone."""
+        found = vae.encode(images)
+        if hasattr(found, "latent_dist"):
+            return found.latent_dist.mean
+        return found.latents if hasattr(found, "latents") else found.latent
+
+    def decoded(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's images in [-1, 1]."""
+        return vae.decode(latents).sample
+
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents (N, C, h, w): the mean of the posterior, `scaled`."""
-        return self.scaled(self._by_autoencoder(images, lambda vae, part: _mean(vae.encode(part)))).to(self.device)
+        return self.scaled(self._by_autoencoder(images, self.encoded)).to(self.device)
 
     @torch.no_grad()
     def decode(self, clean: torch.Tensor) -> torch.Tensor:
-        images = self._by_autoencoder(self.unscaled(clean), lambda vae, part: vae.decode(part).sample)
+        images = self._by_autoencoder(self.unscaled(clean), self.decoded)
         if torch.isfinite(clean).all() and not torch.isfinite(images).all():
             raise FloatingPointError("the autoencoder's pictures are not finite numbers: load it in float32 or bfloat16")
         return (images / 2 + 0.5).clamp(0, 1)
@@ -124,13 +135,6 @@ class LatentModel(DiffusionModel):
             return x
 
         yield from in_pieces(self.denoiser, self.latent_shape, labels, seeds, batch_size, make)
-
-
-def _mean(encoded: Any) -> torch.Tensor:
-    """The mean of an autoencoder's posterior; AutoencoderTiny and AutoencoderDC have the latents alone."""
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mean
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
 def check_components(pipeline: Any, source: str, *parts: str) -> None:
