@@ -92,3 +92,53 @@ def tiny_qwen_image() -> Any:
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
     return QwenImagePipeline(scheduler, vae, encoder, tokenizer, transformer)
+
+
+def tiny_flux2_parts(width: int, guidance_embeds: bool) -> dict[str, Any]:
+    """Everything but the text encoder, of ``width`` for each of three layers, and its tokenizer."""
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8),
+        norm_num_groups=4, latent_channels=4, sample_size=16, layers_per_block=1,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=3 * width, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return {"vae": vae, "transformer": transformer, "scheduler": scheduler}
+
+
+def tiny_flux2() -> Any:
+    """The pipeline takes the text from three of a Mistral's layers, the thirtieth among them."""
+    from diffusers import Flux2Pipeline
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PixtralImageProcessor, PixtralProcessor
+
+    tokenizer = tiny_chat_tokenizer(["system\n", SYSTEM_MESSAGE])
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    chat = CHAT.replace("message['content']", "message['content'][0]['text']")
+    processor = PixtralProcessor(PixtralImageProcessor(), tokenizer, patch_size=2, chat_template=chat)
+    text = {
+        "vocab_size": len(tokenizer) + 5, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 30, "head_dim": 4,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "mistral", "pad_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 2,
+        "image_size": 4, "model_type": "pixtral",
+    }  # fmt: skip
+    encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+    return Flux2Pipeline(text_encoder=encoder, tokenizer=processor, **tiny_flux2_parts(8, True))
+
+
+def tiny_flux2_klein(distilled: bool = False) -> Any:
+    from diffusers import Flux2KleinPipeline
+
+    tokenizer = tiny_chat_tokenizer()
+    encoder = tiny_qwen3(tokenizer, 27, whole=True)
+    return Flux2KleinPipeline(
+        text_encoder=encoder, tokenizer=tokenizer, is_distilled=distilled, **tiny_flux2_parts(16, False)
+    )

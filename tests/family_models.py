@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from chat_models import tiny_qwen_image, tiny_z_image
+from chat_models import tiny_flux2, tiny_qwen_image, tiny_z_image
 from text_models import WORDS, tiny_pipeline
 from tiny_models import tiny_model
 
@@ -190,6 +190,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "auraflow": tiny_auraflow,
     "z-image": tiny_z_image,
     "qwen-image": tiny_qwen_image,
+    "flux2": tiny_flux2,
 }
 
 

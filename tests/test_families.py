@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_models import tiny_flux2_klein
 from family_models import BUILDERS, TOKENS, built, tiny_dit, tiny_flux, tiny_sd3
 from family_table import families_table
 from patches import weight_bytes
@@ -33,6 +34,8 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "dit of one embedder": lambda: tiny_dit(alike=True),
     "sd3 without T5": lambda: tiny_sd3(t5=False),
     "flux schnell": lambda: tiny_flux(schnell=True),
+    "flux2 klein": tiny_flux2_klein,
+    "flux2 klein distilled": lambda: tiny_flux2_klein(distilled=True),
 }
 PROMPTS = ("a photo of a cat", "a photo of a dog")
 GUIDANCE = 3.0
@@ -55,11 +58,11 @@ def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -
     options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if hasattr(pipeline, "encode_prompt") and not hasattr(pipeline, "unet"):
         options["max_sequence_length"] = 256 if getattr(pipeline, "text_encoder_3", pipeline) is None else TOKENS
-    if kind in ("FluxPipeline", "SanaPipeline", "AuraFlowPipeline", "ZImagePipeline", "QwenImagePipeline"):  # whose defaults are those of the full size
+    if hasattr(pipeline, "transformer") and kind not in ("DiTPipeline", "StableDiffusion3Pipeline"):  # whose defaults are those of the full size
         _, options["height"], options["width"] = adapted(pipeline).image_shape
     if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
         options["use_resolution_binning"] = False
-    if kind in ("SanaPipeline", "ZImagePipeline"):
+    if kind in ("SanaPipeline", "ZImagePipeline", "Flux2Pipeline", "Flux2KleinPipeline"):
         options["max_sequence_length"] = 2 * TOKENS
     if kind == "ZImagePipeline":
         options["guidance_scale"] -= 1
@@ -68,7 +71,7 @@ def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -
     if hasattr(pipeline, "unet") or kind == "PixArtSigmaPipeline":  # we sample these by DDIM at trailing timesteps
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     if hasattr(pipeline, "encode_prompt"):
-        return pipeline([PROMPTS[row] for row in rows], **options).images
+        return pipeline(prompt=[PROMPTS[row] for row in rows], **options).images
     return pipeline(rows, **options).images
 
 

@@ -15,6 +15,7 @@ from semu_diffusion.models.adapters.auraflow import AuraFlow
 from semu_diffusion.models.adapters.ddpm import PixelDdpm
 from semu_diffusion.models.adapters.dit import DiT
 from semu_diffusion.models.adapters.flux import Flux
+from semu_diffusion.models.adapters.flux2 import Flux2
 from semu_diffusion.models.adapters.pixart import PixArt
 from semu_diffusion.models.adapters.qwen_image import QwenImage
 from semu_diffusion.models.adapters.sana import Sana
@@ -91,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         Family("sana", "Sana", ("SanaPipeline",), Sana, "diffusers"),
         Family("auraflow", "AuraFlow", ("AuraFlowPipeline",), AuraFlow, "diffusers"),
         Family("z-image", "Z-Image", ("ZImagePipeline",), ZImage, "diffusers"),
+        Family("flux2", "FLUX.2", ("Flux2Pipeline", "Flux2KleinPipeline"), Flux2, "diffusers"),
         Family("qwen-image", "Qwen-Image", ("QwenImagePipeline",), QwenImage, "diffusers"),
     )
 }

@@ -20,9 +20,11 @@ __all__ = [
     "TextFamily",
     "encode_prompts",
     "encode_texts",
+    "in_chat",
     "on_device",
     "text_encoders",
     "token_limits",
+    "tokenizer_of",
 ]
 
 ENCODERS = ("", "_2", "_3")  # endings of text_encoder and tokenizer in a pipeline
@@ -162,6 +164,18 @@ def encode_texts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str]
     return Text(joined("embeddings"), joined("pooled"), joined("mask"))
 
 
+def tokenizer_of(pipeline: Any, ending: str = "") -> Any:
+    """The pipeline's tokenizer of this ending, also one inside a processor that takes pictures, too; None without one."""
+    found = getattr(pipeline, f"tokenizer{ending}", None)
+    return getattr(found, "tokenizer", found)
+
+
+def in_chat(tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[str]:
+    """Each prompt as what a user says to a language model that is about to answer."""
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options) for chat in chats]
+
+
 def text_encoders(pipeline: Any) -> dict[str, Any]:
     """The pipeline's text encoders by the endings of their names."""
     found = {ending: getattr(pipeline, f"text_encoder{ending}", None) for ending in ENCODERS}
@@ -173,8 +187,8 @@ def text_encoders(pipeline: Any) -> dict[str, Any]:
 def encode_prompts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
     """The table of the prompts, in order and once each, and the empty prompt as its last row; as `encode_texts`."""
     for ending, encoder in text_encoders(pipeline).items():
-        if getattr(pipeline, f"tokenizer{ending}", None) is not None:
-            check_tokenizer(getattr(pipeline, f"tokenizer{ending}"), encoder)
+        if (tokenizer := tokenizer_of(pipeline, ending)) is not None:
+            check_tokenizer(tokenizer, encoder)
     wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
     text = encode_texts(family, pipeline, wanted, batch_size)
     require_finite(text.vectors())
@@ -185,7 +199,7 @@ def token_limits(family: type[TextFamily], pipeline: Any) -> list[tuple[Any, int
     """Each tokenizer, and how many tokens its encoder takes: a copied folder may not say it, the encoder's positions do."""
     found = []
     for ending, encoder in text_encoders(pipeline).items():
-        tokenizer = getattr(pipeline, f"tokenizer{ending}", None)
+        tokenizer = tokenizer_of(pipeline, ending)
         if tokenizer is not None:
             positions = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
             given = family.max_tokens(pipeline, ending)

@@ -17,7 +17,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
 from semu_diffusion.models.adapters.latents import check_components
 from semu_diffusion.models.guards import check_network, sides
-from semu_diffusion.models.prompt_table import Text
+from semu_diffusion.models.prompt_table import Text, in_chat
 from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["ZImage"]
@@ -50,13 +50,11 @@ class ZImage(AnySizeFlow):
 
     @classmethod
     def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
-        return [pipeline.tokenizer.apply_chat_template(chat, **options) for chat in chats]
+        return in_chat(pipeline.tokenizer, prompts, enable_thinking=True)
 
     @classmethod
     def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
-        most = int(min(TOKENS, pipeline.tokenizer.model_max_length))
+        most = cls.max_tokens(pipeline, "") or TOKENS
         given, _ = pipeline.encode_prompt(
             list(prompts),  # it writes into the list
             device=pipeline.transformer.device,
