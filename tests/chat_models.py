@@ -139,6 +139,4 @@ def tiny_flux2_klein(distilled: bool = False) -> Any:
 
     tokenizer = tiny_chat_tokenizer()
     encoder = tiny_qwen3(tokenizer, 27, whole=True)
-    return Flux2KleinPipeline(
-        text_encoder=encoder, tokenizer=tokenizer, is_distilled=distilled, **tiny_flux2_parts(16, False)
-    )
+    return Flux2KleinPipeline(text_encoder=encoder, tokenizer=tokenizer, is_distilled=distilled, **tiny_flux2_parts(16, False))

@@ -66,13 +66,13 @@ def tiny_t5(width: int = 32) -> tuple[Any, Any]:
     return T5EncoderModel(config), tokenizer
 
 
-def tiny_dit(alike: bool = False) -> Any:
-    """With an embedder of its own in every block or, as published, copies of one."""
+def tiny_dit(alike: bool = False, variance: bool = True) -> Any:
+    """With an embedder of its own in every block or, as published, copies of one; with channels of the variance or without."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=4, patch_size=2,
-        num_embeds_ada_norm=1000,
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8 if variance else 4, num_layers=2,
+        sample_size=4, patch_size=2, num_embeds_ada_norm=1000,
     )  # fmt: skip
     first, *others = (block.norm1.emb for block in transformer.transformer_blocks)
     for other in others if alike else ():

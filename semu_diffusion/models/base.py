@@ -98,6 +98,11 @@ class DiffusionModel(ABC):
         return Ddpm(self.scheduler)
 
     @property
+    def sampler_name(self) -> str:
+        """What samples are made by, as a protocol says it."""
+        return "DDIM"
+
+    @property
     def guided_by_null(self) -> bool:
         """Whether guidance is a second prediction, of the null row; else the network has no guidance, or is told of it."""
         return self.conditional and self.null is not None

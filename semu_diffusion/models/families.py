@@ -44,21 +44,25 @@ __all__ = [
 ]
 
 
+TWINS = {"comfyui": "diffusers, and for ComfyUI", "kohya": "diffusers, and for ComfyUI and A1111"}
+
+
 @dataclass(frozen=True)
 class Family:
     """``pipelines``: diffusers' classes of it. ``adapter``: what makes a `DiffusionModel` of one in memory. ``lora``: how a
-    patch of it is exported, as a PEFT folder, as diffusers' LoRA file, or that with its twin in kohya's names."""
+    patch of it is exported, as a PEFT folder, as diffusers' LoRA file, or that with its twin in kohya's names, for ComfyUI
+    alone or for all that know these."""
 
     name: str
     title: str
     pipelines: tuple[str, ...]
     adapter: type[Any]
-    lora: Literal["peft", "diffusers", "kohya"]
+    lora: Literal["peft", "diffusers", "comfyui", "kohya"]
 
     @property
     def clients(self) -> str:
         """Who loads the LoRA, in words."""
-        return {"peft": "PEFT", "diffusers": "diffusers", "kohya": "diffusers, and for ComfyUI and A1111"}[self.lora]
+        return {"peft": "PEFT", "diffusers": "diffusers", **TWINS}[self.lora]
 
     def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
         """Write a patch of this family in the form that a loader of LoRA takes."""
@@ -86,8 +90,8 @@ FAMILIES: dict[str, Family] = {
         Family("sd1", "Stable Diffusion 1", TEXT, StableDiffusion, "kohya"),
         Family("sd2", "Stable Diffusion 2", TEXT, StableDiffusion, "kohya"),
         Family("sdxl", "Stable Diffusion XL", XL, StableDiffusion, "kohya"),
-        Family("sd3", "Stable Diffusion 3", ("StableDiffusion3Pipeline",), StableDiffusion3, "diffusers"),
-        Family("flux", "Flux.1", ("FluxPipeline",), Flux, "diffusers"),
+        Family("sd3", "Stable Diffusion 3", ("StableDiffusion3Pipeline",), StableDiffusion3, "comfyui"),
+        Family("flux", "Flux.1", ("FluxPipeline",), Flux, "comfyui"),
         Family("pixart", "PixArt-Σ", ("PixArtSigmaPipeline",), PixArt, "peft"),
         Family("sana", "Sana", ("SanaPipeline",), Sana, "diffusers"),
         Family("auraflow", "AuraFlow", ("AuraFlowPipeline",), AuraFlow, "diffusers"),

@@ -234,9 +234,7 @@ def _padded_to(tokenizer: Any, length: int) -> Iterator[None]:
         tokenizer.model_max_length = own
 
 
-def _check_lengths(
-    family: type[TextFamily], pipeline: Any, tokenizer: Any, most: int, prompts: Sequence[str]
-) -> None:
+def _check_lengths(family: type[TextFamily], pipeline: Any, tokenizer: Any, most: int, prompts: Sequence[str]) -> None:
     """InputError for a prompt of more than ``most`` tokens; a learned word of several vectors counts as so many."""
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))

@@ -19,6 +19,11 @@ from semu_diffusion.models.sampling import ddim, in_pieces, set_steps
 __all__ = ["SAMPLER", "LatentModel", "check_components"]
 
 SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}  # how DDIM is to differ from the model's own scheduler
+SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "DPMSolverMultistepScheduler": "DPM-Solver++",
+}
 COLOURS = 3  # of images whose autoencoder does not say it
 
 
@@ -39,6 +44,11 @@ class LatentModel(DiffusionModel):
     def sampler(self, steps: int) -> Any:
         """A diffusers scheduler with its ``steps`` timesteps set, whose ``step`` draws no random numbers."""
         return set_steps(ddim(self.schedule.config, **SAMPLER), steps, self.device)
+
+    @property
+    def sampler_name(self) -> str:
+        name = type(self.sampler(1)).__name__
+        return SAMPLERS.get(name, name.removesuffix("Scheduler"))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

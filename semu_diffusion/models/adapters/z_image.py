@@ -42,7 +42,9 @@ class ZImage(AnySizeFlow):
         check_flow(pipeline, source)
         sides(pipeline.vae.config.sample_size, source)
         if pipeline.transformer.config.siglip_feat_dim is not None:
-            raise InputError(f"{source} is a Z-Image for editing, which also looks at pictures; erase-concept takes Z-Image itself")
+            raise InputError(
+                f"{source} is a Z-Image for editing, which also looks at pictures; erase-concept takes Z-Image itself"
+            )
 
     @classmethod
     def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
