@@ -89,8 +89,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
 
 
 def _by_original_name(factors: Mapping[str, Factors], family: str, layers_per_block: int) -> dict[str, Factors]:
-    """The factors by the names of other tools. Of layers that are parts of one there, ``down`` are one below the other, and each
-    ``up`` is a block of a matrix that is zero elsewhere: the rank of the whole is the sum of theirs."""
+    """The factors by the names of other tools. Of layers that are parts of one there, ``down`` are one below the other, and
+    each ``up`` is a block of a matrix that is zero elsewhere: the rank of the whole is the sum of theirs."""
     if family == "sdxl":
         return {original_unet_name(name, layers_per_block): pair for name, pair in factors.items()}
     if family not in ("sd3", "flux"):

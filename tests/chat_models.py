@@ -106,7 +106,8 @@ def tiny_flux2_parts(width: int, guidance_embeds: bool) -> dict[str, Any]:
     vae.bn.running_var.uniform_(0.5, 2)
     transformer = Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=3 * width, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds,
+        joint_attention_dim=3 * width, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return {"vae": vae, "transformer": transformer, "scheduler": scheduler}

@@ -74,13 +74,13 @@ def _adapters(network: nn.Module) -> str | None:
     if any(type(module).__module__.startswith("peft.") for module in network.modules()):
         names = ", ".join(getattr(network, "peft_config", None) or {}) or "unnamed"
         return (
-            f"the {_called(network)} has adapters (LoRA: {names}), and would be edited under their names: pipe.unload_lora_weights() first "
-            "(after pipe.fuse_lora(), if the erasure shall see them)"
+            f"the {_called(network)} has adapters (LoRA: {names}), and would be edited under their names: "
+            "pipe.unload_lora_weights() first (after pipe.fuse_lora(), if the erasure shall see them)"
         )
     processors = getattr(network, "attn_processors", {})
     images = getattr(getattr(network, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj"
     if images or any("IPAdapter" in type(one).__name__ for one in processors.values()):
-        return "the UNet has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
+        return f"the {_called(network)} has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
     if any(getattr(module, "fused_projections", False) for module in network.modules()):
         return "the attention's projections are fused: pipe.unfuse_qkv_projections() first"
     return None
@@ -118,7 +118,8 @@ def _weights(network: nn.Module) -> str | None:
         if parameter.is_inference():
             return "the weights were made in torch.inference_mode, so that no gradient can be taken: load them outside of it"
     if len(dtypes) > 1:
-        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as pipe.{_called(network).lower()}.to(torch.float32)"
+        how = f"pipe.{_called(network).lower()}.to(torch.float32)"
+        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as {how}"
     places = sorted({str(parameter.device) for parameter in parameters.values()})
     if len(places) > 1:
         return f"the weights are on several devices ({', '.join(places)}): put the {_called(network)} on one"

@@ -1,7 +1,7 @@
 """Qwen-Image: a rectified flow on 2x2 packed latents of a video autoencoder, told by a Qwen2.5-VL in a chat.
 
-The guided prediction keeps, token by token, the length of the conditional one. The empty prompt is a space, as in its pipeline's
-examples.
+The guided prediction keeps, token by token, the length of the conditional one. The empty prompt is a space, as in the examples
+of its pipeline.
 """
 
 from __future__ import annotations

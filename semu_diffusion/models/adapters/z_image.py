@@ -1,7 +1,7 @@
 """Z-Image: a flow by a transformer in which image and text tokens are one sequence, told by a Qwen3 in a chat.
 
-Guidance w is here what it is everywhere in this package, 1 without any; its pipeline's own ``guidance_scale`` is w - 1. Turbo is
-distilled for few steps and for w = 1. It is known by the shift of its schedule, 3, where that of the base model is 6.
+Guidance w is here what it is everywhere in this package, 1 without any; its pipeline's own ``guidance_scale`` is w - 1. Turbo,
+distilled for few steps and w = 1, is known by the shift of its schedule, 3, where that of the base model is greater.
 """
 
 from __future__ import annotations

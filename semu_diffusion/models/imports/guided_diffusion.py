@@ -2,8 +2,8 @@
 
 Every layer has its like there: residual blocks scale and shift by the time, also those that go down or up a resolution, and
 attention has heads of 64 channels. Query, key and value are one layer, in the order of the published code: all queries first
-(64 pixels), or head by head (256). Of the six channels that come out the first three are the noise; the learned variance is left
-out. They were trained without a null class, so there is nothing to guide against.
+(64 pixels), or head by head (256). Of the six channels that come out the first three are the noise; the learned variance is
+left out. They were trained without a null class, so there is nothing to guide against.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def imported(state: State, size: int | None = None) -> Imported:
     kind = next((one for one in PUBLISHED if _is_of(state, one)), None)
     if kind is None:
         raise InputError(
-            "the checkpoint is no class-conditional model of guided-diffusion at 64 or 256 pixels, and others are not imported (that of "
-            "128 has four heads at every width, which a UNet2DModel has not)"
+            "the checkpoint is no class-conditional model of guided-diffusion at 64 or 256 pixels, and others are not imported "
+            "(that of 128 has four heads at every width, which a UNet2DModel has not)"
         )
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule=kind.schedule, clip_sample=True)
     return Imported(unet_of(state, kind, size), scheduler, None)
