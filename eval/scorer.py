@@ -198,7 +198,7 @@ class Scorer:
         s = self.sampling
         return Protocol(
             seed=s.seed,
-            sampler=sampler_name(s.precision, model.device),
+            sampler=sampler_name(model, s.precision),
             steps=s.steps,
             guidance_scale=s.guidance_scale if model.null is not None else 1.0,
             images_per_condition=s.images,

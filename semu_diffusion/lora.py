@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,24 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import save_tensors, write_text
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.patches.transformer_names import original_place
 
 __all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_peft_folder"]
 
 DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for in a folder
 KOHYA_LORA = "comfyui_a1111_lora.safetensors"  # says who takes it: they load next to nothing of the other, without a word
-FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 sorts LoRA files
+FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 and Forge sort LoRA files
     "sd1": {"ss_base_model_version": "sd_v1"},
     "sd2": {"ss_base_model_version": "sd_v2", "ss_v2": "True"},
     "sdxl": {"ss_base_model_version": "sdxl_base_v1-0"},
+    "sd3": {"ss_base_model_version": "sd3"},
+    "flux": {"ss_base_model_version": "flux1"},
 }
+UNETS = ("sd1", "sd2", "sdxl")
+Factors = tuple[torch.Tensor, torch.Tensor]  # up and down
 
 
-def lora_factors(layer: LayerPatch, strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def lora_factors(layer: LayerPatch, strength: float = 1.0) -> Factors:
     """``up`` (m, r) and ``down`` (r, n), float32, with up @ down = strength * U R V^T; r is the update's numerical rank.
 
     Raises InputError for a per-channel convolution, whose update is no LoRA of its rank.
@@ -52,38 +58,59 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
 
     ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
     header (without it diffusers before 0.40 takes the first layer's alpha for all).
-    ``comfyui_a1111_lora.safetensors``: for ComfyUI, A1111, Forge and sd-scripts (UNets only), with alpha 1 everywhere and
-    ``up`` times the rank, since diffusers reads a per-layer alpha of this format wrongly on attention layers. Of SDXL it has
-    the original UNet's names, by which sd-scripts and A1111 know it, of SD 1 and 2 diffusers' names.
+    ``comfyui_a1111_lora.safetensors``: for ComfyUI, A1111, Forge and sd-scripts (of the families in `FAMILIES`), with alpha 1
+    everywhere and ``up`` times the rank, since diffusers reads a per-layer alpha of this format wrongly on attention layers. Of
+    SDXL, SD3 and Flux.1 it has the original network's names, by which these tools know it, of SD 1 and 2 diffusers' names.
 
     ``family`` (default: the patch's own, else sd1) says whether the network is the pipeline's ``unet`` or its ``transformer``,
     and is written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions.
     """
     family = family or str(patch.metadata.get("family", "sd1"))
-    prefix = "unet" if family in FAMILIES else "transformer"
+    prefix = "unet" if family in UNETS else "transformer"
+    factors = {name: _shaped_factors(layer, patch.strength) for name, layer in patch.layers.items()}
     diffusers: dict[str, torch.Tensor] = {}
-    kohya: dict[str, torch.Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, layer in patch.layers.items():
-        up, down = _shaped_factors(layer, patch.strength)
-        rank = len(down)
+    for name, (up, down) in factors.items():
         diffusers[f"{prefix}.{name}.lora_A.weight"], diffusers[f"{prefix}.{name}.lora_B.weight"] = down, up
-        spoken = original_unet_name(name, int(patch.metadata.get("layers_per_block", 2))) if family == "sdxl" else name
-        key = f"lora_unet_{spoken.replace('.', '_')}"
-        kohya |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * rank, f"{key}.alpha": torch.tensor(1.0)}
-        ranks[f"^{re.escape(name)}"] = rank
+    ranks = {f"^{re.escape(name)}": len(down) for name, (_, down) in factors.items()}
     about = json.dumps({"semu_patch": dict(patch.metadata), "strength": patch.strength})
     config = {"r": 1, "lora_alpha": 1, "rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": sorted(patch.layers)}
     adapter = json.dumps({f"{prefix}.{key}": value for key, value in config.items()})
     header = {"format": "pt", "lora_adapter_metadata": adapter, "semu": about}
     folder = Path(folder)
     save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
-    if prefix == "unet":
-        save_tensors(kohya, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
+    if family in FAMILIES:
+        twin: dict[str, torch.Tensor] = {}
+        for name, (up, down) in _by_original_name(factors, family, int(patch.metadata.get("layers_per_block", 2))).items():
+            key = f"lora_unet_{name.replace('.', '_')}"
+            twin[f"{key}.lora_down.weight"], twin[f"{key}.lora_up.weight"] = down, up * len(down)
+            twin[f"{key}.alpha"] = torch.tensor(1.0)
+        save_tensors(twin, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
     return folder
 
 
-def _shaped_factors(layer: LayerPatch, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_original_name(factors: Mapping[str, Factors], family: str, layers_per_block: int) -> dict[str, Factors]:
+    """The factors by the names of other tools. Of layers that are parts of one there, ``down`` are one below the other, and
+    each ``up`` is a block of a matrix that is zero elsewhere: the rank of the whole is the sum of theirs."""
+    if family == "sdxl":
+        return {original_unet_name(name, layers_per_block): pair for name, pair in factors.items()}
+    if family not in ("sd3", "flux"):
+        return dict(factors)
+    found: dict[str, Factors] = {}
+    for name, (up, down) in factors.items():
+        place = original_place(name, family, (len(up), down[0].numel()))
+        unit = len(up) // place.sizes[place.index]
+        start = unit * sum(place.sizes[: place.index])
+        rows = torch.cat(up.chunk(2)[::-1]) if place.swapped else up
+        block = up.new_zeros(unit * sum(place.sizes), *up.shape[1:])
+        block[start : start + len(up)] = rows
+        if place.name in found:
+            more, other = found[place.name]
+            block, down = torch.cat([more, block], dim=1), torch.cat([other, down])
+        found[place.name] = block, down
+    return found
+
+
+def _shaped_factors(layer: LayerPatch, strength: float) -> Factors:
     """``up`` and ``down`` in the shapes of the layers they are the weights of: 1 x 1 and k x k for a convolution."""
     up, down = lora_factors(layer, strength)
     if len(layer.shape) == 4:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from chat_models import tiny_flux2, tiny_qwen_image, tiny_z_image
 from text_models import WORDS, tiny_pipeline
 from tiny_models import tiny_model
 
@@ -65,13 +66,13 @@ def tiny_t5(width: int = 32) -> tuple[Any, Any]:
     return T5EncoderModel(config), tokenizer
 
 
-def tiny_dit(alike: bool = False) -> Any:
-    """With an embedder of its own in every block or, as published, copies of one."""
+def tiny_dit(alike: bool = False, variance: bool = True) -> Any:
+    """With an embedder of its own in every block or, as published, copies of one; with channels of the variance or without."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=4, patch_size=2,
-        num_embeds_ada_norm=1000,
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8 if variance else 4, num_layers=2,
+        sample_size=4, patch_size=2, num_embeds_ada_norm=1000,
     )  # fmt: skip
     first, *others = (block.norm1.emb for block in transformer.transformer_blocks)
     for other in others if alike else ():
@@ -187,6 +188,9 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "pixart": tiny_pixart,
     "sana": tiny_sana,
     "auraflow": tiny_auraflow,
+    "z-image": tiny_z_image,
+    "qwen-image": tiny_qwen_image,
+    "flux2": tiny_flux2,
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from chat_models import tiny_flux2_klein
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from family_models import BUILDERS, TOKENS, built, tiny_dit, tiny_flux, tiny_sd3
 from family_table import families_table
 from patches import weight_bytes
@@ -22,6 +24,7 @@ from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.families import FAMILIES, adapt_pipeline, adapt_text_pipeline, network_of
+from semu_diffusion.models.precision import sampler_name
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
@@ -29,10 +32,13 @@ from semu_diffusion.pipelines.cli.main import main as semu
 
 LATENT = [name for name in BUILDERS if name != "ddpm"]  # its own pipeline is ours, and has tests of its own
 CONCEPTS = [name for name in BUILDERS if FAMILIES[name].kind == "concept"]
+JOINT = ("sd3", "flux", "auraflow", "flux2", "qwen-image")  # whose text tokens are layers' inputs beside the image's
 VARIANTS: dict[str, Callable[[], Any]] = {
     "dit of one embedder": lambda: tiny_dit(alike=True),
     "sd3 without T5": lambda: tiny_sd3(t5=False),
     "flux schnell": lambda: tiny_flux(schnell=True),
+    "flux2 klein": tiny_flux2_klein,
+    "flux2 klein distilled": lambda: tiny_flux2_klein(distilled=True),
 }
 PROMPTS = ("a photo of a cat", "a photo of a dog")
 GUIDANCE = 3.0
@@ -48,23 +54,28 @@ def adapted(pipeline: Any) -> DiffusionModel:
 
 def by_diffusers(pipeline: Any, rows: list[int], seeds: list[int], steps: int) -> torch.Tensor:
     """Images in [0, 1] as the pipeline itself samples them."""
-    from diffusers import DDIMScheduler
-
     kind = type(pipeline).__name__
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "pt"}
     options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if hasattr(pipeline, "encode_prompt") and not hasattr(pipeline, "unet"):
         options["max_sequence_length"] = 256 if getattr(pipeline, "text_encoder_3", pipeline) is None else TOKENS
-    if kind in ("FluxPipeline", "SanaPipeline", "AuraFlowPipeline"):  # whose defaults are those of the full size
+    if hasattr(pipeline, "transformer") and kind not in (
+        "DiTPipeline",
+        "StableDiffusion3Pipeline",
+    ):  # whose defaults are those of the full size
         _, options["height"], options["width"] = adapted(pipeline).image_shape
     if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
         options["use_resolution_binning"] = False
-    if kind == "SanaPipeline":
+    if kind in ("SanaPipeline", "ZImagePipeline", "Flux2Pipeline", "Flux2KleinPipeline"):
         options["max_sequence_length"] = 2 * TOKENS
+    if kind == "ZImagePipeline":
+        options["guidance_scale"] -= 1
+    if kind == "QwenImagePipeline":
+        options |= {"true_cfg_scale": options.pop("guidance_scale"), "negative_prompt": [" "] * len(rows)}
     if hasattr(pipeline, "unet") or kind == "PixArtSigmaPipeline":  # we sample these by DDIM at trailing timesteps
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     if hasattr(pipeline, "encode_prompt"):
-        return pipeline([PROMPTS[row] for row in rows], **options).images
+        return pipeline(prompt=[PROMPTS[row] for row in rows], **options).images
     return pipeline(rows, **options).images
 
 
@@ -84,6 +95,28 @@ def test_samples_are_those_of_diffusers_own_pipeline(family: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     (alone,) = model.sample([1], [5], steps=3, guidance_scale=GUIDANCE)
     assert torch.equal(alone[0], ours[2])  # of its seed and condition alone
+
+
+SAMPLERS = {
+    "DDIM": DDIMScheduler,
+    "Euler": FlowMatchEulerDiscreteScheduler,
+    "DPM-Solver++": DPMSolverMultistepScheduler,
+}
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_sampler_is_called_what_it_is(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = adapted(built(family)), []
+    for name, kind in SAMPLERS.items():
+
+        def step(self: Any, *given: Any, name: str = name, own: Any = kind.step, **options: Any) -> Any:
+            seen.append(name)
+            return own(self, *given, **options)
+
+        monkeypatch.setattr(kind, "step", step)
+    list(model.sample([0], [1], steps=1))
+    assert seen == [model.sampler_name]
+    assert sampler_name(model, "bf16") == f"{model.sampler_name} in bfloat16"
 
 
 @pytest.mark.parametrize("family", [*BUILDERS, *VARIANTS])
@@ -154,10 +187,10 @@ def test_images_go_through_the_autoencoder_and_back_in_its_own_scale(family: str
     images = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = model.encode(images)
     assert latents.shape[1:] == model.latent_shape
-    shift, factor = getattr(pipeline.vae.config, "shift_factor", None) or 0.0, pipeline.vae.config.scaling_factor
     with torch.no_grad():
-        decoded = pipeline.vae.decode(latents / factor + shift).sample
-    torch.testing.assert_close(model.decode(latents), (decoded / 2 + 0.5).clamp(0, 1))
+        means = model.encoded(pipeline.vae, images)
+    assert means.shape != latents.shape or not torch.allclose(means, latents, rtol=1e-2)
+    torch.testing.assert_close(model.unscaled(latents), means)  # as samples are before diffusers' own decode them, above
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +224,13 @@ def test_the_whole_way_of_every_family(
     for probe in (ClassVectorProbe, PseudoWordProbe):
         monkeypatch.setattr(probe, "default", dataclasses.replace(probe.default, steps=2, screened=2))
     run = erased(family, tmp_path, judge)
-    assert "unloading restores every weight" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "unloading restores every weight" in said.out
     metrics = json.loads((run / "metrics.json").read_text())
+    layers = json.loads((run / "run.json").read_text())["layers"]
+    assert f"layers edited: {layers}\n" in said.err
+    assert metrics["protocol"]["sampler"].startswith(adapted(built(family)).sampler_name)
+    assert {part.rsplit(" ", 1)[0] for part in layers.split(", ")} >= {"attn.to_q", "attn.add_q_proj"} or family not in JOINT
     assert metrics["lora"]["same"]
     assert metrics["lora"]["share_of_effect"] == pytest.approx(1, abs=1e-2)
     probes = metrics["after"]["probes"]

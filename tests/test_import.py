@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from semu_diffusion.models.adapters.ddpm_import import read_checkpoint, unet_of
 from semu_diffusion.models.checkpoints import load_class_conditional
+from semu_diffusion.models.imports.checkpoint import read_checkpoint
+from semu_diffusion.models.imports.selective_amnesia import unet_of
 from semu_diffusion.pipelines.cli.main import main as semu
 
 WIDTH, MULTIPLES, CLASSES, BLOCKS, ATTENDS = 32, (1, 2), 3, 1, 1  # attention at level 1 alone

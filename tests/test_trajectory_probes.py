@@ -27,9 +27,10 @@ from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.completion import begun
 from semu_diffusion.eval.probes.probe import Kept, Sampled, Shown
 from semu_diffusion.eval.probes.quantised import fp8, int8, rounded
-from semu_diffusion.eval.probes.trajectory import CLEAN, levels, travel
+from semu_diffusion.eval.probes.trajectory import levels, travel
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.process import CLEAN
 from semu_diffusion.models.sampling import start_noise
 
 HOW = Sampled(samples=6, sampling_steps=8)
@@ -65,6 +66,7 @@ def test_without_a_condition_nothing_is_recovered_by_a_model_that_paints_grey_th
     assert (unasked.share, unasked.control) == (0, 0)
     assert asked.image_passes == (6 + 4) * 4 * 2  # half the steps, guided; the kept pictures too
     assert unasked.image_passes == (6 + 4) * 4
+    assert (asked.guidance_scale, unasked.guidance_scale) == (HOW.guidance_scale, 1.0)  # as sampled, so recorded
 
 
 def test_inversion_brings_back_what_is_on_the_models_path_and_counts_kept_pictures_apart() -> None:

@@ -16,7 +16,7 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.probes.probe import Shown, frozen
 from semu_diffusion.eval.probes.revival import Attached, Learning, RevivalProbe, WithVectors
-from semu_diffusion.models.prompt_table import Text, encode_texts, on_device, text_encoders
+from semu_diffusion.models.prompt_table import Text, encode_texts, on_device, text_encoders, tokenizer_of
 from semu_diffusion.models.text_conditional import TextConditional
 
 __all__ = ["PseudoWordProbe"]
@@ -90,11 +90,11 @@ def _injected_words(model: TextConditional, vectors: torch.Tensor) -> Iterator[C
     try:
         start = 0
         for ending, embedding in embeddings.items():
-            tokenizer = copy.deepcopy(getattr(pipeline, f"tokenizer{ending}"))
+            setattr(pipeline, f"tokenizer{ending}", copy.deepcopy(getattr(pipeline, f"tokenizer{ending}")))
+            tokenizer = tokenizer_of(pipeline, ending)
             first = max(tokenizer.get_vocab().values()) + 1
             tokenizer.add_tokens(words)
             assert tokenizer.convert_tokens_to_ids(words) == list(range(first, first + len(words)))
-            setattr(pipeline, f"tokenizer{ending}", tokenizer)
             part = slice(start, start := start + embedding.weight.shape[1])
             unit = _size(embedding.weight.detach())
             encoders[ending].set_input_embeddings(WithVectors(embedding, vectors, first, part, unit).eval())

@@ -1,9 +1,4 @@
-r"""The probes that learn nothing: they only enter or leave the sampler's path at another place.
-
-All follow DDIM (Song et al. 2021, eq. 12) from a timestep t to another s, downward to denoise or upward to invert,
-
-    x_s = sqrt(abar_s) x_0(x_t) + sqrt(1 - abar_s - sigma^2) eps(x_t) + scale sigma z,   abar of a clean sample is 1.
-"""
+"""The probes that learn nothing: they only enter or leave the sampler's path, which is `Ddpm.step`'s, at another place."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -22,13 +17,11 @@ from semu_diffusion.models.precision import autocast
 from semu_diffusion.models.process import Ddpm
 from semu_diffusion.models.sampling import piece_size
 
-__all__ = ["CLEAN", "TrajectoryProbe", "levels", "travel"]
-
-CLEAN = -1  # the timestep of a sample without noise
+__all__ = ["TrajectoryProbe", "levels", "travel"]
 
 
 def levels(model: DiffusionModel, steps: int) -> list[int]:
-    """The timesteps of a sampler of ``steps`` steps, noise first, a clean sample last: steps + 1 numbers."""
+    """The timesteps of a sampler of ``steps`` steps, noise first, -1 (a clean sample) last: steps + 1 numbers."""
     return [round(model.num_timesteps * (steps - step) / steps) - 1 for step in range(steps + 1)]
 
 
@@ -55,7 +48,8 @@ def travel(
             drawn = None if noise is None else noise[:, part].to(model.device)
             now = x[part].float().to(model.device)
             for index, (t, s) in enumerate(itertools.pairwise(path)):
-                now = _step(model, now, labels, t, s, guidance_scale, None if drawn is None else scale * drawn[index])
+                fresh = None if drawn is None else scale * drawn[index]
+                now = _step(model, now, labels, t, s, guidance_scale, fresh)
             done.append(now.cpu())
     return torch.cat(done)
 
@@ -63,24 +57,10 @@ def travel(
 def _step(
     model: DiffusionModel, x: torch.Tensor, labels: torch.Tensor | None, t: int, s: int, w: float, noise: torch.Tensor | None
 ) -> torch.Tensor:
-    scheduler: Any = model.scheduler
-    now, then = (1.0 if one == CLEAN else float(scheduler.alphas_cumprod[one]) for one in (t, s))
-    times = torch.full((len(x),), max(t, 0), device=x.device)
-    predicted = model.predict_guided(x, times, labels, w).float()
-    kind = scheduler.config.prediction_type
-    if kind == "v_prediction":
-        clean, eps = now**0.5 * x - (1 - now) ** 0.5 * predicted, now**0.5 * predicted + (1 - now) ** 0.5 * x
-    elif kind == "sample":
-        clean = predicted
-        eps = torch.zeros_like(x) if now == 1 else (x - now**0.5 * clean) / (1 - now) ** 0.5
-    else:
-        clean, eps = (x - (1 - now) ** 0.5 * predicted) / now**0.5, predicted
-    if s < t and model.latent_shape == model.image_shape and scheduler.config.get("clip_sample", False):
-        clean = clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)  # of pixels
-    if noise is None or s == CLEAN:
-        return then**0.5 * clean + (1 - then) ** 0.5 * eps
-    variance = (1 - then) / (1 - now) * (1 - now / then)
-    return then**0.5 * clean + max(1 - then - variance, 0.0) ** 0.5 * eps + variance**0.5 * noise
+    process = cast(Ddpm, model.process)
+    now, then = (torch.full((len(x),), one, device=x.device) for one in (t, s))
+    predicted = model.predict_guided(x, now.clamp(min=0), labels, w).float()
+    return process.step(x, now, then, predicted, model.latent_shape == model.image_shape, noise)
 
 
 @dataclass(frozen=True)

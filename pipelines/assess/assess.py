@@ -63,7 +63,7 @@ def _assessed(config: AssessConfig, folder: RunFolder) -> dict[str, Any]:
             model, groups, config.samples_per_class, config.sampling_steps, config.guidance_scale or 1.0,
             config.sampling_precision, config.seed, progress,
         )  # fmt: skip
-        metrics: dict[str, Any] = {"protocol": _protocol(config, judges, model.device), "model": _size(model)}
+        metrics: dict[str, Any] = {"protocol": _protocol(config, judges, model), "model": _size(model)}
         metrics["samples_per_second"] = sum(map(len, samples.values())) / (time.perf_counter() - start)
         metrics |= {kind: _shares(kind, judge, samples) for kind, judge in judges.items()}
         if train is not None and test is not None and extractor is not None:
@@ -71,7 +71,7 @@ def _assessed(config: AssessConfig, folder: RunFolder) -> dict[str, Any]:
             metrics["fid"] = fid(objects, test, extractor)
             metrics["nearest"] = copies(objects, train, test, judges["object"], folder, progress)
         rows = {group.name: samples[group][:GRID_IMAGES] for group in groups}
-        caption = f"{config.model} · DDIM {config.sampling_steps} steps · w = {config.guidance_scale:g}"
+        caption = f"{config.model} · {model.sampler_name} {config.sampling_steps} steps · w = {config.guidance_scale:g}"
         save_png(contact_sheet(rows, caption), folder / "samples.png")
         write_json(folder / "metrics.json", metrics)
         record["status"] = "complete"
@@ -107,11 +107,11 @@ def _shares(kind: str, judge: Judge, samples: dict[Group, torch.Tensor]) -> dict
     return {"mean": sum(each.values()) / len(each), "worst": each[worst], "worst_name": worst, "each": each}
 
 
-def _protocol(config: AssessConfig, judges: dict[str, Judge], device: torch.device) -> dict[str, Any]:
+def _protocol(config: AssessConfig, judges: dict[str, Judge], model: DiffusionModel) -> dict[str, Any]:
     return {
         "model": config.model,
         "samples_per_class": config.samples_per_class,
-        "sampler": sampler_name(config.sampling_precision, device),
+        "sampler": sampler_name(model, config.sampling_precision),
         "sampling_steps": config.sampling_steps,
         "guidance_scale": config.guidance_scale,
         "seed": config.seed,

@@ -19,7 +19,7 @@ __all__ = ["for_repository", "patch_card"]
 
 TEMPLATE = Path(__file__).with_name("patch_card.md")
 LOADING = Path(__file__).with_name("patch_loading.md")
-LOADERS = tuple(product(("kohya", "diffusers", "peft", "none"), ("unet", "transformer")))
+LOADERS = tuple(product(("kohya", "comfyui", "diffusers", "peft", "none"), ("unet", "transformer")))
 
 
 def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

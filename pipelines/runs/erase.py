@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from semu_diffusion import distributed
+from semu_diffusion.erase.closed_form import name_layers
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Task
@@ -18,10 +19,12 @@ from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.results import Cost, Evaluation, LoraCheck, PatchSize, Protection
 from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.files import write_json
+from semu_diffusion.layers import layer_words, select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.peers.published import PipelineEdit
 from semu_diffusion.pipelines.cli.progress import Progress
+from semu_diffusion.pipelines.data.findings import to_stderr
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
@@ -35,7 +38,7 @@ from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_by
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
-__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
+__all__ = ["edited_layers", "erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
 
 
 def erase_classes(config: EraseClassConfig) -> int:
@@ -59,16 +62,25 @@ def settings_of(config: Any) -> dict[str, Any]:
     return settings | {name: located(settings[name]) for name in READ if name in settings}
 
 
+def edited_layers(subject: Subject) -> Mapping[str, Any]:
+    """The layers that the settings choose, or those of the name for a closed form. Raises InputError if there are none."""
+    named = subject.config.method == "closed-form" and name_layers(subject.model)
+    return named or select_layers(subject.model.denoiser, subject.config.layers)
+
+
 def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
     quiet_libraries()
     subject = load(config)
     read = [*inputs_of(config), *subject.judges.values()]
+    layers = layer_words(edited_layers(subject))
     with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, Progress() as progress:
+        to_stderr(f"layers edited: {layers}")
         scorer, images = make_scorer(subject), subject.forget_images()
         task, preparing = metered_task(subject, progress.show, images)
         record = {
             "config": settings_of(subject.config),
             "base_model": dict(subject.base),
+            "layers": layers,
             **environment(subject.model.device, subject.config.precision, subject.config.sampling_precision),
         }
         try:

@@ -10,8 +10,8 @@ from semu_diffusion.options import option, require
 
 __all__ = ["CONCEPT_PRESETS", "DEEP", "PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
 
-# of cross-attention, and of the text tokens in joint attention
-KEYS_OF_TEXT = ("attn2.to_k", "attn2.to_v", "add_k_proj", "add_v_proj")
+# keys and values of cross-attention, of the text tokens in joint attention, and all of the blocks before it that see no image
+OF_TEXT = ("*.attn2.to_k", "*.attn2.to_v", "*.add_k_proj", "*.add_v_proj", "context_refiner.*")
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class ConceptErasureConfig(ErasureConfig):
         "self", "retain term: the model's own predictions on images it makes of the retain prompts, or none", group="erase"
     )
     layers: tuple[str, ...] = option(
-        ("attention", "conv", *(f"!*.{name}" for name in KEYS_OF_TEXT), "!*.conv_depth"),
-        "layers to edit: all, attention, cross-attention, conv, linear, globs; !x leaves x out (keys and values of text only "
-        "remap words, and a depthwise filter is no LoRA)",
+        ("attention", "conv", *(f"!{name}" for name in OF_TEXT), "!*.conv_depth"),
+        "layers to edit: all, attention, cross-attention, conv, linear, globs; !x leaves x out (what sees text alone only "
+        "remaps words, and a depthwise filter is no LoRA)",
         metavar="A,B,…", comma=True, group="subspace",
     )  # fmt: skip
     guidance_scale: float | None = option(  # type: ignore[assignment]

@@ -47,5 +47,5 @@ class Meter:
 
     def _count(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         made = output[0] if isinstance(output, tuple) else output.sample
-        each = 1 + BACKWARD if torch.is_grad_enabled() and made.requires_grad else 1
+        each = 1 + BACKWARD if torch.is_grad_enabled() and made[0].requires_grad else 1  # some give a list of images
         self.passes[self._phases[-1]] = self.passes.get(self._phases[-1], 0) + each * len(made)

@@ -151,7 +151,7 @@ def _walk(
             predictions = _predictions(model, x, t, labels, guidance_scale)
         found.append((x, t, labels, *predictions))
         own, *null = (prediction.float() for prediction in predictions)
-        guided = null[0] * (1 - guidance_scale) + guidance_scale * own if null else own
+        guided = model.guide(own, null[0], guidance_scale) if null else own
         x = model.process.step(x, t, times[step + 1] if step + 1 < steps else None, guided, pixels)
     x_t, t, shown, own, *null = map(torch.cat, zip(*found, strict=True))
     return x_t, t, shown, own, x, *null

@@ -98,6 +98,11 @@ class DiffusionModel(ABC):
         return Ddpm(self.scheduler)
 
     @property
+    def sampler_name(self) -> str:
+        """What samples are made by, as a protocol says it."""
+        return "DDIM"
+
+    @property
     def guided_by_null(self) -> bool:
         """Whether guidance is a second prediction, of the null row; else the network has no guidance, or is told of it."""
         return self.conditional and self.null is not None
@@ -120,17 +125,21 @@ class DiffusionModel(ABC):
         except ValueError as error:
             raise KeyError(condition) from error
 
+    def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+        """eps(x_t, null) + w (eps(x_t, c) - eps(x_t, null)) of the two predictions (Ho and Salimans 2022, eq. 6)."""
+        return unconditional + guidance_scale * (conditional - unconditional)
+
     def predict_guided(
         self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
-        """eps(x_t, null) + w (eps(x_t, c) - eps(x_t, null)); plain prediction for w = 1 or without a null row."""
+        """As `guide` of the predictions for the labels and the null row; plain prediction for w = 1 or without a null row."""
         if guidance_scale == 1.0 or not self.guided_by_null or labels is None:
             return self.predict(x_t, t, labels)
         assert self.null is not None
         null = torch.full((len(x_t),), self.null, device=x_t.device)
         both = torch.cat([labels, self.condition_vectors(null) if labels.is_floating_point() else null])
         conditional, unconditional = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return self.guide(conditional, unconditional, guidance_scale)
 
     @abstractmethod
     def sample_latents(

@@ -15,10 +15,13 @@ from semu_diffusion.models.adapters.auraflow import AuraFlow
 from semu_diffusion.models.adapters.ddpm import PixelDdpm
 from semu_diffusion.models.adapters.dit import DiT
 from semu_diffusion.models.adapters.flux import Flux
+from semu_diffusion.models.adapters.flux2 import Flux2
 from semu_diffusion.models.adapters.pixart import PixArt
+from semu_diffusion.models.adapters.qwen_image import QwenImage
 from semu_diffusion.models.adapters.sana import Sana
 from semu_diffusion.models.adapters.sd3 import StableDiffusion3
 from semu_diffusion.models.adapters.stable_diffusion import StableDiffusion
+from semu_diffusion.models.adapters.z_image import ZImage
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.guards import check_network
 from semu_diffusion.models.prompt_table import ENCODERS, PromptTable
@@ -41,21 +44,25 @@ __all__ = [
 ]
 
 
+TWINS = {"comfyui": "diffusers, and for ComfyUI", "kohya": "diffusers, and for ComfyUI and A1111"}
+
+
 @dataclass(frozen=True)
 class Family:
     """``pipelines``: diffusers' classes of it. ``adapter``: what makes a `DiffusionModel` of one in memory. ``lora``: how a
-    patch of it is exported, as a PEFT folder, as diffusers' LoRA file, or that with its twin in kohya's names."""
+    patch of it is exported, as a PEFT folder, as diffusers' LoRA file, or that with its twin in kohya's names, for ComfyUI
+    alone or for all that know these."""
 
     name: str
     title: str
     pipelines: tuple[str, ...]
     adapter: type[Any]
-    lora: Literal["peft", "diffusers", "kohya"]
+    lora: Literal["peft", "diffusers", "comfyui", "kohya"]
 
     @property
     def clients(self) -> str:
         """Who loads the LoRA, in words."""
-        return {"peft": "PEFT", "diffusers": "diffusers", "kohya": "diffusers, and for ComfyUI and A1111"}[self.lora]
+        return {"peft": "PEFT", "diffusers": "diffusers", **TWINS}[self.lora]
 
     def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
         """Write a patch of this family in the form that a loader of LoRA takes."""
@@ -83,11 +90,14 @@ FAMILIES: dict[str, Family] = {
         Family("sd1", "Stable Diffusion 1", TEXT, StableDiffusion, "kohya"),
         Family("sd2", "Stable Diffusion 2", TEXT, StableDiffusion, "kohya"),
         Family("sdxl", "Stable Diffusion XL", XL, StableDiffusion, "kohya"),
-        Family("sd3", "Stable Diffusion 3", ("StableDiffusion3Pipeline",), StableDiffusion3, "diffusers"),
-        Family("flux", "Flux.1", ("FluxPipeline",), Flux, "diffusers"),
+        Family("sd3", "Stable Diffusion 3", ("StableDiffusion3Pipeline",), StableDiffusion3, "comfyui"),
+        Family("flux", "Flux.1", ("FluxPipeline",), Flux, "comfyui"),
         Family("pixart", "PixArt-Σ", ("PixArtSigmaPipeline",), PixArt, "peft"),
         Family("sana", "Sana", ("SanaPipeline",), Sana, "diffusers"),
         Family("auraflow", "AuraFlow", ("AuraFlowPipeline",), AuraFlow, "diffusers"),
+        Family("z-image", "Z-Image", ("ZImagePipeline",), ZImage, "diffusers"),
+        Family("flux2", "FLUX.2", ("Flux2Pipeline", "Flux2KleinPipeline"), Flux2, "diffusers"),
+        Family("qwen-image", "Qwen-Image", ("QwenImagePipeline",), QwenImage, "diffusers"),
     )
 }
 

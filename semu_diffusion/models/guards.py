@@ -66,17 +66,21 @@ def check_network(network: nn.Module, source: str) -> None:
             raise InputError(f"{source}: {found}")
 
 
+def _called(network: nn.Module) -> str:
+    return NETWORKS["unet" if "UNet" in type(network).__name__ else "transformer"]
+
+
 def _adapters(network: nn.Module) -> str | None:
     if any(type(module).__module__.startswith("peft.") for module in network.modules()):
         names = ", ".join(getattr(network, "peft_config", None) or {}) or "unnamed"
         return (
-            f"the UNet has adapters (LoRA: {names}), and would be edited under their names: pipe.unload_lora_weights() first "
-            "(after pipe.fuse_lora(), if the erasure shall see them)"
+            f"the {_called(network)} has adapters (LoRA: {names}), and would be edited under their names: "
+            "pipe.unload_lora_weights() first (after pipe.fuse_lora(), if the erasure shall see them)"
         )
     processors = getattr(network, "attn_processors", {})
     images = getattr(getattr(network, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj"
     if images or any("IPAdapter" in type(one).__name__ for one in processors.values()):
-        return "the UNet has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
+        return f"the {_called(network)} has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
     if any(getattr(module, "fused_projections", False) for module in network.modules()):
         return "the attention's projections are fused: pipe.unfuse_qkv_projections() first"
     return None
@@ -85,17 +89,21 @@ def _adapters(network: nn.Module) -> str | None:
 def _hooks(network: nn.Module) -> str | None:
     if "_original_forward" in network.__dict__:
         return (
-            "accelerate computes the UNet in mixed precision, whatever --precision says: take "
-            "accelerator.unwrap_model(unet, keep_fp32_wrapper=False)"
+            f"accelerate computes the {_called(network)} in mixed precision, whatever --precision says: take "
+            f"accelerator.unwrap_model({_called(network).lower()}, keep_fp32_wrapper=False)"
         )
+    name = _called(network)
     for module in network.modules():
         if hasattr(module, "_hf_hook"):
-            return "the UNet is offloaded or spread over devices: call pipe.remove_all_hooks() and put pipe.unet on one device"
+            place = f"call pipe.remove_all_hooks() and put pipe.{name.lower()} on one device"
+            return f"the {name} is offloaded or spread over devices: {place}"
         registry = getattr(module, "_diffusers_hook", None)
         if registry is not None and registry.hooks:
-            return f"the UNet has diffusers hooks ({', '.join(registry.hooks)}), which change how it computes: load it without"
+            return (
+                f"the {name} has diffusers hooks ({', '.join(registry.hooks)}), which change how it computes: load it without"
+            )
         if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
-            return f"the UNet is a {type(module).__name__}, whose weights are spread over processes: gather them first"
+            return f"the {name} is a {type(module).__name__}, whose weights are spread over processes: gather them first"
     return None
 
 
@@ -110,10 +118,11 @@ def _weights(network: nn.Module) -> str | None:
         if parameter.is_inference():
             return "the weights were made in torch.inference_mode, so that no gradient can be taken: load them outside of it"
     if len(dtypes) > 1:
-        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as unet.to(torch.float32)"
+        how = f"pipe.{_called(network).lower()}.to(torch.float32)"
+        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as {how}"
     places = sorted({str(parameter.device) for parameter in parameters.values()})
     if len(places) > 1:
-        return f"the weights are on several devices ({', '.join(places)}): put the UNet on one"
+        return f"the weights are on several devices ({', '.join(places)}): put the {_called(network)} on one"
     with torch.no_grad():  # the sum is several times as fast, and is finite of almost all weights that are
         finite = {name: bool(value.sum().isfinite() or value.isfinite().all()) for name, value in parameters.items()}
     broken = next((name for name in finite if not finite[name]), None)

@@ -28,6 +28,7 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     return nullcontext
 
 
-def sampler_name(precision: str, device: torch.device) -> str:
-    """What a protocol says of the sampler: DDIM, and in which arithmetic ``precision`` is on this device."""
-    return "DDIM" if autocast(precision, device) is nullcontext else "DDIM in bfloat16"
+def sampler_name(model: Any, precision: str) -> str:
+    """What a protocol says of a model's sampler, and in which arithmetic ``precision`` is on its device."""
+    name = str(model.sampler_name)
+    return name if autocast(precision, model.device) is nullcontext else f"{name} in bfloat16"

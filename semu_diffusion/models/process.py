@@ -16,7 +16,9 @@ import torch
 
 from semu_diffusion.gradients import antithetic_timesteps
 
-__all__ = ["Ddpm", "Process", "RectifiedFlow"]
+__all__ = ["CLEAN", "Ddpm", "Process", "RectifiedFlow"]
+
+CLEAN = -1  # the timestep of a DDPM's sample without noise
 
 
 class Process(Protocol):
@@ -100,24 +102,42 @@ class Ddpm:
         return (self.num_timesteps - 1 - moved.long()).clamp(min=0)
 
     def step(
-        self, x_t: torch.Tensor, t: torch.Tensor, then: torch.Tensor | None, prediction: torch.Tensor, pixels: bool
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        then: torch.Tensor | None,
+        prediction: torch.Tensor,
+        pixels: bool,
+        fresh: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """DDIM with eta = 0 (Song et al. 2021, eq. 12); the clean sample is clipped where the model's own sampler does so."""
+        r"""DDIM (Song et al. 2021, eq. 12 and 16) from t to s = ``then``, down to denoise or up to invert; `CLEAN` has abar 1:
+
+            x_s = sqrt(abar_s) x_0(x_t) + sqrt(1 - abar_s - sigma^2) eps(x_t) + sigma z,
+
+        with sigma = 0, or by fresh noise z with the sigma of eta = 1. On the way down the clean sample is clipped where the
+        model's own sampler does so, and eps is that of the unclipped one, as diffusers has it.
+        """
         abar = self.scheduler.alphas_cumprod.to(x_t.device)
-        now = _per_sample(abar[t], x_t)
-        alpha, sigma = now.sqrt(), (1 - now).sqrt()
-        if self.predicts == "v_prediction":
-            clean = alpha * x_t - sigma * prediction
-        else:
-            clean = prediction if self.predicts == "sample" else (x_t - sigma * prediction) / alpha
-        noise = (x_t - alpha * clean) / sigma  # of the unclipped one, as diffusers has it
+        abar = torch.cat([abar, abar.new_ones(1)])  # at -1 the last: of a clean sample
+        now, later = (_per_sample(abar[one], x_t) for one in (t, torch.full_like(t, CLEAN) if then is None else then))
+        clean, noise = self._parts(x_t, prediction, now.sqrt(), (1 - now).sqrt())
         config = self.scheduler.config
         if pixels and config.get("clip_sample", False):
-            clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
-        if then is None:
-            return clean
-        later = _per_sample(abar[then], x_t)
-        return later.sqrt() * clean + (1 - later).sqrt() * noise
+            clean = torch.where(later > now, clean.clamp(-config.clip_sample_range, config.clip_sample_range), clean)
+        if fresh is None:
+            return later.sqrt() * clean + (1 - later).sqrt() * noise
+        variance = (1 - later) / (1 - now) * (1 - now / later)
+        return later.sqrt() * clean + (1 - later - variance).clamp(min=0).sqrt() * noise + variance.sqrt() * fresh
+
+    def _parts(
+        self, x_t: torch.Tensor, prediction: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clean sample and the noise in x_t by a prediction."""
+        if self.predicts == "epsilon":
+            return (x_t - sigma * prediction) / alpha, prediction
+        if self.predicts == "v_prediction":
+            return alpha * x_t - sigma * prediction, alpha * prediction + sigma * x_t
+        return prediction, torch.where(sigma > 0, x_t - alpha * prediction, 0) / sigma.clamp(min=1e-12)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ __all__ = [
     "TextFamily",
     "encode_prompts",
     "encode_texts",
+    "in_chat",
     "on_device",
     "text_encoders",
     "token_limits",
+    "tokenizer_of",
 ]
 
 ENCODERS = ("", "_2", "_3")  # endings of text_encoder and tokenizer in a pipeline
@@ -104,6 +106,11 @@ class TextFamily(Protocol):
         ...
 
     @classmethod
+    def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:
+        """The texts that the tokenizers get: the prompts, or these within what the pipeline says around them."""
+        ...
+
+    @classmethod
     def time_ids(cls, pipeline: Any) -> torch.Tensor | None:
         """SDXL's sizes, None for others."""
         ...
@@ -137,7 +144,7 @@ def encode_texts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str]
     """
     limits = token_limits(family, pipeline)
     for tokenizer, most in limits:
-        _check_lengths(pipeline, tokenizer, most, prompts)
+        _check_lengths(family, pipeline, tokenizer, most, prompts)
     texts: list[Text] = []
     device = getattr(pipeline, family.part).device
     with ExitStack() as stack:
@@ -157,6 +164,18 @@ def encode_texts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str]
     return Text(joined("embeddings"), joined("pooled"), joined("mask"))
 
 
+def tokenizer_of(pipeline: Any, ending: str = "") -> Any:
+    """The pipeline's tokenizer of this ending, also one inside a processor that takes pictures, too; None without one."""
+    found = getattr(pipeline, f"tokenizer{ending}", None)
+    return getattr(found, "tokenizer", found)
+
+
+def in_chat(tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[str]:
+    """Each prompt as what a user says to a language model that is about to answer."""
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options) for chat in chats]
+
+
 def text_encoders(pipeline: Any) -> dict[str, Any]:
     """The pipeline's text encoders by the endings of their names."""
     found = {ending: getattr(pipeline, f"text_encoder{ending}", None) for ending in ENCODERS}
@@ -168,8 +187,8 @@ def text_encoders(pipeline: Any) -> dict[str, Any]:
 def encode_prompts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str], batch_size: int = 32) -> PromptTable:
     """The table of the prompts, in order and once each, and the empty prompt as its last row; as `encode_texts`."""
     for ending, encoder in text_encoders(pipeline).items():
-        if getattr(pipeline, f"tokenizer{ending}", None) is not None:
-            check_tokenizer(getattr(pipeline, f"tokenizer{ending}"), encoder)
+        if (tokenizer := tokenizer_of(pipeline, ending)) is not None:
+            check_tokenizer(tokenizer, encoder)
     wanted = (*dict.fromkeys(prompt for prompt in prompts if prompt.strip()), "")
     text = encode_texts(family, pipeline, wanted, batch_size)
     require_finite(text.vectors())
@@ -180,7 +199,7 @@ def token_limits(family: type[TextFamily], pipeline: Any) -> list[tuple[Any, int
     """Each tokenizer, and how many tokens its encoder takes: a copied folder may not say it, the encoder's positions do."""
     found = []
     for ending, encoder in text_encoders(pipeline).items():
-        tokenizer = getattr(pipeline, f"tokenizer{ending}", None)
+        tokenizer = tokenizer_of(pipeline, ending)
         if tokenizer is not None:
             positions = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
             given = family.max_tokens(pipeline, ending)
@@ -215,10 +234,10 @@ def _padded_to(tokenizer: Any, length: int) -> Iterator[None]:
         tokenizer.model_max_length = own
 
 
-def _check_lengths(pipeline: Any, tokenizer: Any, most: int, prompts: Sequence[str]) -> None:
+def _check_lengths(family: type[TextFamily], pipeline: Any, tokenizer: Any, most: int, prompts: Sequence[str]) -> None:
     """InputError for a prompt of more than ``most`` tokens; a learned word of several vectors counts as so many."""
     convert = getattr(pipeline, "maybe_convert_prompt", None)
-    spoken = list(prompts) if convert is None else convert(list(prompts), tokenizer)
+    spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))
     for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False).input_ids, strict=True):
         if len(ids) > most:
             raise InputError(f"the prompt {prompt[:60]!r} has {len(ids)} tokens, the text encoder takes {most}: shorten it")

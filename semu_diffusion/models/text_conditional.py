@@ -59,6 +59,10 @@ class TextConditional(LatentModel):
         return None
 
     @classmethod
+    def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:
+        return prompts
+
+    @classmethod
     def time_ids(cls, pipeline: Any) -> torch.Tensor | None:
         return None
 

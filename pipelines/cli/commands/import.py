@@ -35,11 +35,12 @@ def run(config: ImportConfig) -> int:
 
 COMMAND = Command(
     "semu import",
-    "Make a model for erase-class of a DDPM checkpoint of Selective Amnesia or SalUn.",
+    "Make a model for erase-class of a DDPM checkpoint of Selective Amnesia, SalUn or guided-diffusion (64 or 256 pixels).",
     ImportConfig,
     run,
     examples=(
         "semu import ckpt.pth salun-cifar10",
         "semu import ckpt.pth salun-cifar10 --class-names airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck",
+        "semu import 64x64_diffusion.pt guided-imagenet-64",
     ),
 )

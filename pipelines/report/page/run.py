@@ -64,7 +64,7 @@ class Run:
 
     @property
     def lora_form(self) -> str:
-        """kohya, diffusers or peft: which tools load the LoRA."""
+        """kohya, comfyui, diffusers or peft: which tools load the LoRA."""
         return str(self.record.get("base_model", {}).get("lora", "kohya" if self.evaluation.kind == "concept" else "peft"))
 
     @property

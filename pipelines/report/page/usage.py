@@ -50,7 +50,8 @@ def usages(run: Run) -> list[Usage]:
     if not run.lora:
         return [own]
     by_name = _by_diffusers(name, run)
-    return [own, *by_name[:-1], *(_by_others(name) if run.lora_form == "kohya" else []), by_name[-1]]
+    others = {"kohya": _by_others(name), "comfyui": _by_others(name)[:1]}
+    return [own, *by_name[:-1], *others.get(run.lora_form, []), by_name[-1]]
 
 
 def _peft(network: str) -> Usage:
@@ -90,7 +91,7 @@ def _by_diffusers(name: str, run: Run) -> list[Usage]:
 
 
 def _by_others(name: str) -> list[Usage]:
-    """By the tools that have the single file of a Stable Diffusion."""
+    """By ComfyUI, and the tools that have the single file of a Stable Diffusion."""
     tag, words = f"<lora:{name}:1>", f"Copy lora/{KOHYA_LORA} to {{}}{name}.safetensors"
     comfy = (
         f'{{"class_type": "LoraLoaderModelOnly", "inputs": {{\n  "model": ["4", 0],\n  "lora_name": "{name}.safetensors",\n'

@@ -9,10 +9,13 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.guards import sides
 from semu_diffusion.models.process import RectifiedFlow
 from semu_diffusion.models.text_conditional import TextConditional
 
-__all__ = ["FlowModel", "check_flow"]
+__all__ = ["AnySizeFlow", "FlowModel", "check_flow"]
+
+STEPS = 25  # of a sampling, where a family has no usual number
 
 
 class FlowModel(TextConditional):
@@ -30,19 +33,24 @@ class FlowModel(TextConditional):
 
     @property
     def process(self) -> RectifiedFlow:
-        shift = math.exp(self._mu) if self._mu is not None else float(self.schedule.config.shift)
-        return RectifiedFlow(int(self.schedule.config.num_train_timesteps), shift)
+        """The flow, its timesteps shifted as in a sampling of as many steps as usual."""
+        config = self.schedule.config
+        shift = float(config.shift)
+        if config.use_dynamic_shifting:
+            shift = math.exp(self.log_shift(self.usual.get("sampling_steps", STEPS)))
+        return RectifiedFlow(int(config.num_train_timesteps), shift)
 
     @property
-    def _mu(self) -> float | None:
-        """Logarithm of the shift at this size, linear in the number of tokens; None for a shift that is always the same."""
-        config = self.schedule.config
-        if not config.use_dynamic_shifting:
-            return None
+    def tokens(self) -> int:
+        """Tokens of an image."""
         _, height, width = self.latent_shape
-        tokens = (height // self.patch_size) * (width // self.patch_size)
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    def log_shift(self, steps: int) -> float:
+        """Logarithm of a dynamic shift in a sampling of so many steps: by most schedulers linear in the number of tokens."""
+        config = self.schedule.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+        return float(config.base_shift + slope * (self.tokens - config.base_image_seq_len))
 
     def sigmas(self, steps: int) -> list[float] | None:
         """The sigmas before they are shifted, where they are not the scheduler's own."""
@@ -50,8 +58,31 @@ class FlowModel(TextConditional):
 
     def sampler(self, steps: int) -> Any:
         sampler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule.config)
-        sampler.set_timesteps(steps, device=self.device, sigmas=self.sigmas(steps), mu=self._mu)
+        mu = self.log_shift(steps) if sampler.config.use_dynamic_shifting else None
+        sampler.set_timesteps(steps, device=self.device, sigmas=self.sigmas(steps), mu=mu)
         return sampler
+
+
+class AnySizeFlow(FlowModel):
+    """A flow whose network has no size of its own: it draws at the one that its autoencoder names, in even steps."""
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return int(self.pipeline.vae.config.latent_channels)
+
+    @property
+    def size(self) -> Any:
+        """Pixels a side, or (height, width)."""
+        return self.pipeline.vae.config.sample_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        height, width = sides(self.size, self.source)
+        return self.channels, height // self.scale_factor, width // self.scale_factor
+
+    def sigmas(self, steps: int) -> list[float]:
+        return [1 - step / steps for step in range(steps)]
 
 
 def check_flow(pipeline: Any, source: str) -> None:

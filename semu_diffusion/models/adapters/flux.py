@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.adapters.flow import FlowModel, check_flow
+from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
 from semu_diffusion.models.adapters.latents import check_components
 from semu_diffusion.models.guards import check_network, sides
 from semu_diffusion.models.prompt_table import Text
@@ -26,7 +26,7 @@ T5_TOKENS = {"dev": 512, "schnell": 256}
 PACKED = 2  # side of the square of latents that is one token
 
 
-class Flux(FlowModel):
+class Flux(AnySizeFlow):
     """A FluxPipeline and the prompts that are spoken of. Latents (N, 16, h, w) are packed for each call of the network."""
 
     network = FluxTransformer2DModel
@@ -81,16 +81,6 @@ class Flux(FlowModel):
     def patch_size(self) -> int:
         return PACKED
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """As the autoencoder's size says: the network takes any."""
-        height, width = sides(self.pipeline.vae.config.sample_size, self.source)
-        factor = self.pipeline.vae_scale_factor
-        return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
-
-    def sigmas(self, steps: int) -> list[float]:
-        return [1 - step / steps for step in range(steps)]
-
     def predict_guided(
         self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
@@ -110,5 +100,4 @@ class Flux(FlowModel):
             txt_ids=torch.zeros(text.embeddings.shape[1], 3, **like),
             img_ids=pipeline._prepare_latent_image_ids(count, height // PACKED, width // PACKED, **like),
         ).sample
-        factor = pipeline.vae_scale_factor
-        return pipeline._unpack_latents(packed, height * factor, width * factor, factor)
+        return pipeline._unpack_latents(packed, height * self.scale_factor, width * self.scale_factor, self.scale_factor)

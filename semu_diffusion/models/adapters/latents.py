@@ -19,6 +19,12 @@ from semu_diffusion.models.sampling import ddim, in_pieces, set_steps
 __all__ = ["SAMPLER", "LatentModel", "check_components"]
 
 SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}  # how DDIM is to differ from the model's own scheduler
+SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "DPMSolverMultistepScheduler": "DPM-Solver++",
+}
+COLOURS = 3  # of images whose autoencoder does not say it
 
 
 class LatentModel(DiffusionModel):
@@ -40,6 +46,11 @@ class LatentModel(DiffusionModel):
         return set_steps(ddim(self.schedule.config, **SAMPLER), steps, self.device)
 
     @property
+    def sampler_name(self) -> str:
+        name = type(self.sampler(1)).__name__
+        return SAMPLERS.get(name, name.removesuffix("Scheduler"))
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         config: Any = self.denoiser.config
         return int(config.in_channels), *sides(config.sample_size, self.source)
@@ -47,27 +58,44 @@ class LatentModel(DiffusionModel):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         _, height, width = self.latent_shape
-        config = self.pipeline.vae.config
-        factor = getattr(self.pipeline, "vae_scale_factor", None) or 2 ** (len(config.block_out_channels) - 1)
-        return int(config.in_channels), height * factor, width * factor
+        channels = int(self.pipeline.vae.config.get("in_channels", COLOURS))
+        return channels, height * self.scale_factor, width * self.scale_factor
 
     @property
-    def _scale(self) -> tuple[float, float]:
-        """(shift, factor) that bring the autoencoder's latents to variance about 1."""
+    def scale_factor(self) -> int:
+        """Pixels of an image for one of its latent, each way."""
+        factor = getattr(self.pipeline, "vae_scale_factor", None)
+        return int(factor or 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+
+    def scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's latents as the network knows them, of variance about 1."""
         config = self.pipeline.vae.config
-        return float(getattr(config, "shift_factor", None) or 0.0), float(config.scaling_factor)
+        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+    def unscaled(self, clean: torch.Tensor) -> torch.Tensor:
+        """The inverse of `scaled`."""
+        config = self.pipeline.vae.config
+        return clean / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+    def encoded(self, vae: Any, images: torch.Tensor) -> torch.Tensor:
+        """The mean of the autoencoder's posterior; AutoencoderTiny and AutoencoderDC have the latents alone."""
+        found = vae.encode(images)
+        if hasattr(found, "latent_dist"):
+            return found.latent_dist.mean
+        return found.latents if hasattr(found, "latents") else found.latent
+
+    def decoded(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's images in [-1, 1]."""
+        return vae.decode(latents).sample
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Latents (N, C, h, w): the mean of the posterior, shifted and scaled to variance about 1."""
-        shift, factor = self._scale
-        means = self._by_autoencoder(images, lambda vae, part: _mean(vae.encode(part)))
-        return ((means - shift) * factor).to(self.device)
+        """Latents (N, C, h, w): the mean of the posterior, `scaled`."""
+        return self.scaled(self._by_autoencoder(images, self.encoded)).to(self.device)
 
     @torch.no_grad()
     def decode(self, clean: torch.Tensor) -> torch.Tensor:
-        shift, factor = self._scale
-        images = self._by_autoencoder(clean / factor + shift, lambda vae, part: vae.decode(part).sample)
+        images = self._by_autoencoder(self.unscaled(clean), self.decoded)
         if torch.isfinite(clean).all() and not torch.isfinite(images).all():
             raise FloatingPointError("the autoencoder's pictures are not finite numbers: load it in float32 or bfloat16")
         return (images / 2 + 0.5).clamp(0, 1)
@@ -117,13 +145,6 @@ class LatentModel(DiffusionModel):
             return x
 
         yield from in_pieces(self.denoiser, self.latent_shape, labels, seeds, batch_size, make)
-
-
-def _mean(encoded: Any) -> torch.Tensor:
-    """The mean of an autoencoder's posterior; AutoencoderTiny and AutoencoderDC have the latents alone."""
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mean
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
 def check_components(pipeline: Any, source: str, *parts: str) -> None:

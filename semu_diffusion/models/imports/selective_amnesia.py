@@ -11,20 +11,16 @@ so that their sum is the same vector. The row after the classes is their null cl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch.nn import functional as F
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.weight_files import check_not_something_else
+from semu_diffusion.models.imports.checkpoint import Imported, State
 
-__all__ = ["read_checkpoint", "schedule", "unet_of"]
+__all__ = ["imported", "schedule", "unet_of"]
 
-State = Mapping[str, torch.Tensor]
 NEEDED = (
     "conv_in.weight",
     "down.0.block.0.conv1.weight",
@@ -55,29 +51,13 @@ NAMES = (
 )
 
 
-def read_checkpoint(path: str | Path, ema: bool = False) -> dict[str, torch.Tensor]:
-    """The network's tensors in such a file: ``[state, optimizer, step, ema]``, or a state alone; of the moving average if
-    ``ema``. Nothing is unpickled but tensors and plain values. Raises InputError for any other file.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    check_not_something_else(path, str(path))
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a pickle that holds more than tensors, and of a file that is none
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} cannot be read as a checkpoint of tensors ({reason})") from error
-    if ema and not (isinstance(content, list | tuple) and len(content) > 3 and isinstance(content[-1], Mapping)):
-        raise InputError(f"{path} holds no moving average: leave --ema out")
-    state = content[-1 if ema else 0] if isinstance(content, list | tuple) and content else content
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path} is no checkpoint of a DDPM: it holds a {type(content).__name__}")
-    found = {str(name).removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    missing = [name for name in NEEDED if name not in found]
+def imported(state: State, size: int | None = None) -> Imported:
+    """The network, its noise schedule and its null class; as `unet_of`."""
+    missing = [name for name in NEEDED if name not in state]
     if missing:
-        raise InputError(f"{path} is no checkpoint of Selective Amnesia's or SalUn's DDPM: it has no {missing[0]}")
-    return found
+        raise InputError(f"the checkpoint is of no DDPM that is known: it has no {missing[0]}")
+    unet = unet_of(state, size)
+    return Imported(unet, schedule(), int(unet.config.num_class_embeds) - 1)
 
 
 def schedule() -> DDPMScheduler:

@@ -1,0 +1,85 @@
+"""Z-Image: a flow by a transformer in which image and text tokens are one sequence, told by a Qwen3 in a chat.
+
+Guidance w is here what it is everywhere in this package, 1 without any; its pipeline's own ``guidance_scale`` is w - 1. Turbo,
+distilled for few steps and w = 1, is known by the shift of its schedule, 3, where that of the base model is greater.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ZImageTransformer2DModel
+from torch.nn import functional
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
+from semu_diffusion.models.adapters.latents import check_components
+from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.prompt_table import Text, in_chat
+from semu_diffusion.patches.wrappers import unwrapped
+
+__all__ = ["ZImage"]
+
+TOKENS = 512  # the pipeline's default
+TURBO_SHIFT = 3.0
+
+
+class ZImage(AnySizeFlow):
+    """A ZImagePipeline and the prompts that are spoken of. The network takes of each prompt the tokens that count."""
+
+    network = ZImageTransformer2DModel
+
+    @classmethod
+    def family_of(cls, pipeline: Any) -> str:
+        return "z-image"
+
+    @classmethod
+    def check(cls, pipeline: Any, source: str) -> None:
+        check_components(pipeline, source, "vae", "transformer", "text_encoder", "tokenizer")
+        check_network(unwrapped(pipeline.transformer), source)
+        check_flow(pipeline, source)
+        sides(pipeline.vae.config.sample_size, source)
+        if pipeline.transformer.config.siglip_feat_dim is not None:
+            raise InputError(
+                f"{source} is a Z-Image for editing, which also looks at pictures; erase-concept takes Z-Image itself"
+            )
+
+    @classmethod
+    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
+        return int(min(TOKENS, pipeline.tokenizer.model_max_length))
+
+    @classmethod
+    def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:
+        return in_chat(pipeline.tokenizer, prompts, enable_thinking=True)
+
+    @classmethod
+    def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
+        most = cls.max_tokens(pipeline, "") or TOKENS
+        given, _ = pipeline.encode_prompt(
+            list(prompts),  # it writes into the list
+            device=pipeline.transformer.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=most,
+        )
+        masks = [torch.ones(len(tokens), device=tokens.device) for tokens in given]
+        embeddings = torch.stack([functional.pad(tokens, (0, 0, 0, most - len(tokens))) for tokens in given])
+        return Text(embeddings, mask=torch.stack([functional.pad(mask, (0, most - len(mask))) for mask in masks]))
+
+    @property
+    def patch_size(self) -> int:
+        return int(self.denoiser.config.all_patch_size[0])
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        if float(self.schedule.config.shift) <= TURBO_SHIFT:
+            return {"guidance_scale": 1.0, "sampling_steps": 8}
+        return {"guidance_scale": 5.0, "sampling_steps": 50}
+
+    def denoise(self, x_t: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
+        """The network is told 1 - sigma, and predicts x_0 - eps."""
+        assert text.mask is not None
+        told = [tokens[counts > 0] for tokens, counts in zip(text.embeddings, text.mask, strict=True)]
+        cleanness = 1 - t.float() / self.process.num_timesteps
+        return -torch.stack(self.denoiser(list(x_t[:, :, None].unbind()), cleanness, told).sample)[:, :, 0]

@@ -1,0 +1,1 @@
+"""Research checkpoints as diffusers' networks, exactly."""
