@@ -18,8 +18,11 @@ from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Step
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
+from semu_diffusion.peers.concept_ablation import concept_ablation
 from semu_diffusion.peers.embedding_copy import copy_embedding
+from semu_diffusion.peers.esd import esd_u, esd_x
 from semu_diffusion.peers.fine_tuning import fine_tuned
+from semu_diffusion.peers.salun import salun
 from semu_diffusion.peers.token_remap import remapped
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
@@ -50,7 +53,13 @@ def semu(task: Task[Any], config: ErasureConfig, progress: Progress | None = Non
 
 
 UNPROTECTED = {"protect": "none", "retain": "none"}
-ESD = {"target": "unconditional", "retain": "none", "unlabelled": 0.0, "adversarial": 0.0, "lr": 1e-4}
+# what the papers of the peers have in common: the error as it is, no overshoot, no vectors, plain Adam
+PLAIN = {
+    "retain": "none", "unlabelled": 0.0, "adversarial": 0.0, "overshoot": 0.0, "weighting": "noise", "lr_decay": False,
+    "warmup": 0.0, "adam_beta2": 0.999, "lr": 1e-4,
+}  # fmt: skip
+ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
+SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -71,7 +80,11 @@ METHODS: dict[str, Method] = {
         Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}),
         Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
         Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
-        Method("esd", "ESD-u, all weights", fine_tuned, ESD),
+        Method("esd-x", "ESD-x (cross-attention)", esd_x, ESD, ("concept",)),
+        Method("esd-u", "ESD-u (all but cross-attention)", esd_u, ESD),
+        Method("concept-ablation", "concept ablation", concept_ablation, {**PLAIN, "moving_target": True}, ("concept",)),
+        Method("salun", "SalUn", salun, SALUN),
+        Method("ascent", "gradient ascent, all weights", fine_tuned, {**PLAIN, "target": "ascent", "lr": 1e-5}),
     )
 }  # fmt: skip
 
