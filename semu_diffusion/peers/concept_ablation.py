@@ -2,9 +2,9 @@ r"""Concept ablation: on pictures of the anchor, the concept's prompt is answere
 
     min E || eps'(x_t, c*, t) - sg[eps'(x_t, c, t)] ||^2,    x_t noised pictures of the anchor c, c* the concept in its place
 
-(Kumari et al. 2023, "Ablating Concepts in Text-to-Image Diffusion Models", arXiv 2303.13516, eq. 3, the model-based variant). It
-trains the keys and values of cross-attention. There: Adam at 2e-6 times the batch of 8, 100 to 200 iterations, 200 to 1,000
-pictures, and for some concepts the training loss on the same pictures as a regulariser; without that here.
+(Kumari et al. 2023, "Ablating Concepts in Text-to-Image Diffusion Models", arXiv 2303.13516, eq. 3, the model-based variant).
+It trains the keys and values of cross-attention. There: Adam at 2e-6 times the batch of 8, 100 to 200 iterations, 200 to
+1,000 pictures, and for some concepts the training loss on the same pictures as a regulariser; without that here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from semu_diffusion.erase.pool import Noised
 from semu_diffusion.erase.run import Samples
 from semu_diffusion.erase.samples import in_turn, self_made
 from semu_diffusion.erase.task import EditResult, Images, Progress, Task
+from semu_diffusion.peers.edit import WholeWeights
 from semu_diffusion.peers.esd import in_cross_attention
 from semu_diffusion.peers.fine_tuning import fine_tuned
-from semu_diffusion.peers.trainable import WholeWeights
 
 __all__ = ["anchor_samples", "concept_ablation"]
 

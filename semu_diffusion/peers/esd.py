@@ -15,8 +15,8 @@ from typing import Any
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.errors import InputError
+from semu_diffusion.peers.edit import WholeWeights
 from semu_diffusion.peers.fine_tuning import fine_tuned
-from semu_diffusion.peers.trainable import WholeWeights
 
 __all__ = ["esd_u", "esd_x", "in_cross_attention", "require_null"]
 

@@ -18,10 +18,11 @@ from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import Samples, adversary_of, gather, loss_of, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Step, minimise
+from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import only_trainable
-from semu_diffusion.peers.trainable import Trainable, WholeWeights, trained
+from semu_diffusion.peers.edit import Trainable, WholeWeights, trained
 
-__all__ = ["Loss", "Setting", "fine_tune", "fine_tuned", "own_objective"]
+__all__ = ["Loss", "Setting", "fine_tune", "fine_tuned", "own_objective", "retain_term"]
 
 Loss = Callable[[int], Mapping[str, torch.Tensor]]
 
@@ -46,6 +47,14 @@ def own_objective(setting: Setting) -> Loss:
     task, config, samples = setting.task, setting.config, setting.samples
     adversary = adversary_of(task, config, samples, setting.original)
     return loss_of(task, config, samples, setting.original, "training", adversary)
+
+
+def retain_term(setting: Setting) -> Callable[[], torch.Tensor]:
+    """The weighted retain term of this package on a fresh batch, for a loss of another making. Raises InputError without."""
+    task, config, samples = setting.task, setting.config, setting.samples
+    if samples.retain is None or config.retain == "none":
+        raise InputError("this method needs kept samples: take --retain self")
+    return loss_of(task, config, samples, setting.original, "training").retain_error
 
 
 def fine_tuned(

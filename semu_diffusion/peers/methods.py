@@ -20,9 +20,14 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 from semu_diffusion.peers.concept_ablation import concept_ablation
 from semu_diffusion.peers.embedding_copy import copy_embedding
+from semu_diffusion.peers.erasediff import erasediff
 from semu_diffusion.peers.esd import esd_u, esd_x
 from semu_diffusion.peers.fine_tuning import fine_tuned
+from semu_diffusion.peers.leco import leco
+from semu_diffusion.peers.rece import rece
 from semu_diffusion.peers.salun import salun
+from semu_diffusion.peers.sfr_on import sfr_on
+from semu_diffusion.peers.speed import speed
 from semu_diffusion.peers.token_remap import remapped
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
@@ -60,6 +65,7 @@ PLAIN = {
 }  # fmt: skip
 ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
 SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
+KEEPING = {**PLAIN, "target": "ascent", "retain": "self", "retain_weight": 1.0}
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -84,6 +90,11 @@ METHODS: dict[str, Method] = {
         Method("esd-u", "ESD-u (all but cross-attention)", esd_u, ESD),
         Method("concept-ablation", "concept ablation", concept_ablation, {**PLAIN, "moving_target": True}, ("concept",)),
         Method("salun", "SalUn", salun, SALUN),
+        Method("leco", "LECO (free LoRA)", leco, {**ESD, "max_rank": 4, "layers": ("attention", "conv"), "lr": 1e-3}),
+        Method("rece", "RECE", rece, {"steps": 5}),
+        Method("speed", "SPEED", speed, {}, ("concept",)),
+        Method("erasediff", "EraseDiff", erasediff, KEEPING),
+        Method("sfr-on", "SFR-on", sfr_on, KEEPING),
         Method("ascent", "gradient ascent, all weights", fine_tuned, {**PLAIN, "target": "ascent", "lr": 1e-5}),
     )
 }  # fmt: skip

@@ -22,8 +22,8 @@ from semu_diffusion.erase.samples import forget_batches
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import denoising
+from semu_diffusion.peers.edit import WholeWeights, trained
 from semu_diffusion.peers.fine_tuning import Loss, Setting, fine_tuned, own_objective
-from semu_diffusion.peers.trainable import WholeWeights, trained
 
 __all__ = ["forget_gradient", "salient", "salun"]
 
