@@ -20,7 +20,7 @@ from semu_diffusion.erase.run import Samples
 from semu_diffusion.erase.samples import in_turn, self_made
 from semu_diffusion.erase.task import EditResult, Images, Progress, Task
 from semu_diffusion.peers.edit import WholeWeights
-from semu_diffusion.peers.esd import in_cross_attention
+from semu_diffusion.peers.esd import cross_attention
 from semu_diffusion.peers.fine_tuning import fine_tuned
 
 __all__ = ["anchor_samples", "concept_ablation"]
@@ -28,13 +28,13 @@ __all__ = ["anchor_samples", "concept_ablation"]
 
 def concept_ablation(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
     """Keys and values of cross-attention. Raises InputError for a network that has none."""
-    trainable = WholeWeights(task.model.denoiser, is_key_or_value, "the keys and values of cross-attention")
+    crosses = cross_attention(task.model)
+    trainable = WholeWeights(
+        task.model.denoiser,
+        lambda name: crosses(name) and name.split(".")[-2] in ("to_k", "to_v"),
+        "the keys and values of cross-attention",
+    )
     return fine_tuned(task, config, progress, trainable=trainable, samples_of=anchor_samples)
-
-
-def is_key_or_value(name: str) -> bool:
-    """True for the weight or bias of a key or value of cross-attention."""
-    return in_cross_attention(name) and name.split(".")[-2] in ("to_k", "to_v")
 
 
 def anchor_samples(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> Samples:

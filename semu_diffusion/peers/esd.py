@@ -10,6 +10,7 @@ the model in training draws at w = 3; here the paths are the original's, as for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from semu_diffusion.erase.config import ErasureConfig
@@ -18,26 +19,31 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.peers.edit import WholeWeights
 from semu_diffusion.peers.fine_tuning import fine_tuned
 
-__all__ = ["esd_u", "esd_x", "in_cross_attention", "require_null"]
+__all__ = ["cross_attention", "esd_u", "esd_x", "require_null"]
 
 
 def esd_x(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
     """ESD of the cross-attention. Raises InputError for a network that has none."""
     require_null(task)
-    trainable = WholeWeights(task.model.denoiser, in_cross_attention, "cross-attention")
+    trainable = WholeWeights(task.model.denoiser, cross_attention(task.model), "cross-attention")
     return fine_tuned(task, config, progress, trainable=trainable)
 
 
 def esd_u(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
     """ESD of everything but the cross-attention: of all weights, where there is none. Raises InputError without a null row."""
     require_null(task)
-    trainable = WholeWeights(task.model.denoiser, lambda name: not in_cross_attention(name))
+    crosses = cross_attention(task.model)
+    trainable = WholeWeights(task.model.denoiser, lambda name: not crosses(name))
     return fine_tuned(task, config, progress, trainable=trainable)
 
 
-def in_cross_attention(name: str) -> bool:
-    """True for a parameter of a block that looks at the text, ``attn2`` as diffusers names it."""
-    return "attn2" in name.split(".")
+def cross_attention(model: Any) -> Callable[[str], bool]:
+    """Says of a parameter's name if it belongs to a block that looks at the text, ``attn2`` as diffusers names it.
+
+    Of a family whose text and image attend to each other, where ``attn2`` is another thing, no parameter does.
+    """
+    there = getattr(model, "cross_attention", False)
+    return lambda name: there and "attn2" in name.split(".")
 
 
 def require_null(task: Task[Any]) -> None:

@@ -64,6 +64,7 @@ PLAIN = {
     "warmup": 0.0, "adam_beta2": 0.999, "lr": 1e-4,
 }  # fmt: skip
 ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
+LECO = {**ESD, "max_rank": 4, "layers": ("attention", "conv", "!*.conv_depth"), "lr": 1e-3}
 SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
 KEEPING = {**PLAIN, "target": "ascent", "retain": "self", "retain_weight": 1.0}
 METHODS: dict[str, Method] = {
@@ -90,7 +91,7 @@ METHODS: dict[str, Method] = {
         Method("esd-u", "ESD-u (all but cross-attention)", esd_u, ESD),
         Method("concept-ablation", "concept ablation", concept_ablation, {**PLAIN, "moving_target": True}, ("concept",)),
         Method("salun", "SalUn", salun, SALUN),
-        Method("leco", "LECO (free LoRA)", leco, {**ESD, "max_rank": 4, "layers": ("attention", "conv"), "lr": 1e-3}),
+        Method("leco", "LECO (free LoRA)", leco, LECO),
         Method("rece", "RECE", rece, {"steps": 5}),
         Method("speed", "SPEED", speed, {}, ("concept",)),
         Method("erasediff", "EraseDiff", erasediff, KEEPING),
