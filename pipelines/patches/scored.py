@@ -19,8 +19,8 @@ from semu_diffusion.models.checkpoints import is_text_model
 from semu_diffusion.models.class_names import NO_NULL
 from semu_diffusion.options import checked_value, require
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.peers.published import PipelineEdit, checkpoint_edit, lora_edit
 from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
+from semu_diffusion.pipelines.patches.published import PipelineEdit, checkpoint_edit, lora_edit
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model

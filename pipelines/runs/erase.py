@@ -22,9 +22,9 @@ from semu_diffusion.files import write_json
 from semu_diffusion.layers import layer_words, select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.peers.published import PipelineEdit
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.data.findings import to_stderr
+from semu_diffusion.pipelines.patches.published import PipelineEdit
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table

@@ -75,6 +75,13 @@ class ErasureLoss:
             errors["retain"] = self.config.retain_weight * errors["retain"]
         return errors
 
+    def retain_error(self) -> torch.Tensor:
+        """The weighted retain term alone, on a batch of its own. Raises ValueError without a retain set."""
+        if self.retain is None:
+            raise ValueError("there is no retain set")
+        batch = self._retain_batch(self.retain)
+        return self.config.retain_weight * squared_errors(self._predict([batch]), batch.target, batch.weight)
+
     def _predict(self, batches: list[NoisyBatch]) -> torch.Tensor:
         conditions = [batch.condition for batch in batches]
         if any(one.is_floating_point() for one in conditions):

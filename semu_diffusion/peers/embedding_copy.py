@@ -16,7 +16,7 @@ from torch import nn
 from semu_diffusion.erase.anchors import named_anchors
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.task import EditResult, Progress, Task
-from semu_diffusion.peers.weight_edit import WeightEdit
+from semu_diffusion.peers.edit import WeightEdit
 
 __all__ = ["copy_class_embedding", "copy_embedding"]
 

@@ -18,8 +18,16 @@ from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Step
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
+from semu_diffusion.peers.concept_ablation import concept_ablation
 from semu_diffusion.peers.embedding_copy import copy_embedding
+from semu_diffusion.peers.erasediff import erasediff
+from semu_diffusion.peers.esd import esd_u, esd_x
 from semu_diffusion.peers.fine_tuning import fine_tuned
+from semu_diffusion.peers.leco import leco
+from semu_diffusion.peers.rece import rece
+from semu_diffusion.peers.salun import salun
+from semu_diffusion.peers.sfr_on import sfr_on
+from semu_diffusion.peers.speed import speed
 from semu_diffusion.peers.token_remap import remapped
 from semu_diffusion.plugins import Registry
 
@@ -56,7 +64,15 @@ def semu(task: Task[Any], config: ErasureConfig, progress: Progress | None = Non
 
 
 UNPROTECTED = {"protect": "none", "retain": "none"}
-ESD = {"target": "unconditional", "retain": "none", "unlabelled": 0.0, "adversarial": 0.0, "lr": 1e-4}
+# what the papers of the peers have in common: the error as it is, no overshoot, no vectors, plain Adam
+PLAIN = {
+    "retain": "none", "unlabelled": 0.0, "adversarial": 0.0, "overshoot": 0.0, "weighting": "noise", "lr_decay": False,
+    "warmup": 0.0, "adam_beta2": 0.999, "lr": 1e-4,
+}  # fmt: skip
+ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
+LECO = {**ESD, "max_rank": 4, "layers": ("attention", "conv", "!*.conv_depth"), "lr": 1e-3}
+SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
+KEEPING = {**PLAIN, "target": "ascent", "retain": "self", "retain_weight": 1.0}
 OWN = {
     method.name: method
     for method in (
@@ -77,7 +93,16 @@ OWN = {
         Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}, None),
         Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
         Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
-        Method("esd", "ESD-u, all weights", fine_tuned, ESD),
+        Method("esd-x", "ESD-x (cross-attention)", esd_x, ESD, ("concept",)),
+        Method("esd-u", "ESD-u (all but cross-attention)", esd_u, ESD),
+        Method("concept-ablation", "concept ablation", concept_ablation, {**PLAIN, "moving_target": True}, ("concept",)),
+        Method("salun", "SalUn", salun, SALUN),
+        Method("leco", "LECO (free LoRA)", leco, LECO),
+        Method("rece", "RECE", rece, {"steps": 5}, knob=None),
+        Method("speed", "SPEED", speed, {}, ("concept",), knob=None),
+        Method("erasediff", "EraseDiff", erasediff, KEEPING),
+        Method("sfr-on", "SFR-on", sfr_on, KEEPING),
+        Method("ascent", "gradient ascent, all weights", fine_tuned, {**PLAIN, "target": "ascent", "lr": 1e-5}),
     )
 }  # fmt: skip
 METHODS = Registry("semu_diffusion.methods", OWN, lambda name, found: isinstance(found, Method) and found.name == name)

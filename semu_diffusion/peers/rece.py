@@ -1,0 +1,57 @@
+r"""RECE: the closed form again and again, each time on the inputs that still say what the erased name said.
+
+    c'  = argmin_x sum_i || W_i x - W_i^old c ||^2 + l || x ||^2 = (l I + sum_i W_i^T W_i)^{-1} (sum_i W_i^T W_i^old) c
+    W_i <- argmin_W || W c' - W_i^old a ||^2 + p || W k - W_i^old k ||^2 + r || W - W_i ||^2
+
+over the layers i that see nothing but the condition, with inputs c of the erased, a of its anchor and k of kept rows. The first
+round takes c itself, and is UCE. (Gong et al. 2024, "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion
+Models", arXiv 2407.12383, eqs. 3 and 8, with l = 0.1, one to five rounds.) Rounds after the first are the setting ``steps``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from semu_diffusion.erase.closed_form import PRESERVE, RIDGE
+from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.erase.task import EditResult, Progress, Task
+from semu_diffusion.peers.closed_forms import NameInputs, Weights, closed_form
+
+__all__ = ["adversarial_inputs", "rece", "rounds"]
+
+NORM = 0.1  # l
+
+
+def rece(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """UCE and ``config.steps`` rounds against what still answers. Raises InputError as `closed_form`."""
+    return closed_form(task, config, partial(rounds, count=config.steps), progress)
+
+
+def rounds(old: Weights, inputs: NameInputs, count: int) -> Weights:
+    """The weights after UCE and ``count`` rounds."""
+    kept = torch.cat([inputs.kept, inputs.null])
+    now = {name: refitted(weight, weight, inputs.erased, inputs.anchors, kept) for name, weight in old.items()}
+    for _ in range(count):
+        found = adversarial_inputs(old, now, inputs.erased)
+        now = {name: refitted(weight, old[name], found, inputs.anchors, kept) for name, weight in now.items()}
+    return now
+
+
+def adversarial_inputs(old: Weights, now: Weights, erased: torch.Tensor, norm: float = NORM) -> torch.Tensor:
+    """c' (N, n) of each erased input: what the layers as they are answer most nearly as the old ones answered it."""
+    both = sum(weight.T @ weight for weight in now.values())
+    across = sum(weight.T @ old[name] for name, weight in now.items())
+    side = torch.eye(erased.shape[1], dtype=erased.dtype, device=erased.device)
+    return torch.linalg.solve(norm * side + both, across @ erased.T).T  # type: ignore[operator]
+
+
+def refitted(
+    now: torch.Tensor, old: torch.Tensor, inputs: torch.Tensor, anchors: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """W (m, n) that answers ``inputs`` as the old one answers ``anchors``, and ``kept`` as ever, near to the one of now."""
+    left = inputs.T @ inputs + PRESERVE * kept.T @ kept + RIDGE * torch.eye(inputs.shape[1]).to(inputs)
+    wrong = inputs.T @ (anchors @ old.T - inputs @ now.T) + PRESERVE * kept.T @ (kept @ (old - now).T)
+    return now + torch.linalg.solve(left, wrong).T
