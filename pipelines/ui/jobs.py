@@ -24,7 +24,7 @@ from semu_diffusion.pipelines.cli.errors import run_guarded
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig
 
-__all__ = ["Job", "State"]
+__all__ = ["Job", "State", "run_told"]
 
 LOST = 1  # the exit code of a process that ended without a word
 
@@ -101,34 +101,38 @@ class _Told(Progress):
 
 
 def _work(config: Any, connection: Connection) -> None:
-    """The process: runs the command, sends `State` as it goes and the lines that it printed at its end."""
+    """The process."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C on the server's terminal reaches the server, which stops its jobs, each once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the server ignores it (``nohup``)
+    sys.exit(run_told(config, connection))
+
+
+def run_told(config: Any, connection: Connection) -> int:
+    """Run the command; send its `State` as it goes, and at its end the lines that it said. Its exit code."""
+    classes = isinstance(config, EraseClassConfig)
+    program, said, over = "erase-class" if classes else "erase-concept", io.StringIO(), threading.Event()
 
     def job() -> int:
-        threading.Thread(target=_stop_when_told, args=(connection,), daemon=True).start()
+        threading.Thread(target=_stop_when_told, args=(connection, over), daemon=True).start()
         from semu_diffusion.pipelines.runs.erase import erase_classes, erase_concepts
 
         told = _Told(connection)
-        if isinstance(config, EraseClassConfig):
-            return erase_classes(config, told)
-        return erase_concepts(config, told)
+        return erase_classes(config, told) if classes else erase_concepts(config, told)
 
-    said, printed = io.StringIO(), io.StringIO()
-    program = "erase-class" if isinstance(config, EraseClassConfig) else "erase-concept"
     try:
-        with redirect_stderr(said), redirect_stdout(printed):
-            code = run_guarded(program, job)
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            return run_guarded(program, job)
     finally:
+        over.set()
         lines = [line.removeprefix(f"{program}: ") for line in said.getvalue().splitlines() if line.startswith(program)]
         with suppress(OSError):
             connection.send(tuple(lines))
-    sys.exit(code)
 
 
-def _stop_when_told(connection: Connection) -> None:
-    """Interrupts the main thread at a word of the server, or when the server is gone."""
+def _stop_when_told(connection: Connection, over: threading.Event) -> None:
+    """Interrupts the main thread at a word of the server, or when the server is gone, unless the run is over."""
     with suppress(EOFError, OSError):
         connection.recv()
-    _thread.interrupt_main(signal.SIGINT)
+    if not over.is_set():
+        _thread.interrupt_main(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The page: what is picked, drawn, erased and looked at. What it does is in `Desk`, which knows no gradio; `build` lays it out."""
+"""The page: what is picked, drawn, erased and opened. `Desk` does it and knows no gradio; `build` lays it out."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def build(desk: Desk) -> Any:
         with gr.Tab("Look"):
             look = _look(gr, desk, model)
         with gr.Tab("Erase"):
-            erase = _erase(gr, desk, model, look["patches"])
+            erase = _erase(gr, desk, page, model, look["patches"])
         with gr.Tab("Runs") as tab:
             runs = gr.HTML(desk.runs, elem_id="runs")
             tab.select(answered(desk.runs), None, runs, show_progress="hidden")
@@ -222,7 +222,7 @@ def build(desk: Desk) -> Any:
             return [
                 gr.update(choices=named, value=conditions[0] if conditions and of_classes else None, visible=of_classes),
                 gr.update(value=conditions[0] if conditions and not of_classes else "", visible=not of_classes),
-                gr.update(choices=fitting, value=fitting[:1]),
+                patches(gr, fitting, fitting[:1]),
                 gr.update(value=desk.studio.guidance_scale(choice)),
                 gr.update(choices=list(erasable), value=[], allow_custom_value=not of_classes),
                 gr.update(value=choice.source == EMBEDDED),
@@ -233,16 +233,21 @@ def build(desk: Desk) -> Any:
     return page
 
 
+def patches(gr: Any, names: Sequence[str], value: Sequence[str] | None = None) -> Any:
+    """The patches to pick from; those that are picked stay, unless there is a ``value``."""
+    info = "of the runs here, those that were made for this model" if names else "no run here was made for this model yet"
+    return gr.update(choices=list(names), info=info, **({} if value is None else {"value": list(value)}))
+
+
 def _look(gr: Any, desk: Desk, model: Any) -> dict[str, Any]:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             classes = gr.Dropdown([], label="Class", elem_id="class")
             prompt = gr.Textbox(label="Prompt", visible=False, max_lines=2, elem_id="prompt")
-            patches = gr.Dropdown([], multiselect=True, label="Patches", info="those that this model takes", elem_id="patches")
+            chosen = gr.Dropdown([], multiselect=True, label="Patches", elem_id="patches")
             strength = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="Strength", elem_id="strength")
-            with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
-                count = gr.Slider(1, MOST_SEEDS, 1, step=1, label="How many seeds", min_width=160, elem_id="count")
+            seed = gr.Number(0, label="First seed", precision=0, minimum=0, elem_id="seed")
+            count = gr.Slider(1, MOST_SEEDS, 1, step=1, label="Seeds", elem_id="count")
             with gr.Accordion("Sampling", open=False):
                 steps = gr.Slider(1, 100, 20, step=1, label="DDIM steps", elem_id="steps")
                 guidance = gr.Number(3, label="Guidance w", minimum=1, elem_id="guidance")
@@ -254,12 +259,12 @@ def _look(gr: Any, desk: Desk, model: Any) -> dict[str, Any]:
         of_classes = desk.shelf.model(name).kind == "class"
         return desk.draw(name, (one or "") if of_classes else words, *rest)
 
-    asked = [model, classes, prompt, patches, strength, seed, count, steps, guidance]
+    asked = [model, classes, prompt, chosen, strength, seed, count, steps, guidance]
     gr.on([draw.click, strength.release, prompt.submit], answered(drawn), asked, shown, trigger_mode="always_last")
-    return {"class": classes, "prompt": prompt, "patches": patches, "guidance": guidance}
+    return {"class": classes, "prompt": prompt, "patches": chosen, "guidance": guidance}
 
 
-def _erase(gr: Any, desk: Desk, model: Any, patches: Any) -> dict[str, Any]:
+def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str, Any]:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             what = gr.Dropdown([], multiselect=True, label="What to erase", elem_id="what")
@@ -271,11 +276,11 @@ def _erase(gr: Any, desk: Desk, model: Any, patches: Any) -> dict[str, Any]:
                 sampling = gr.Number(20, label="DDIM steps of these images", precision=0, elem_id="sampling-steps")
             with gr.Row():
                 start = gr.Button("Erase", variant="primary", min_width=120, elem_id="start")
-                stop = gr.Button("Stop", variant="stop", min_width=120, interactive=desk.running, elem_id="stop")
+                stop = gr.Button("Stop", variant="stop", min_width=120, interactive=False, elem_id="stop")
         with gr.Column(scale=2, min_width=300):
             refused = gr.HTML("", elem_id="refused")
-            panel = gr.HTML(desk.progress, elem_id="job")
-    timer = gr.Timer(0.7, active=desk.running)
+            panel = gr.HTML(elem_id="job")
+    timer = gr.Timer(0.7, active=False)
 
     def look() -> list[Any]:
         running = desk.running
@@ -289,18 +294,21 @@ def _erase(gr: Any, desk: Desk, model: Any, patches: Any) -> dict[str, Any]:
         return ["", *look()]
 
     def found(name: str) -> Any:
-        return gr.update() if desk.running else gr.update(choices=desk.fitting(desk.shelf.model(name)))
+        return gr.update() if desk.running else patches(gr, desk.fitting(desk.shelf.model(name)))
 
     state = [panel, timer, start, stop]
+    page.load(look, None, state, show_progress="hidden")  # also for who comes while it is at work
     asked = [model, what, method, judged, steps, images, sampling]
     start.click(begin, asked, [refused, *state], show_progress="hidden")
     stop.click(lambda: (desk.stop(), look())[1], None, state, show_progress="hidden")
-    timer.tick(look, None, state, show_progress="hidden").then(found, model, patches, show_progress="hidden")
+    timer.tick(look, None, state, show_progress="hidden").then(found, model, picked, show_progress="hidden")
     return {"what": what, "judged": judged}
 
 
 HEAD = '<meta name="color-scheme" content="light dark">'
 STYLE = """
+:root { --color-accent: #0b6285; --slider-color: #0b6285; --link-text-color: #0b6285; }
+.dark { --color-accent: #6cc3e6; --slider-color: #6cc3e6; --link-text-color: #6cc3e6; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 .pair h3, .job h3 { margin: 0 0 .5rem; font-size: 1rem; }
 .cells.many { display: grid; gap: .4rem; grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); }

@@ -10,7 +10,7 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["LOOPBACK", "application", "check_host", "listen", "require_gradio", "serve"]
+__all__ = ["LOOPBACK", "application", "check_host", "listen", "require_gradio", "server"]
 
 # All that the page asks for. gradio's other addresses (files, uploads, proxies, its API, its monitoring) are not there.
 ADDRESSES = re.compile(
@@ -125,9 +125,8 @@ def application(desk: Any, hosts: tuple[str, ...] | None = LOOPBACK) -> Any:
     return Gate(app, hosts)
 
 
-def serve(app: Any, socket: socket.socket) -> None:
-    """Answer until Ctrl-C or SIGTERM."""
+def server(app: Any) -> Any:
+    """What answers for the application; its ``run(sockets=[...])`` ends at Ctrl-C and SIGTERM, and goes on as they do."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
-    uvicorn.Server(config).run(sockets=[socket])
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))

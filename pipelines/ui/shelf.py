@@ -54,9 +54,9 @@ class Shelf:
     named: tuple[str, ...] = ()
 
     def models(self) -> dict[str, Choice]:
-        """Every model by its name on the page. Raises InputError for a named one that is none."""
-        found = [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for name, kind in EMBEDDED_MODELS.items()]
-        found += [Choice(public_name(one), _kind_of(one), one, one) for one in self.named]
+        """Every model by its name on the page, the named ones first. Raises InputError for a named one that is none."""
+        found = [Choice(public_name(one), _kind_of(one), one, one) for one in self.named]
+        found += [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for name, kind in EMBEDDED_MODELS.items()]
         found += [Choice(self._name(path), _kind_of(str(path)), str(path), str(path)) for path in self._holding(INDEX)]
         return {one.name: one for one in found}
 
@@ -65,7 +65,9 @@ class Shelf:
         files = sorted(self._holding("run.json"), key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
         states = {path: status for path in files if (status := status_of(path)) is not None}
         made = [
-            Run(self._name(path), path, status, (path / "patch.safetensors").is_file(), (path / "report.html").is_file())
+            Run(
+                self._name(path), path, status, *(self._is_inside(path / file) for file in ("patch.safetensors", "report.html"))
+            )
             for path, status in states.items()
         ]
         return {run.name: run for run in made}
@@ -92,12 +94,15 @@ class Shelf:
         return self.folder / (name if number == 1 else f"{name}-{number}")
 
     def _holding(self, file: str) -> Iterator[Path]:
-        """The folders, one or two levels down, that hold this file and lie inside, links followed."""
-        inside = self.folder.resolve()
+        """The folders, one or two levels down, that hold this file."""
         for pattern in (f"*/{file}", f"*/*/{file}"):
             for path in sorted(self.folder.glob(pattern)):
-                if path.is_file() and path.resolve().is_relative_to(inside) and not path.parent.name.startswith("."):
+                if self._is_inside(path) and not path.parent.name.startswith("."):
                     yield path.parent
+
+    def _is_inside(self, file: Path) -> bool:
+        """Whether there is this file, and no link leads out of the folder to it."""
+        return file.is_file() and file.resolve().is_relative_to(self.folder.resolve())
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -49,7 +49,7 @@ def run(config: UiConfig) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"http://{host}:{listening.getsockname()[1]} shows {folder}/; Ctrl-C ends it", flush=True)
     try:
-        server.serve(app, listening)
+        server.server(app).run(sockets=[listening])
     finally:
         desk.close()
     return 0
