@@ -22,7 +22,7 @@ from semu_diffusion.pipelines.ui.pictures import Studio
 from semu_diffusion.pipelines.ui.shelf import Shelf
 
 Open = Callable[..., Any]
-SECONDS = 120_000  # milliseconds that a step may take
+PATIENCE = 60_000  # milliseconds that a step may take
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def open_page(browser: Any, address: str) -> Iterator[Open]:  # noqa: F811
     def opened(width: int = 1280, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
-        context.set_default_timeout(SECONDS)
+        context.set_default_timeout(PATIENCE)
         context.on("console", lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None)
         context.on("weberror", lambda error: trouble.append(str(error.error)))
         context.on("request", lambda asked: None if asked.url.startswith((address, "data:")) else trouble.append(asked.url))
         context.on("response", lambda found: trouble.append(f"{found.status} {found.url}") if found.status >= 400 else None)
         page = context.new_page()
         page.goto(address)
-        page.locator("#patches").get_by_text("no-red", exact=True).wait_for()
+        page.locator("#patches").get_by_text(re.compile("red$")).first.wait_for()  # the newest patch is picked: the page is ready
         return page
 
     yield opened
