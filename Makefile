@@ -14,7 +14,7 @@ CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-concept test lint format types bench figures commands stress clean
+.PHONY: help demo demo-concept ui test lint format types bench figures commands stress clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -25,6 +25,9 @@ demo: $(VENV)/installed ## erase the class "cat" from the embedded model and sho
 
 demo-concept: $(VENV)/installed ## erase the word "cat" from the embedded Stable Diffusion, as a LoRA
 	@$(BIN)/erase-concept $(CONCEPT_FLAGS)
+
+ui: $(VENV)/installed-ui ## a page in the browser, on the embedded models: draw before and after, erase, open reports
+	@$(BIN)/semu ui $(UI_FLAGS)
 
 test: $(VENV)/installed-dev ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile
@@ -66,7 +69,7 @@ clean: ## remove the environment and everything that was built; run folders stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find pipelines eval assets semu_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two stamps, so that the demos do not wait for the tools of development; all fall behind when pyproject.toml changes.
+# Three stamps, so that the demos wait neither for the tools of development nor for the page's; all fall behind when pyproject.toml changes.
 $(VENV)/installed: pyproject.toml $(BIN)/python
 	@echo "installing into $(VENV) (the first time a few minutes and several GB, nearly all of it PyTorch) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lora]'
@@ -75,6 +78,11 @@ $(VENV)/installed: pyproject.toml $(BIN)/python
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing the tools of development ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ && echo "installed."
+
+$(VENV)/installed-ui: $(VENV)/installed
+	@echo "installing what the page needs ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'
 	@touch $@ && echo "installed."
 
 $(BIN)/python:

@@ -25,6 +25,7 @@ MATHS = [
     "patches/fingerprint",
     "patches/interference",
 ]
+COMMANDS = "pipelines/cli/commands"
 FACE = "__init__"  # gathers the public names; every other file directly in semu_diffusion/ is the method
 PROSE = {".py", ".md", ".toml", ".cff", ".yaml", ".yml", ".json", ".cfg", ".ini", ".txt", ".html", ".sh", ""}
 
@@ -160,7 +161,15 @@ def test_files_functions_and_folders_stay_small() -> None:
     functions = [n for p in ours for n in ast.walk(ast.parse((ROOT / p).read_text())) if isinstance(n, ast.FunctionDef)]
     assert not [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 60]
     rooms = [str(PurePosixPath(path).parent) for path in ours if not path.endswith("__init__.py")]
-    assert not [room for room in set(rooms) if rooms.count(room) > 14]
+    assert not [room for room in set(rooms) - {COMMANDS} if rooms.count(room) > 14]
+
+
+def test_the_folder_of_commands_holds_a_file_for_each_and_nothing_else() -> None:
+    """It may have as many as there are commands: nobody reads it from end to end, each file is opened by its command's name."""
+    from semu_diffusion.pipelines.cli.main import COMMANDS as registry
+
+    files = {path.stem for path in (ROOT / COMMANDS).glob("[!_]*.py")}
+    assert files == {name.replace("-", "_") for name in registry.commands}
 
 
 def test_every_file_the_rules_speak_of_is_there() -> None:

@@ -26,6 +26,7 @@ COMMANDS = CommandGroup(
         "import": "make a model for erase-class of a SalUn or Selective Amnesia checkpoint",
         "assess": "what a model can do before anything is erased, and whether it copies",
         "benchmark": "erase classes or concepts in turn with several methods: one table",
+        "ui": "a page in the browser: draw before and after, erase, open reports",
         "train": "train ddpm, classifier, autoencoder or text-to-image on your data",
     },
     examples=(

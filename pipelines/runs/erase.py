@@ -41,14 +41,14 @@ from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 __all__ = ["edited_layers", "erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
 
 
-def erase_classes(config: EraseClassConfig) -> int:
+def erase_classes(config: EraseClassConfig, progress: Progress | None = None) -> int:
     """``erase-class``: 0, or 1 if the erasure diverged or destroyed the model (the run folder then says so)."""
-    return _erase("erase-class", load_classes, config)
+    return _erase("erase-class", load_classes, config, progress or Progress())
 
 
-def erase_concepts(config: EraseConceptConfig) -> int:
+def erase_concepts(config: EraseConceptConfig, progress: Progress | None = None) -> int:
     """``erase-concept``, as `erase_classes`."""
-    return _erase("erase-concept", load_concepts, config)
+    return _erase("erase-concept", load_concepts, config, progress or Progress())
 
 
 def inputs_of(config: Any) -> list[str | None]:
@@ -68,12 +68,12 @@ def edited_layers(subject: Subject) -> Mapping[str, Any]:
     return named or select_layers(subject.model.denoiser, subject.config.layers)
 
 
-def _erase(program: str, load: Callable[[Any], Subject], config: Any) -> int:
+def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: Progress) -> int:
     quiet_libraries()
     subject = load(config)
     read = [*inputs_of(config), *subject.judges.values()]
     layers = layer_words(edited_layers(subject))
-    with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, Progress() as progress:
+    with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, progress:
         to_stderr(f"layers edited: {layers}")
         scorer, images = make_scorer(subject), subject.forget_images()
         task, preparing = metered_task(subject, progress.show, images)

@@ -1,0 +1,125 @@
+"""What the page may pick from, by name: the embedded models, those of the command line, and what lies in one folder.
+
+The page sends names alone. A name that is not on the shelf is refused, so that nobody who reaches the page can name a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from semu_diffusion import assets
+from semu_diffusion.erase.config import EMBEDDED
+from semu_diffusion.errors import InputError
+from semu_diffusion.files import public_name, read_json
+from semu_diffusion.models.families import FAMILIES
+from semu_diffusion.models.hub import folder_or_snapshot
+from semu_diffusion.pipelines.runs.folder import folder_names, status_of
+
+__all__ = ["Choice", "Run", "Shelf"]
+
+Named = TypeVar("Named")
+INDEX = "model_index.json"
+EMBEDDED_MODELS: dict[str, Literal["class", "concept"]] = {"ddpm-cifar10": "class", "tiny-sd": "concept"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model: ``source`` as the settings of a run name it, ``location`` the folder, file or Hub id of its weights."""
+
+    name: str
+    kind: Literal["class", "concept"]
+    source: str
+    location: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: how far it came, and whether it holds a patch and a report."""
+
+    name: str
+    path: Path
+    status: str
+    patch: bool
+    report: bool
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """``folder``, in which every run lies and new ones are put, and the ``models`` that were named beside the embedded ones."""
+
+    folder: Path
+    named: tuple[str, ...] = ()
+
+    def models(self) -> dict[str, Choice]:
+        """Every model by its name on the page, the named ones first. Raises InputError for a named one that is none."""
+        found = [Choice(public_name(one), _kind_of(one), one, one) for one in self.named]
+        found += [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for name, kind in EMBEDDED_MODELS.items()]
+        found += [Choice(self._name(path), _kind_of(str(path)), str(path), str(path)) for path in self._holding(INDEX)]
+        return {one.name: one for one in found}
+
+    def runs(self) -> dict[str, Run]:
+        """Every run in the folder by its name, the newest first."""
+        files = sorted(self._holding("run.json"), key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+        states = {path: status for path in files if (status := status_of(path)) is not None}
+        made = [
+            Run(
+                self._name(path), path, status, *(self._is_inside(path / file) for file in ("patch.safetensors", "report.html"))
+            )
+            for path, status in states.items()
+        ]
+        return {run.name: run for run in made}
+
+    def model(self, name: str) -> Choice:
+        return _known(self.models(), name, "model")
+
+    def run(self, name: str) -> Run:
+        return _known(self.runs(), name, "run")
+
+    def patch(self, name: str) -> Path:
+        """The patch of the run ``name``."""
+        run = self.run(name)
+        if not run.patch:
+            raise InputError(f"{name} holds no patch: {run.status}")
+        return run.path / "patch.safetensors"
+
+    def new_run(self, title: str) -> Path:
+        """A folder that is not there yet, for a run of this title."""
+        name = folder_names([title])[title]
+        number = 1
+        while (self.folder / (name if number == 1 else f"{name}-{number}")).exists():
+            number += 1
+        return self.folder / (name if number == 1 else f"{name}-{number}")
+
+    def _holding(self, file: str) -> Iterator[Path]:
+        """The folders, one or two levels down, that hold this file."""
+        for pattern in (f"*/{file}", f"*/*/{file}"):
+            for path in sorted(self.folder.glob(pattern)):
+                if self._is_inside(path) and not path.parent.name.startswith("."):
+                    yield path.parent
+
+    def _is_inside(self, file: Path) -> bool:
+        """Whether there is this file, and no link leads out of the folder to it."""
+        return file.is_file() and file.resolve().is_relative_to(self.folder.resolve())
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def _known(known: Mapping[str, Named], name: str, what: str) -> Named:
+    if name not in known:
+        raise InputError(f"there is no {what} called {name!r} here")
+    return known[name]
+
+
+def _kind_of(source: str) -> Literal["class", "concept"]:
+    """What is erased from the model in this folder, file or repository of the Hub. Raises InputError where there is none."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return "concept"
+    place, _ = folder_or_snapshot(source, "--model takes a diffusers folder, a Hub id or a safetensors file", [INDEX])
+    index = read_json(place / INDEX, largest=float("inf")) if (place / INDEX).is_file() else {}
+    pipeline = index.get("_class_name") if isinstance(index, dict) else None
+    return next((family.kind for family in FAMILIES.values() if pipeline in family.pipelines), "class")
