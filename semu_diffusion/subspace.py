@@ -28,7 +28,7 @@ Projection = Literal["exact", "official", "none"]
 RankRule = Literal["at_least", "official"]
 
 _ROUNDING = 1e-12  # of the gradient's energy before any projection: below it a direction is noise of float32
-_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured: pipelines/benchmark/subspace.py)
+_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured by `semu benchmark-cost --phase subspace`)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Command(Generic[Config]):
 
 @dataclass(frozen=True)
 class CommandGroup:
-    """Commands under one name, one line each; the file of one, in ``package``, is imported only when it is asked for.
+    """Commands under one name, one line each; the file of one, in ``package`` or at ``homes``, is imported when it is asked for.
 
     Its file has a ``COMMAND``, or else functions ``parse`` and ``main`` of the arguments after the command.
     """
@@ -68,6 +68,7 @@ class CommandGroup:
     commands: Mapping[str, str]
     metavar: str = "COMMAND"
     examples: tuple[str, ...] = ()
+    homes: Mapping[str, str] = field(default_factory=dict)
 
     def parser(self) -> Parser:
         parser = Parser(prog=self.name, description=self.help, epilog=epilog(self.examples) if self.examples else None)
@@ -79,7 +80,7 @@ class CommandGroup:
 
     def load(self, name: str) -> Any:
         """The command of this name."""
-        module = import_module(f"{self.package}.{name.replace('-', '_')}")
+        module = import_module(self.homes.get(name, f"{self.package}.{name.replace('-', '_')}"))
         return getattr(module, "COMMAND", module)
 
     def parse(self, argv: Sequence[str]) -> Any:

@@ -26,8 +26,10 @@ COMMANDS = CommandGroup(
         "import": "make a model for erase-class of a SalUn or Selective Amnesia checkpoint",
         "assess": "what a model can do before anything is erased, and whether it copies",
         "benchmark": "erase classes or concepts in turn with several methods: one table",
+        "benchmark-cost": "seconds, peak memory and image passes by phase, at the size of published models",
         "train": "train ddpm, classifier, autoencoder or text-to-image on your data",
     },
+    homes={"benchmark-cost": "semu_diffusion.pipelines.cost.command"},
     examples=(
         "semu info runs/cat/patch.safetensors",
         "semu merge runs/cat/patch.safetensors --output ddpm-without-cat",
