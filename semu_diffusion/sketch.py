@@ -40,7 +40,7 @@ class GradientSketch:
         projection: Projection = "exact",
     ) -> None:
         m, n = weight.shape[0], weight[0].numel()
-        self.weight, self.projection = weight, projection
+        self.weight, self.projection = weight.detach(), projection
         self.basis = None if protected is None else protected[0].to(weight.device, torch.float32)
         width = min(width, m, n)
         self.omega = self._outside(torch.randn(n, width, generator=generator).to(weight.device))
@@ -130,14 +130,14 @@ def sketched_layers(layers: Mapping[str, Any], width: int, budget: int) -> set[s
         total -= saved[name]
     if total > budget:
         raise InputError(
-            f"--memory: the gradients of these layers take {total / 1e6:,.0f} MB at least, and {budget / 1e6:,.0f} MB were given: "
-            "give more, or edit fewer --layers"
+            f"--memory: the gradients of these layers take {total / 1e6:.3g} MB at least, and {budget / 1e6:.3g} MB were "
+            "given: give more, or edit fewer --layers"
         )
     return chosen
 
 
 def moment_sizes(layers: Mapping[str, Any], budget: int | None) -> dict[str, int]:
-    """How the second moments of the layers' inputs are kept so that they fit into ``budget`` bytes; the smallest if none does."""
+    """How second moments of the layers' inputs are kept to fit into ``budget`` bytes; the smallest way if none does."""
     sides = [layer.weight[0].numel() for layer in layers.values()]
     for exact, columns, held in MOMENTS:
         total = FLOAT * sum(n * ((n if n <= exact else columns) + held) for n in sides)

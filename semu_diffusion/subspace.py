@@ -22,7 +22,16 @@ import torch
 
 from semu_diffusion.matrices import Matricisation, to_matrices
 
-__all__ = ["ROUNDING", "Projection", "RankRule", "Subspace", "choose_rank", "dominant_subspace", "layer_subspace", "project_away"]
+__all__ = [
+    "ROUNDING",
+    "Projection",
+    "RankRule",
+    "Subspace",
+    "choose_rank",
+    "dominant_subspace",
+    "layer_subspace",
+    "project_away",
+]
 
 Projection = Literal["exact", "official", "none"]
 RankRule = Literal["at_least", "official"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from semu_diffusion.options import at_least, option, require
+from semu_diffusion.options import at_least, byte_size, option, require
 
 __all__ = ["PHASES", "CostConfig"]
 
@@ -19,7 +19,7 @@ class CostConfig:
     )
     phase: tuple[str, ...] = option(
         PHASES[:-1],
-        f"phases to measure, of {', '.join(PHASES)}; erase is a whole erasure by default settings, of the embedded models alone",
+        f"phases to measure, of {', '.join(PHASES)}; erase is a whole default erasure, of the embedded models alone",
         metavar="A,B,…",
         comma=True,
     )
@@ -48,3 +48,5 @@ class CostConfig:
             at_least(self, name, 1)
         if self.blocks is not None:
             at_least(self, "blocks", 1)
+        if self.memory is not None:
+            byte_size(self.memory, "--memory")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.erase.closed_form import name_edit
-from semu_diffusion.erase.collect import MOMENT_SAMPLES, OBJECTIVE_BATCHES, kept_moments
+from semu_diffusion.erase.collect import MOMENT_SAMPLES, OBJECTIVE_BATCHES, gradient_sketches, kept_moments
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.pool import Pool
 from semu_diffusion.erase.run import run_to_end
@@ -56,7 +56,8 @@ class Bench:
     def __init__(
         self, model: DiffusionModel, config: CostConfig, settings: Any, gauge: Gauge, pool: Pool | None = None
     ) -> None:
-        self.model, self.config, self.settings, self.gauge = model, config, settings, gauge
+        self.model, self.config, self.gauge = model, config, gauge
+        self.settings = replace(settings, memory=config.memory)
         self.layers = select_layers(model.denoiser, settings.layers)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pool, self.real = pool or self._noise(BATCHES * config.batch_size), pool is not None
@@ -87,12 +88,16 @@ class Bench:
         return [] if row is None else [row]
 
     def collect(self) -> Row:
-        steps = self.config.steps
-        ours, passes, _ = self._measured(
-            steps, lambda: collect_gradients(self.model.denoiser, self.layers, range(steps), self.loss)
-        )
-        reference = self._reference(steps, lambda: collect_dense(self.model.denoiser, self.layers, steps, self.loss))
-        return Row("collect", "batch", ours, reference, passes, OBJECTIVE_BATCHES)
+        steps, denoiser = self.config.steps, self.model.denoiser
+
+        def ours() -> int:
+            sketches = gradient_sketches(self.settings, self.layers, {}, self.generator)
+            collect_gradients(denoiser, self.layers, range(steps), self.loss, sketches=sketches)
+            return len(sketches)
+
+        reading, passes, sketched = self._measured(steps, ours)
+        reference = self._reference(steps, lambda: collect_dense(denoiser, self.layers, steps, self.loss))
+        return Row("collect", "batch", reading, reference, passes, OBJECTIVE_BATCHES, {"sketched_layers": sketched})
 
     def moments(self) -> Row:
         images = min(MOMENT_SAMPLES, len(self.pool.x_t))
@@ -114,14 +119,8 @@ class Bench:
             counts = Counter(_sides(layer.weight) for layer in whole.values())
             device, seed = self.model.device, self.config.seed
             groups = [Matrices(one, n, lambda one=one: synthetic(*one, device, seed)) for one, n in counts.items()]
-        found = svd_costs(
-            groups,
-            self.settings.explained_variance,
-            self.settings.max_rank,
-            self.gauge,
-            self.config.seconds,
-            self.config.reference,
-        )
+        gamma, rank = self.settings.explained_variance, self.settings.max_rank
+        found = svd_costs(groups, gamma, rank, self.gauge, self.config.seconds, self.config.reference)
         details = {"angle": found.angle, "energy": found.energy, "extrapolated_layers": found.extrapolated}
         return Row("subspace", "network", found.ours, found.reference, 0, 1, details)
 

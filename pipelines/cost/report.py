@@ -15,7 +15,9 @@ def table(record: Mapping[str, Any]) -> str:
     rows = [COLUMNS, *(_row(phase) for phase in record["phases"])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if place > 1 else cell.ljust(width) for place, cell, width in zip(range(len(row)), row, widths)
+        )
         for row in rows
     ]
     return "\n".join([*_head(record), *lines, *_foot(record)])

@@ -33,7 +33,7 @@ PATH_STEPS = 4  # of the embedded models' samples
 
 @dataclass(frozen=True)
 class Whole:
-    """How much more the whole network is than what was measured of it: FLOPs of a forward pass, parameters, bytes of weights."""
+    """How much more the whole network is than its measured part: FLOPs of a forward pass, parameters, bytes of weights."""
 
     flops: float = 1.0
     parameters: float = 1.0
@@ -123,12 +123,11 @@ def _record(
     whole = whole or Whole(weights=_bytes(network), all_weights=_bytes(network))
     layers = select_layers(full, bench.settings.layers)
     device = bench.model.device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
     rows = [row for phase in config.phase if phase != "erase" for row in bench.phase(phase, layers)]
     record = {
         "shape": name,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads",
+        "device": where,
         "weights": str(bench.model.dtype).removeprefix("torch."),
         "latents": list(bench.model.latent_shape),
         "batch_size": config.batch_size,

@@ -44,98 +44,40 @@ UNET: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }  # fmt: skip
+SD15 = {**UNET, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD21 = {**UNET, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+SDXL: dict[str, Any] = {
+    "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280), "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
+    "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+SD35_MEDIUM: dict[str, Any] = {
+    "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24, "attention_head_dim": 64,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
+}  # fmt: skip
+FLUX_DEV: dict[str, Any] = {
+    "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True,
+    "axes_dims_rope": (16, 56, 56),
+}  # fmt: skip
+DIT_XL2: dict[str, Any] = {
+    "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28, "patch_size": 2,
+    "attention_bias": True, "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_zero",
+    "norm_elementwise_affine": False,
+}  # fmt: skip
 UNET_DEPTH = ("layers_per_block", "transformer_layers_per_block")
+FLUX_FLOW = {"shift": 3.0, "use_dynamic_shifting": True}
 SHAPES: dict[str, Shape] = {
-    "sd15": Shape(
-        StableDiffusion, {**UNET, "cross_attention_dim": 768, "attention_head_dim": 8}, 512, (77, 768), depth=UNET_DEPTH
-    ),
-    "sd21": Shape(
-        StableDiffusion,
-        {**UNET, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
-        768,
-        (77, 1024),
-        depth=UNET_DEPTH,
-    ),
-    "sdxl": Shape(
-        StableDiffusion,
-        {
-            "in_channels": 4,
-            "out_channels": 4,
-            "block_out_channels": (320, 640, 1280),
-            "layers_per_block": 2,
-            "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-            "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        1024,
-        (77, 2048),
-        1280,
-        UNET_DEPTH,
-    ),  # fmt: skip
-    "sd35-medium": Shape(
-        StableDiffusion3,
-        {
-            "patch_size": 2,
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": 24,
-            "attention_head_dim": 64,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "pos_embed_max_size": 384,
-            "dual_attention_layers": tuple(range(13)),
-            "qk_norm": "rms_norm",
-        },
-        1024,
-        (333, 4096),
-        2048,
-        flow={"shift": 3.0},
-    ),  # fmt: skip
-    "flux-dev": Shape(
-        Flux,
-        {
-            "patch_size": 1,
-            "in_channels": 64,
-            "num_layers": 19,
-            "num_single_layers": 38,
-            "attention_head_dim": 128,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "pooled_projection_dim": 768,
-            "guidance_embeds": True,
-            "axes_dims_rope": (16, 56, 56),
-        },
-        1024,
-        (512, 4096),
-        768,
-        ("num_layers", "num_single_layers"),
-        {"shift": 3.0, "use_dynamic_shifting": True},
-    ),  # fmt: skip
-    "dit-xl2": Shape(
-        DiT,
-        {
-            "num_attention_heads": 16,
-            "attention_head_dim": 72,
-            "in_channels": 4,
-            "out_channels": 8,
-            "num_layers": 28,
-            "patch_size": 2,
-            "attention_bias": True,
-            "activation_fn": "gelu-approximate",
-            "num_embeds_ada_norm": 1000,
-            "norm_type": "ada_norm_zero",
-            "norm_elementwise_affine": False,
-        },
-        256,
-    ),  # fmt: skip
+    "sd15": Shape(StableDiffusion, SD15, 512, (77, 768), depth=UNET_DEPTH),
+    "sd21": Shape(StableDiffusion, SD21, 768, (77, 1024), depth=UNET_DEPTH),
+    "sdxl": Shape(StableDiffusion, SDXL, 1024, (77, 2048), 1280, UNET_DEPTH),
+    "sd35-medium": Shape(StableDiffusion3, SD35_MEDIUM, 1024, (333, 4096), 2048, flow={"shift": 3.0}),
+    "flux-dev": Shape(Flux, FLUX_DEV, 1024, (512, 4096), 768, ("num_layers", "num_single_layers"), FLUX_FLOW),
+    "dit-xl2": Shape(DiT, DIT_XL2, 256),
 }
 
 

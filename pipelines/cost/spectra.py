@@ -47,35 +47,48 @@ def svd_costs(
     groups: Sequence[Matrices], explained_variance: float, max_rank: int | None, gauge: Gauge, seconds: float, reference: bool
 ) -> SvdCosts:
     """Smaller matrices first, until ``seconds`` are spent; the rest as the largest of those measured, by m n min(m, n)."""
-    ours, theirs, angles, energies, spent, known = [0.0, 0], [0.0, 0], [], [], 0.0, 0.0
-    extrapolated = 0
+    sides = {"ours": Side(), "reference": Side()}
+    angles, energies, spent, extrapolated = [], [], 0.0, 0
     for group in sorted(groups, key=lambda group: group.work):
-        if known and spent + known * group.work > seconds:
+        if spent and spent + sum(side.rate for side in sides.values()) * group.work > seconds:
             extrapolated += group.count
-            ours[0] += group.count * rate * group.work
-            theirs[0] += group.count * reference_rate * group.work
+            for side in sides.values():
+                side.seconds += group.count * side.rate * group.work
             continue
         matrix = group.gradient().float()
         mine, (left, _, right) = gauge(lambda m=matrix: dominant_subspace(m, explained_variance, max_rank=max_rank))
-        full = Reading(0.0, 0)
+        spent += sides["ours"].took(mine, group)
         if reference:
             full, (u, _, vt) = gauge(lambda m=matrix: full_svd(m))
-            rank = left.shape[1]
-            angles.append(max(_angle(u[:, :rank], left), _angle(vt[:rank].T, right)))
-            best = (u[:, :rank].T @ matrix @ vt[:rank].T).square().sum()
-            energies.append(float((left.T @ matrix @ right).square().sum() / best.clamp_min(1e-30)))
-        spent += mine.seconds + full.seconds
-        rate, reference_rate = mine.seconds / group.work, full.seconds / group.work
-        known = rate + reference_rate
-        ours = [ours[0] + group.count * mine.seconds, max(ours[1], mine.peak or 0)]
-        theirs = [theirs[0] + group.count * full.seconds, max(theirs[1], full.peak or 0)]
-    return SvdCosts(
-        Reading(ours[0], int(ours[1]) or None),
-        Reading(theirs[0], int(theirs[1]) or None) if reference else None,
-        max(angles, default=None),
-        min(energies, default=None),
-        extrapolated,
-    )
+            spent += sides["reference"].took(full, group)
+            u, v = u[:, : left.shape[1]], vt[: left.shape[1]].T
+            angles.append(max(_angle(u, left), _angle(v, right)))
+            energies.append(_captured(matrix, left, right) / max(_captured(matrix, u, v), 1e-30))
+    ours, theirs = (side.reading() for side in sides.values())
+    return SvdCosts(ours, theirs if reference else None, max(angles, default=None), min(energies, default=None), extrapolated)
+
+
+@dataclass
+class Side:
+    """What one of the two takes: all ``seconds``, the highest ``peak``, and the ``rate`` in seconds by `Matrices.work`."""
+
+    seconds: float = 0.0
+    peak: int | None = None
+    rate: float = 0.0
+
+    def took(self, one: Reading, group: Matrices) -> float:
+        self.seconds += group.count * one.seconds
+        self.peak = max(self.peak or 0, one.peak) if one.peak is not None else None
+        self.rate = one.seconds / group.work
+        return one.seconds
+
+    def reading(self) -> Reading:
+        return Reading(self.seconds, self.peak)
+
+
+def _captured(matrix: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
+    """||U^T G V||_F^2."""
+    return float((left.T @ matrix @ right).double().square().sum())
 
 
 def synthetic(m: int, n: int, device: torch.device, seed: int) -> torch.Tensor:

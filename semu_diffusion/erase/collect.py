@@ -17,8 +17,8 @@ from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.objectives import NoisyBatch
-from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.options import byte_size
+from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.protection import InputMoments, collect_moments
 from semu_diffusion.sketch import GradientSketch, moment_sizes, sketch_width, sketched_layers
 from semu_diffusion.subspace import Subspace, layer_subspace
@@ -91,10 +91,7 @@ def kept_moments(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> dict[str, InputMoments]:
-    """Second moments of each layer's inputs on kept samples, with and without their condition; a quarter is held out.
-
-    Of each the protected directions are left, and what was held out.
-    """
+    """Second moments of each layer's inputs on kept samples, with and without their condition; a quarter is held out."""
 
     read = kept.spread(MOMENT_SAMPLES, generator).batch
     conditions = protected_conditions(model, read.condition)
@@ -107,7 +104,7 @@ def kept_moments(
             if progress is not None:
                 progress("kept inputs", min(start + size, total), total)
 
-    found = collect_moments(
+    return collect_moments(
         layers,
         batches(),
         lambda batch: model.predict(batch.x_t, batch.t, batch.condition),
@@ -116,9 +113,6 @@ def kept_moments(
         model=model.denoiser,
         **moment_sizes(layers, _budget(config)),
     )
-    for moments in found.values():
-        moments.settle(config.protected_energy)
-    return found
 
 
 def gradient_sketches(

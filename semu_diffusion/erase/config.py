@@ -82,8 +82,8 @@ class SubspaceConfig:
     )
     memory: str | None = option(
         None,
-        "bound on the memory of the collected gradients, and of the second moments of kept inputs, such as 2GB: the layers that "
-        "save most are sketched (default: nothing is)",
+        "bound on what collected gradients take, and before them the second moments of kept inputs, such as 2GB: layers are "
+        "sketched, those first that save most (default: none is)",
         metavar="SIZE",
         group="subspace",
     )

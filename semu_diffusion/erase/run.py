@@ -95,13 +95,17 @@ def _train(
         name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named.subspaces
     }
     renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
+    moments: dict[str, InputMoments] = {}
+    if config.protect == "null-space":
+        assert samples.retain is not None
+        with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
+            moments = kept_moments(model, config, layers, samples.retain, phase_generator(config.seed, "moments"), progress)
+        with meter.phase("subspace"):
+            for one in moments.values():
+                one.settle(config.protected_energy)
     with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
         adversary = adversary_of(task, config, samples, _original(model, renamed))
         loss = loss_of(task, config, samples, _original(model, renamed), "gradient", adversary)
-        moments: dict[str, InputMoments] = {}
-        if config.protect == "null-space":
-            assert samples.retain is not None
-            moments = kept_moments(model, config, layers, samples.retain, phase_generator(config.seed, "moments"), progress)
         sketches = gradient_sketches(config, layers, moments, phase_generator(config.seed, "sketches"))
         gradients = _forget_gradient(task, config, samples, layers, loss, progress, sketches)
     with meter.phase("subspace"):
