@@ -57,7 +57,7 @@ class Command(Generic[Config]):
 
 @dataclass(frozen=True)
 class CommandGroup:
-    """Commands under one name, one line each; the module of one, in ``package`` or named in ``homes``, is imported when asked for.
+    """Commands under one name, one line each; each in a module of ``package``, or of ``homes``, imported only when asked for.
 
     Its file has a ``COMMAND``, or else functions ``parse`` and ``main`` of the arguments after the command.
     """

@@ -19,7 +19,7 @@ from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.objectives import squared_errors
+from semu_diffusion.objectives import NoisyBatch, squared_errors
 from semu_diffusion.patched import PatchedLayers
 from semu_diffusion.pipelines.cost.config import CostConfig
 from semu_diffusion.pipelines.cost.gauge import Gauge, Reading
@@ -63,8 +63,8 @@ class Bench:
         self.pool, self.real = pool or self._noise(BATCHES * config.batch_size), pool is not None
         if config.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        for step in range(BATCHES):
-            self.loss(step)  # the targets are known from now on, so that no phase is charged with them
+        for step in range(min(config.steps, BATCHES)):
+            self._drawn(step)  # the targets are known from now on, so that no phase is charged with them
 
     def _noise(self, count: int) -> Pool:
         x_t = torch.randn(count, *self.model.latent_shape, generator=self.generator)
@@ -73,12 +73,15 @@ class Bench:
 
     def loss(self, step: int) -> torch.Tensor:
         """The error of a batch against what the model says of another condition, which it is asked once."""
-        size, count = self.config.batch_size, len(self.pool.x_t)
-        drawn = self.pool.take([(step * size + place) % count for place in range(size)])
-        batch = drawn.batch
-        with torch.no_grad():
-            target = drawn.recall(self.model.predict)(batch.x_t, batch.t, (batch.condition + 1) % CONDITIONS)
+        batch, target = self._drawn(step)
         return squared_errors(self.model.predict(batch.x_t, batch.t, batch.condition), target)
+
+    @torch.no_grad()
+    def _drawn(self, step: int) -> tuple[NoisyBatch, torch.Tensor]:
+        size = self.config.batch_size
+        drawn = self.pool.take([(step % BATCHES * size + place) % len(self.pool.x_t) for place in range(size)])
+        batch = drawn.batch
+        return batch, drawn.recall(self.model.predict)(batch.x_t, batch.t, (batch.condition + 1) % CONDITIONS)
 
     def phase(self, name: str, whole: Mapping[str, Any]) -> list[Row]:
         """One phase; none where the network has nothing for it. ``whole``: the edited layers of the uncut network."""
@@ -130,7 +133,7 @@ class Bench:
 
         def ours() -> None:
             patched = PatchedLayers(denoiser, spaces)
-            run_to_end(train_patch(patched, lambda step: {"forget": self.loss(step)}, steps))
+            run_to_end(train_patch(patched, lambda step: {"forget": self.loss(step - 1)}, steps))
 
         reading, passes, _ = self._measured(steps, ours)
         reference = self._reference(steps, lambda: train_rebuilt(denoiser, self.layers, spaces, steps, self.loss))

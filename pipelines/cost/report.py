@@ -14,12 +14,10 @@ def table(record: Mapping[str, Any]) -> str:
     """Ours beside the reference procedure; ``~`` marks what was extrapolated."""
     rows = [COLUMNS, *(_row(phase) for phase in record["phases"])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place > 1 else cell.ljust(width) for place, cell, width in zip(range(len(row)), row, widths)
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([*(row[place].ljust(widths[place]) for place in (0, 1)), *cells[2:]]))
     return "\n".join([*_head(record), *lines, *_foot(record)])
 
 
@@ -67,6 +65,8 @@ def _foot(record: Mapping[str, Any]) -> Iterator[str]:
             f"~ extrapolated from {record['blocks']} blocks of each kind: {share['flops']:.1%} of the FLOPs (seconds), "
             f"{share['parameters']:.1%} of the parameters (memory beyond the weights)"
         )
+    if record["seconds_per_1000_passes"] is not None:
+        yield f"1,000 image passes in training: {record['seconds_per_1000_passes']:.3g} s"
     if "erase" in record:
         erase = record["erase"]
         stages = ", ".join(f"{name} {erase['passes_by_stage'].get(name, 0):,}" for name in erase["seconds_by_stage"])

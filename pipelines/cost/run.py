@@ -140,10 +140,16 @@ def _record(
         "blocks": config.blocks,
         "share": {"flops": 1 / whole.flops, "parameters": 1 / whole.parameters},
         "phases": [_phase(row, whole) for row in rows],
+        "seconds_per_1000_passes": _rate([row for row in rows if row.phase == "train"], whole),
     }
     if "erase" in config.phase and task is not None:
         record["erase"] = _erasure(bench, task)
     return record
+
+
+def _rate(training: list[Row], whole: Whole) -> float | None:
+    """Seconds of 1,000 image passes of the whole network in training."""
+    return next((1000 * row.ours.seconds * whole.flops / row.passes for row in training), None)
 
 
 def _phase(row: Row, whole: Whole) -> dict[str, Any]:
