@@ -24,7 +24,7 @@ _HOME = {
     "ErasurePatch": "semu_diffusion.patch",
     "InputError": "semu_diffusion.errors",
     "InputMoments": "semu_diffusion.protection",
-    "PatchedLayers": "semu_diffusion.patched",
+    "PatchedLayers": "semu_diffusion.patches.patched",
     "Subspace": "semu_diffusion.subspace",
     "collect_gradients": "semu_diffusion.gradients",
     "collect_moments": "semu_diffusion.protection",
@@ -33,8 +33,8 @@ _HOME = {
     "erase_concept": "semu_diffusion.erase.face",
     "layer_subspace": "semu_diffusion.subspace",
     "run_to_end": "semu_diffusion.erase.run",
-    "save_lora": "semu_diffusion.lora",
-    "save_peft_folder": "semu_diffusion.lora",
+    "save_lora": "semu_diffusion.patches.lora",
+    "save_peft_folder": "semu_diffusion.patches.lora",
     "select_layers": "semu_diffusion.layers",
 }
 

@@ -18,7 +18,7 @@ import torch
 from semu_diffusion import distributed
 from semu_diffusion.gradients import only_trainable
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.patched import PatchedLayers
+from semu_diffusion.patches.patched import PatchedLayers
 
 __all__ = ["Diverged", "Step", "minimise", "train_patch"]
 

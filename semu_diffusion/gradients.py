@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
 from torch import nn
+
+from semu_diffusion.sketch import GradientSketch
 
 __all__ = ["antithetic_timesteps", "collect_gradients", "only_trainable"]
 
@@ -21,6 +24,7 @@ def collect_gradients(
     loss: Callable[[Batch], torch.Tensor],
     clip: float | None = None,
     weight: Callable[[Batch], float] = lambda _: 1.0,
+    sketches: Mapping[str, GradientSketch] = MappingProxyType({}),
 ) -> dict[str, torch.Tensor]:
     """Mean over the batches of the gradient of ``loss(batch)`` by the weight of each layer, float32, on its device.
 
@@ -32,18 +36,23 @@ def collect_gradients(
     as before on return, also after an exception. A layer that no batch uses gets a zero gradient.
 
     Without ``clip`` each layer's gradient is added and freed as soon as backward makes it, so that beside the sums only
-    one layer's gradient exists at a time.
+    one layer's gradient exists at a time. The layers of ``sketches`` are added to these instead, and are not in the result.
 
     Raises ValueError if there is no batch, FloatingPointError if a gradient is not finite.
     """
-    sums = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in layers.items()}
+    dense = {name: layer for name, layer in layers.items() if name not in sketches}
+    sums = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in dense.items()}
     counted = 0.0
-    shares = {id(layer.weight): sums[name] for name, layer in layers.items()}
+    names = {id(layer.weight): name for name, layer in layers.items()}
 
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
-            shares[id(parameter)].add_(parameter.grad, alpha=share)
+            name, gradient = names[id(parameter)], parameter.grad
             parameter.grad = None
+            if name in sketches:
+                sketches[name].add(gradient, share)
+            else:
+                sums[name].add_(gradient, alpha=share)
 
     with only_trainable(model, [layer.weight for layer in layers.values()]):
         weights = [layer.weight for layer in layers.values()]
@@ -62,9 +71,12 @@ def collect_gradients(
                 handle.remove()
     if counted <= 0:
         raise ValueError("collect_gradients needs at least one batch")
-    for name, total in sums.items():
-        if not torch.isfinite(total).all():
+    for name in layers:
+        if not (sketches[name].isfinite() if name in sketches else torch.isfinite(sums[name]).all()):
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
+    for sketch in sketches.values():
+        sketch.divide(counted)
+    for total in sums.values():
         total /= counted
     return sums
 

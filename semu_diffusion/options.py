@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 
-__all__ = ["at_least", "build_config", "checked_value", "element_type", "listed_names", "option", "require"]
+__all__ = ["at_least", "build_config", "byte_size", "checked_value", "element_type", "listed_names", "option", "require"]
 
 Config = TypeVar("Config")
 
@@ -39,6 +40,15 @@ def at_least(config: Any, name: str, least: int) -> None:
     """Raise InputError if a setting is below ``least``."""
     value = getattr(config, name)
     require(value >= least, f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def byte_size(text: str, flag: str) -> int:
+    """Bytes of a size in words: 4GB, 500 MB, 1.5GiB. Raises InputError for anything else."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)B", text.strip(), re.IGNORECASE)
+    require(match is not None, f"{flag} {text}: give a size such as 4GB or 500MB")
+    assert match is not None
+    unit = (1024 if match[3] else 1000) ** (" KMGT".index(match[2].upper() or " "))
+    return int(float(match[1]) * unit)
 
 
 def listed_names(values: Sequence[str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ Batch = TypeVar("Batch")
 
 _DOUBLE_SIDE = 1024  # up to this side float64 costs next to nothing
 HELD_OUT = 4  # one image in so many is kept out of the moment, for measuring
-_HELD_ROWS = 512  # of a layer, whatever the number of batches
+_HELD_ROWS = 512  # of a layer by default, whatever the number of batches
 
 
 class InputMoments:
@@ -39,9 +39,14 @@ class InputMoments:
     """
 
     def __init__(
-        self, max_side: int = 4096, sketch: int = 512, generator: torch.Generator | None = None, groups: int = 1
+        self,
+        max_side: int = 4096,
+        sketch: int = 512,
+        generator: torch.Generator | None = None,
+        groups: int = 1,
+        held_rows: int = _HELD_ROWS,
     ) -> None:
-        self.max_side, self.sketch, self.groups = max_side, sketch, groups
+        self.max_side, self.sketch, self.groups, self.held_rows = max_side, sketch, groups, held_rows
         self.generator = generator or torch.Generator().manual_seed(0)
         self.count = 0
         self.energy_covered: float | None = None
@@ -50,6 +55,7 @@ class InputMoments:
         self._order = torch.empty(0)  # (P,) the random numbers that chose them
         self._moment: torch.Tensor | None = None  # (C, n, n), or (C, n, l) for the sketch
         self._omega: torch.Tensor | None = None
+        self._basis: torch.Tensor | None = None  # once it is settled
 
     def add(self, rows: torch.Tensor) -> None:
         """Add rows (C, N, n), float."""
@@ -69,11 +75,11 @@ class InputMoments:
         self.count += rows.shape[1]
 
     def hold(self, rows: torch.Tensor) -> None:
-        """Hold out rows (C, N, n), whole positions of a grouped convolution; beyond `_HELD_ROWS` a uniform sample is kept."""
+        """Hold out rows (C, N, n), whole positions of a grouped convolution; beyond ``held_rows`` a uniform sample is kept."""
         rows = rows.float().cpu().unflatten(1, (-1, self.groups))
         order = torch.cat([self._order, torch.rand(rows.shape[1], generator=self.generator)])
         rows = rows if self.held is None else torch.cat([self.held, rows], 1)
-        kept = order.argsort()[: max(_HELD_ROWS // self.groups, 1)]
+        kept = order.argsort()[: max(self.held_rows // self.groups, 1)]
         self.held, self._order = rows[:, kept], order[kept]
 
     def eigen(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +103,8 @@ class InputMoments:
 
         All of a sketch's, if together they hold less. ``energy_covered`` says what they hold of the rows held out.
         """
+        if self._basis is not None:
+            return self._basis
         values, vectors = self.eigen()
         assert self.trace is not None
         total = (self.trace / self.count).clamp_min(1e-30)[:, None]
@@ -106,6 +114,12 @@ class InputMoments:
         basis = vectors[..., :width] * taken[:, None, :width].to(vectors)
         self.energy_covered = None if self.held is None else self._covered(basis)
         return basis
+
+    def settle(self, share: float) -> torch.Tensor:
+        """The `protected_basis`, for which ``share`` it is from now on; the moment it was made of is given back."""
+        self._basis = self.protected_basis(share)
+        self._moment = self._omega = None
+        return self._basis
 
     def _covered(self, basis: torch.Tensor) -> float:
         assert self.held is not None
@@ -153,6 +167,7 @@ def collect_moments(
     max_side: int = 4096,
     sketch: int = 512,
     model: nn.Module | None = None,
+    held_rows: int = _HELD_ROWS,
 ) -> dict[str, InputMoments]:
     """Second moments of the inputs of ``layers`` while ``forward(batch)`` runs, without gradient.
 
@@ -170,7 +185,7 @@ def collect_moments(
             x = (inputs[0] if inputs else named["input"]).float()
             x = x[None] if x.ndim == (3 if isinstance(layer, nn.Conv2d) else 1) else x
             if name not in moments:
-                moments[name] = InputMoments(max_side, sketch, generator, getattr(layer, "groups", 1))
+                moments[name] = InputMoments(max_side, sketch, generator, getattr(layer, "groups", 1), held_rows)
             out = chosen.setdefault(len(x), _held_out(len(x), generator)).to(x.device)
             share = max(rows_per_batch // HELD_OUT, 1)
             moments[name].add(input_rows(layer, x[~out], matricisation, max(rows_per_batch - share, 1), generator))  # type: ignore[arg-type]

@@ -22,13 +22,22 @@ import torch
 
 from semu_diffusion.matrices import Matricisation, to_matrices
 
-__all__ = ["Projection", "RankRule", "Subspace", "choose_rank", "dominant_subspace", "layer_subspace", "project_away"]
+__all__ = [
+    "ROUNDING",
+    "Projection",
+    "RankRule",
+    "Subspace",
+    "choose_rank",
+    "dominant_subspace",
+    "layer_subspace",
+    "project_away",
+]
 
 Projection = Literal["exact", "official", "none"]
 RankRule = Literal["at_least", "official"]
 
-_ROUNDING = 1e-12  # of the gradient's energy before any projection: below it a direction is noise of float32
-_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured: pipelines/benchmark/subspace.py)
+ROUNDING = 1e-12  # of the gradient's energy before any projection: below it a direction is noise of float32
+_GRAM_SIDE = 192  # below this smaller side the Gram matrix is cheapest (measured by `semu benchmark-cost --phase subspace`)
 
 
 @dataclass(frozen=True)
@@ -208,7 +217,7 @@ def layer_subspace(
     basis = None if protected is None else protected.to(matrices)
     if basis is not None:
         matrices = _outside(_outside(matrices, basis), basis)
-    floors = _ROUNDING * to_matrices(gradient.double(), matricisation).square().sum((1, 2))
+    floors = ROUNDING * to_matrices(gradient.double(), matricisation).square().sum((1, 2))
     rounding = matrices.double().square().sum((1, 2)) <= floors  # no directions worth training are left in those
     matrices = matrices.masked_fill(rounding[:, None, None], 0.0)
     after = float(matrices.double().square().sum())

@@ -8,7 +8,7 @@ from torch import nn
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import Matricisation
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.patched import PatchedLayers
+from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.subspace import layer_subspace
 
 

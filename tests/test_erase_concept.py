@@ -16,8 +16,8 @@ from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.eval.scorer import Scorer
-from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.pipelines.cli.commands import erase_concept
 from semu_diffusion.pipelines.cli.commands.erase_concept import main
 from semu_diffusion.pipelines.runs.folder import RunFolder

@@ -15,7 +15,7 @@ from semu_diffusion.erasure import Diverged, Step, train_patch
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.objectives import denoising, relabel
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.patched import PatchedLayers
+from semu_diffusion.patches.patched import PatchedLayers
 
 
 def toy(model: ClassConditional, **settings: object) -> tuple[PatchedLayers, Callable[[int], dict[str, torch.Tensor]]]:

@@ -18,10 +18,10 @@ from torch import nn
 
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.face import erase_concept
-from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.interference import interference
+from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase
 from semu_diffusion.pipelines.cli.main import main
 from semu_diffusion.pipelines.patches.push import public_record

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "matricisation": "full",
     "projection": "exact",
     "protected_energy": 0.9,
+    "memory": None,
     "gradient_clip": None,
     "method": "semu",
     "target": "fixed",

@@ -27,7 +27,7 @@ from semu_diffusion.layers import select_layers
 from semu_diffusion.models.families import adapt_pipeline, adapt_text_pipeline, encode_prompts
 from semu_diffusion.models.guards import noise_schedule
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
-from semu_diffusion.patched import PatchedLayers
+from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.patches.wrappers import eager, unwrapped
 from semu_diffusion.protection import collect_moments
 from semu_diffusion.subspace import layer_subspace

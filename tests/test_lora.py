@@ -12,8 +12,8 @@ from tiny_models import tiny_unet
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.lora import lora_factors, save_peft_folder
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.lora import lora_factors, save_peft_folder
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])

@@ -14,11 +14,11 @@ from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.erase.face import erase_concept
 from semu_diffusion.errors import InputError
-from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
 from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
+from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
 from semu_diffusion.patches.original_names import original_unet_name
 from semu_diffusion.pipelines.runs.lora_check import check_lora
 

@@ -19,8 +19,8 @@ from tiny_models import tiny_model
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.results import Evaluation, Scores, SideEffects
-from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora, save_peft_folder
 from semu_diffusion.models.families import adapt_text_pipeline
+from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora, save_peft_folder
 from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.patches.published import checkpoint_edit, lora_edit

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.lora import KOHYA_LORA, save_lora
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 from semu_diffusion.patches.fingerprint import Fingerprint
+from semu_diffusion.patches.lora import KOHYA_LORA, save_lora
 from semu_diffusion.patches.transformer_names import original_place
 
 WIDTH = 3072  # that of the published Flux, which diffusers' reader of kohya's files counts with

@@ -64,7 +64,9 @@ def open_page(browser: Any, address: str) -> Iterator[Open]:  # noqa: F811
         context.on("response", lambda found: trouble.append(f"{found.status} {found.url}") if found.status >= 400 else None)
         page = context.new_page()
         page.goto(address)
-        page.locator("#patches").get_by_text(re.compile("red$")).first.wait_for()  # the newest patch is picked: the page is ready
+        page.locator("#patches").get_by_text(
+            re.compile("red$")
+        ).first.wait_for()  # the newest patch is picked: the page is ready
         return page
 
     yield opened

@@ -27,6 +27,7 @@ COMMANDS = CommandGroup(
         "assess": "what a model can do before anything is erased, and whether it copies",
         "benchmark": "erase classes or concepts in turn with several methods: one table",
         "ui": "a page in the browser: draw before and after, erase, open reports",
+        "benchmark-cost": "seconds, peak memory and image passes by phase, at the size of published models",
         "train": "train ddpm, classifier, autoencoder or text-to-image on your data",
     },
     examples=(

@@ -13,9 +13,9 @@ from diffusers.utils import logging
 
 from semu_diffusion.eval.results import LoraCheck
 from semu_diffusion.files import tensors_only
-from semu_diffusion.lora import DIFFUSERS_LORA
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.lora import DIFFUSERS_LORA
 
 __all__ = ["check_lora"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,11 +19,23 @@ from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.objectives import NoisyBatch
+from semu_diffusion.options import byte_size
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.protection import InputMoments, collect_moments
+from semu_diffusion.sketch import GradientSketch, moment_sizes, sketch_width, sketched_layers
 from semu_diffusion.subspace import Subspace, layer_subspace
 
-__all__ = ["denoising_gradient", "find_subspaces", "kept_moments", "objective_gradient", "protection_of"]
+__all__ = [
+    "Gradient",
+    "denoising_gradient",
+    "find_subspaces",
+    "gradient_sketches",
+    "kept_moments",
+    "objective_gradient",
+    "protection_of",
+]
+
+Gradient = torch.Tensor | GradientSketch  # of a layer
 
 OBJECTIVE_BATCHES = 8
 MOMENT_SAMPLES = 192  # noised kept samples that a layer's inputs are read on
@@ -34,7 +47,8 @@ def objective_gradient(
     loss: Callable[[int], Mapping[str, torch.Tensor]],
     clip: float | None,
     progress: Progress | None,
-) -> dict[str, torch.Tensor]:
+    sketches: Mapping[str, GradientSketch] = MappingProxyType({}),
+) -> dict[str, Gradient]:
     """The gradient of the training's own forget term, over `OBJECTIVE_BATCHES` batches.
 
     At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
@@ -47,10 +61,10 @@ def objective_gradient(
                 progress("gradient", step + 1, OBJECTIVE_BATCHES)
 
     with nullcontext() if clip is None else distributed.apart():  # a clipped gradient is that of a whole batch
-        found = collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], clip)
+        dense = collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], clip, sketches=sketches)
     if clip is None:
-        distributed.average(list(found.values()))
-    return found
+        distributed.average([*dense.values(), *(one for sketch in sketches.values() for one in sketch.sums)])
+    return {**dense, **sketches}
 
 
 def denoising_gradient(
@@ -61,7 +75,8 @@ def denoising_gradient(
     clip: float | None,
     generator: torch.Generator,
     progress: Progress | None,
-) -> dict[str, torch.Tensor]:
+    sketches: Mapping[str, GradientSketch] = MappingProxyType({}),
+) -> dict[str, Gradient]:
     """The gradient of guided denoising, as in SEMU: sum over pixels, mean over images, of (target - guided prediction)^2."""
 
     def loss(batch: NoisyBatch) -> torch.Tensor:
@@ -69,7 +84,8 @@ def denoising_gradient(
         return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
 
     batches = forget_batches(model, forget_set, generator, progress)
-    return collect_gradients(model.denoiser, layers, batches, loss, clip, weight=lambda batch: len(batch.x_t))
+    weight = lambda batch: len(batch.x_t)  # noqa: E731
+    return {**collect_gradients(model.denoiser, layers, batches, loss, clip, weight, sketches), **sketches}
 
 
 def kept_moments(
@@ -100,13 +116,38 @@ def kept_moments(
         config.matricisation,
         generator=generator,
         model=model.denoiser,
+        **moment_sizes(layers, _budget(config)),
     )
+
+
+def gradient_sketches(
+    config: SubspaceConfig, layers: Mapping[str, Any], moments: Mapping[str, InputMoments], generator: torch.Generator
+) -> dict[str, GradientSketch]:
+    """Empty sketches for the layers whose gradients would not fit into ``--memory``; {} without a budget."""
+    budget = _budget(config)
+    if budget is None or config.max_rank is None:
+        return {}
+    width = sketch_width(config.max_rank)
+    chosen = sketched_layers(layers, width, budget)
+    return {
+        name: GradientSketch(layers[name].weight, width, generator, _basis(config, moments, name), config.projection)
+        for name in layers
+        if name in chosen
+    }
+
+
+def _budget(config: SubspaceConfig) -> int | None:
+    return None if config.memory is None else byte_size(config.memory, "--memory")
+
+
+def _basis(config: SubspaceConfig, moments: Mapping[str, InputMoments], name: str) -> torch.Tensor | None:
+    return moments[name].protected_basis(config.protected_energy) if name in moments else None
 
 
 def find_subspaces(
     config: SubspaceConfig,
     layers: Mapping[str, Any],
-    gradients: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, Gradient],
     moments: Mapping[str, InputMoments],
     generator: torch.Generator,
     progress: Progress | None,
@@ -117,23 +158,27 @@ def find_subspaces(
     """
     found: dict[str, Subspace] = {}
     for done, (name, layer) in enumerate(layers.items(), 1):
-        if config.protect == "null-space" and name not in moments and gradients[name].any():
+        gradient = gradients[name]
+        if config.protect == "null-space" and name not in moments and gradient.any():
             raise InputError(
                 f"no kept input of {name} was seen, so it cannot be protected: give the network as it is loaded, not compiled "
                 f"or wrapped, leave the layer out (--layers !{name}), or take --protect none"
             )
-        found[name] = layer_subspace(
-            gradients[name],
-            layer.weight.detach(),
-            explained_variance=config.explained_variance,
-            projection=config.projection,
-            matricisation=config.matricisation,
-            rule=config.rank_rule,
-            min_rank=config.min_rank,
-            max_rank=config.max_rank,
-            protected=moments[name].protected_basis(config.protected_energy) if name in moments else None,
-            generator=generator,
-        )
+        if isinstance(gradient, GradientSketch):
+            found[name] = gradient.subspace(config.explained_variance, config.rank_rule, config.min_rank, config.max_rank)
+        else:
+            found[name] = layer_subspace(
+                gradient,
+                layer.weight.detach(),
+                explained_variance=config.explained_variance,
+                projection=config.projection,
+                matricisation=config.matricisation,
+                rule=config.rank_rule,
+                min_rank=config.min_rank,
+                max_rank=config.max_rank,
+                protected=_basis(config, moments, name),
+                generator=generator,
+            )
         if progress is not None:
             progress("subspaces", done, len(layers))
     return found
@@ -142,12 +187,15 @@ def find_subspaces(
 def protection_of(
     patch: ErasurePatch,
     layers: Mapping[str, Any],
-    gradients: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, Gradient],
     moments: Mapping[str, InputMoments],
     subspaces: Mapping[str, Subspace],
 ) -> Protection:
     """The figures of the protection, of every layer and of all together."""
-    energies = {name: float(gradient.double().square().sum()) for name, gradient in gradients.items()}
+    energies = {
+        name: one.energy if isinstance(one, GradientSketch) else float(one.double().square().sum())
+        for name, one in gradients.items()
+    }
     left = sum(subspaces[name].gradient_energy_kept * energy for name, energy in energies.items())
     responses = _responses(patch, layers, moments)
     by_layer = {

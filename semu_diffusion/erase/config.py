@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from semu_diffusion.options import at_least, option, require
+from semu_diffusion.options import at_least, byte_size, option, require
 
 __all__ = ["EMBEDDED", "ErasureConfig", "GuidedConfig", "SamplesConfig", "SubspaceConfig", "TrainingConfig"]
 
@@ -80,6 +80,13 @@ class SubspaceConfig:
     protected_energy: float = option(
         0.9, "share of the kept inputs' energy that is protected", metavar="SHARE", group="subspace"
     )
+    memory: str | None = option(
+        None,
+        "bound on what collected gradients take, and before them the second moments of kept inputs, such as 2GB: layers are "
+        "sketched, those first that save most (default: none is)",
+        metavar="SIZE",
+        group="subspace",
+    )
     gradient_clip: float | None = option(
         None, "bound on the norm of each batch's forget gradient", metavar="NORM", group="training"
     )
@@ -89,6 +96,12 @@ class SubspaceConfig:
         require(0 < self.protected_energy <= 1, f"--protected-energy {self.protected_energy}: must lie in (0, 1]")
         at_least(self, "min_rank", 0)
         require(self.gradient_clip is None or self.gradient_clip > 0, f"--gradient-clip {self.gradient_clip}: must be positive")
+        if self.memory is not None:
+            byte_size(self.memory, "--memory")
+            require(self.gradient_clip is None, "--memory contradicts --gradient-clip, which needs all gradients at once")
+            require(self.matricisation == "full", "--memory needs --matricisation full")
+            require(self.gradient != "random", "--memory contradicts --gradient random: no gradient is collected")
+            require(self.max_rank is not None, "--memory needs a --max-rank: it says how wide a sketch must be")
         require(
             self.max_rank is None or self.max_rank >= max(self.min_rank, 1),
             f"--max-rank {self.max_rank}: must be at least 1 and not below --min-rank {self.min_rank}",

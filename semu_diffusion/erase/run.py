@@ -18,8 +18,10 @@ from semu_diffusion.erase.adversary import Adversary, adversarial_share
 from semu_diffusion.erase.anchors import chosen_anchors, named_anchors
 from semu_diffusion.erase.closed_form import NameEdit, name_edit, name_layers
 from semu_diffusion.erase.collect import (
+    Gradient,
     denoising_gradient,
     find_subspaces,
+    gradient_sketches,
     kept_moments,
     objective_gradient,
     protection_of,
@@ -39,8 +41,9 @@ from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import Predict
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.patched import PatchedLayers
+from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.protection import InputMoments
+from semu_diffusion.sketch import GradientSketch
 
 __all__ = ["Samples", "gather", "loss_of", "require_trainable", "run_erasure", "run_to_end"]
 
@@ -92,14 +95,19 @@ def _train(
         name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named.subspaces
     }
     renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
+    moments: dict[str, InputMoments] = {}
+    if config.protect == "null-space":
+        assert samples.retain is not None
+        with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
+            moments = kept_moments(model, config, layers, samples.retain, phase_generator(config.seed, "moments"), progress)
+        with meter.phase("subspace"):
+            for one in moments.values():
+                one.settle(config.protected_energy)
     with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
         adversary = adversary_of(task, config, samples, _original(model, renamed))
         loss = loss_of(task, config, samples, _original(model, renamed), "gradient", adversary)
-        gradients = _forget_gradient(task, config, samples, layers, loss, progress)
-        moments: dict[str, InputMoments] = {}
-        if config.protect == "null-space":
-            assert samples.retain is not None
-            moments = kept_moments(model, config, layers, samples.retain, phase_generator(config.seed, "moments"), progress)
+        sketches = gradient_sketches(config, layers, moments, phase_generator(config.seed, "sketches"))
+        gradients = _forget_gradient(task, config, samples, layers, loss, progress, sketches)
     with meter.phase("subspace"):
         generator = phase_generator(config.seed, "subspace")
         subspaces = find_subspaces(config, layers, gradients, moments, generator, progress)
@@ -256,7 +264,8 @@ def _forget_gradient(
     layers: Mapping[str, Any],
     loss: ErasureLoss,
     progress: Progress | None,
-) -> dict[str, torch.Tensor]:
+    sketches: Mapping[str, GradientSketch],
+) -> dict[str, Gradient]:
     """The gradient whose subspace is kept: of the training's own loss, or of denoising the condition's own images."""
     model, clip = task.model, config.gradient_clip
     if config.gradient == "random":
@@ -265,5 +274,5 @@ def _forget_gradient(
     with autocast(config.precision, model.device)():
         if config.gradient == "denoising":
             generator = phase_generator(config.seed, "gradient")
-            return denoising_gradient(model, layers, samples.own, config.guidance_scale, clip, generator, progress)
-        return objective_gradient(model, layers, loss, clip, progress)
+            return denoising_gradient(model, layers, samples.own, config.guidance_scale, clip, generator, progress, sketches)
+        return objective_gradient(model, layers, loss, clip, progress, sketches)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.lora import save_lora, save_peft_folder
 from semu_diffusion.models.adapters.auraflow import AuraFlow
 from semu_diffusion.models.adapters.ddpm import PixelDdpm
 from semu_diffusion.models.adapters.dit import DiT
@@ -28,6 +27,7 @@ from semu_diffusion.models.prompt_table import ENCODERS, PromptTable
 from semu_diffusion.models.prompt_table import encode_prompts as encoded
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.lora import save_lora, save_peft_folder
 from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = [

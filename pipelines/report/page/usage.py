@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semu_diffusion.lora import DIFFUSERS_LORA, KOHYA_LORA
+from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA
 from semu_diffusion.pipelines.report.page.run import Run
 
 __all__ = ["LIMITS", "Usage", "usages"]
