@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 
 from semu_diffusion.pipelines.runs.folder import status_of
 from semu_diffusion.pipelines.ui import server
-from semu_diffusion.pipelines.ui.page import Desk
+from semu_diffusion.pipelines.ui.desk import Desk
 from semu_diffusion.pipelines.ui.pictures import Studio
 from semu_diffusion.pipelines.ui.shelf import Shelf
 
@@ -64,7 +64,9 @@ def open_page(browser: Any, address: str) -> Iterator[Open]:  # noqa: F811
         context.on("response", lambda found: trouble.append(f"{found.status} {found.url}") if found.status >= 400 else None)
         page = context.new_page()
         page.goto(address)
-        page.locator("#patches").get_by_text(re.compile("red$")).first.wait_for()  # the newest patch is picked: the page is ready
+        page.locator("#patches").get_by_text(
+            re.compile("red$")
+        ).first.wait_for()  # the newest patch is picked: the page is ready
         return page
 
     yield opened
