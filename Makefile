@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= cat --images-per-class 16 --sampling-steps 20
+UI_FLAGS ?= runs
 BENCH_FLAGS ?= --output docs/benchmark.md --images 20 --sampling-steps 20
 CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
 CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --model tiny-sd --images 8 --sampling-steps 20

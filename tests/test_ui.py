@@ -22,8 +22,8 @@ from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.runs.config import EraseClassConfig
 from semu_diffusion.pipelines.runs.folder import RunFolder, status_of
 from semu_diffusion.pipelines.ui import server
+from semu_diffusion.pipelines.ui.desk import Desk, text
 from semu_diffusion.pipelines.ui.jobs import run_told
-from semu_diffusion.pipelines.ui.page import Desk, text
 from semu_diffusion.pipelines.ui.pictures import Asked, Studio
 from semu_diffusion.pipelines.ui.shelf import Choice, Shelf
 
@@ -144,6 +144,8 @@ def test_only_what_lies_in_the_folder_can_be_named(shelf: Shelf, tmp_path: Path)
     (shelf.folder / "deep").mkdir()
     run_with(random_patch(tiny_model().denoiser), shelf.folder / "deep" / "run")
     saved_model(shelf.folder / "merged")
+    (shelf.folder / "broken").mkdir()
+    (shelf.folder / "broken" / "model_index.json").write_text("no json")
     assert set(shelf.runs()) == {"no-red", "no-blue", "other", "deep/run"}
     assert set(shelf.models()) == {"ddpm-cifar10", "tiny-sd", "my-ddpm", "merged"}
     for name in ("../outside", "link", "linked", str(tmp_path / "outside"), "", ".", "no-red/../no-red"):
@@ -212,20 +214,21 @@ def client(shelf: Shelf) -> Any:
 
 
 def test_a_report_of_the_folder_is_shown_shut_in_for_itself(client: Any) -> None:
-    found = client.get("/report/no-red")
-    assert found.text == "<p>a report</p>"
-    policy = found.headers["content-security-policy"]
-    assert "sandbox allow-scripts" in policy
-    assert "allow-same-origin" not in policy
-    assert "default-src 'none'" in policy
+    for file, content in (("report.html", "<p>a report</p>"), ("run.json", '"complete"')):  # which the report links to
+        found = client.get(f"/report/no-red/{file}")
+        assert content in found.text
+        policy = found.headers["content-security-policy"]
+        assert "sandbox allow-scripts;" in policy
+        assert "default-src 'none'" in policy
 
 
 def test_no_file_is_served_but_the_reports(client: Any, shelf: Shelf) -> None:
     patch = shelf.patch("no-red")
-    served = (f"/gradio_api/file={patch}", f"/gradio_api/file/{patch}", f"/file={patch}", "/gradio_api/proxy=http://127.0.0.1/")
-    reports = ("/report/other", "/report/%2e%2e", "/report/no-red/patch.safetensors", f"/report/{shelf.folder}")
+    files = (f"/gradio_api/file={patch}", f"/gradio_api/file/{patch}", f"/file={patch}", "/gradio_api/proxy=http://127.0.0.1/")
+    runs = ("other/report.html", "%2e%2e/report.html", "no-red/patch.safetensors", f"{shelf.folder}/no-red/report.html")
     static = (f"/static/{patch}", f"/static/%2e%2e/%2e%2e{patch}", f"/assets/{patch}", "/static/..%2f..%2froutes.py")
-    for path in (*served, *reports, *static, "/gradio_api/info", "/monitoring", "/docs", "/openapi.json", "/gradio_api/runs"):
+    others = ("/gradio_api/info", "/monitoring", "/docs", "/openapi.json", "/gradio_api/runs")
+    for path in (*files, *(f"/report/{run}" for run in runs), *static, *others):
         assert client.get(path).status_code in (403, 404), path
     for path in ("/gradio_api/upload", "/gradio_api/run/draw", "/gradio_api/call/draw", "/login", "/gradio_api/vibe-edit"):
         assert client.post(path, files={"files": b"x"}).status_code == 404, path

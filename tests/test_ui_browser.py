@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 
 from semu_diffusion.pipelines.runs.folder import status_of
 from semu_diffusion.pipelines.ui import server
-from semu_diffusion.pipelines.ui.page import Desk
+from semu_diffusion.pipelines.ui.desk import Desk
 from semu_diffusion.pipelines.ui.pictures import Studio
 from semu_diffusion.pipelines.ui.shelf import Shelf
 

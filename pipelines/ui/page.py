@@ -1,180 +1,21 @@
-"""The page: what is picked, drawn, erased and opened. `Desk` does it and knows no gradio; `build` lays it out."""
+"""The page in gradio: what stands where, and what of the `Desk` is called when."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from html import escape
-from threading import Lock
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import torch
-
-from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS
 from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.images import to_pil, to_uint8
-from semu_diffusion.options import build_config
-from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig
-from semu_diffusion.pipelines.runs.folder import status_of
-from semu_diffusion.pipelines.ui.jobs import Job
-from semu_diffusion.pipelines.ui.pictures import MAX_STRENGTH, Asked, Studio
-from semu_diffusion.pipelines.ui.shelf import Choice, Run, Shelf
+from semu_diffusion.pipelines.ui.desk import METHODS, Desk, problem, text
+from semu_diffusion.pipelines.ui.pictures import MAX_STRENGTH
 
-__all__ = ["HEAD", "STYLE", "Desk", "build", "theme"]
+__all__ = ["HEAD", "STYLE", "build", "theme"]
 
-METHODS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "deep: less comes back, three times the cost": {"preset": "deep"},
-    "closed form: the name alone, in seconds": {"method": "closed-form"},
-}
 MOST_SEEDS = 16
-
-
-@dataclass
-class Desk:
-    """The shelf, the studio, and the erasure that is at work or was the last one."""
-
-    shelf: Shelf
-    studio: Studio
-    job: Job | None = None
-    _lock: Lock = field(default_factory=Lock)
-
-    def fitting(self, choice: Choice) -> list[str]:
-        """The runs whose patches go on this model, the newest first."""
-        runs = {run.path / "patch.safetensors": run.name for run in self.shelf.runs().values() if run.patch}
-        return [runs[path] for path in self.studio.fitting(choice, list(runs))]
-
-    def draw(
-        self, model: str, condition: str, patches: Sequence[str], strength: float, seed: int, count: int, steps: int, w: float
-    ) -> str:
-        """The original's pictures and the erased ones, in HTML."""
-        choice = self.shelf.model(model)
-        asked = Asked(condition, tuple(range(int(seed), int(seed) + int(count))), int(steps), float(w))
-        paths = [self.shelf.patch(name) for name in patches]
-        return pictures(asked, *self.studio.draw(choice, paths, float(strength), asked), bool(patches), strength)
-
-    def start(
-        self, model: str, what: Sequence[str], method: str, judged: bool, steps: int | None, images: int, sampling_steps: int
-    ) -> None:
-        """Begin an erasure. Raises InputError while one is at work, and for settings that mean none."""
-        choice, what = self.shelf.model(model), [word.strip() for word in what if word.strip()]
-        flags: dict[str, Any] = {
-            "model": choice.source, "device": self.studio.device, **METHODS[method], "images_per_condition": int(images),
-            "sampling_steps": int(sampling_steps),
-        }  # fmt: skip
-        flags |= {} if judged else {"classifier": "none"}
-        flags |= {"steps": int(steps)} if steps else {}
-        flags["output"] = str(self.shelf.new_run("-".join(what)))
-        config: EraseClassConfig | EraseConceptConfig
-        if choice.kind == "class":
-            config = build_config(EraseClassConfig, {**flags, "forget": tuple(what)}, PRESETS)
-        else:
-            config = build_config(EraseConceptConfig, {**flags, "concept": tuple(what)}, CONCEPT_PRESETS)
-        with self._lock:
-            if self.running:
-                raise InputError("an erasure is at work: stop it, or wait for its end")
-            self.job = Job(config)
-
-    @property
-    def running(self) -> bool:
-        return self.job is not None and not self.job.over
-
-    def stop(self) -> None:
-        if self.job is not None:
-            self.job.stop()
-
-    def close(self) -> None:
-        """Stop the erasure that is at work, and wait until its folder is in order."""
-        if self.job is not None and not self.job.over:
-            self.job.stop()
-            self.job.join(30)
-
-    def progress(self) -> str:
-        """How far the erasure is, in HTML."""
-        return "" if self.job is None else job_panel(self.job, self.shelf)
-
-    def runs(self) -> str:
-        """Every run with its status and its report, in HTML."""
-        return runs_table(list(self.shelf.runs().values()))
-
-
-# ------------------------------------------------------------------ HTML
-
-
-def text(words: object) -> str:
-    """Words of others for HTML, and for gradio's templates, which would read braces and dollars."""
-    return escape(str(words)).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
-
-
-def problem(words: object) -> str:
-    return f'<p class="problem" role="alert">{text(words)}</p>'
-
-
-def pictures(asked: Asked, original: torch.Tensor, erased: torch.Tensor, patched: bool, strength: float) -> str:
-    """Original and erased side by side, seed by seed, without loss."""
-    same = torch.equal(to_uint8(original), to_uint8(erased))
-    said = f"erased, strength {strength:g}" if patched else "no patch"
-    note = "The same to the bit." if same else "The same seeds; only the patch differs."
-    blocks = [_block("original", "original", asked, original), _block(said, "erased", asked, erased)]
-    return f'<div class="pair">{"".join(blocks)}</div><p class="note" role="status">{note}</p>'
-
-
-def _block(title: str, side: str, asked: Asked, images: torch.Tensor) -> str:
-    what = text(asked.condition) or "no condition"
-    small = " pixels" if images.shape[-1] <= 64 else ""
-    cells = [
-        f'<figure><img class="{side}{small}" src="{_png(image)}" alt="{side}: {what}, seed {seed}">'
-        f"<figcaption>seed {seed}</figcaption></figure>"
-        for seed, image in zip(asked.seeds, images, strict=True)
-    ]
-    many = " many" if len(cells) > 1 else ""
-    return f'<section><h3>{text(title)}</h3><div class="cells{many}">{"".join(cells)}</div></section>'
-
-
-def _png(image: torch.Tensor) -> str:
-    buffer = io.BytesIO()
-    to_pil(image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def job_panel(job: Job, shelf: Shelf) -> str:
-    state, name = job.state, job.folder.relative_to(shelf.folder).as_posix()
-    lines = "".join(f"<li>{text(line)}</li>" for line in state.said)
-    if state.code is None:
-        bar = f'max="{state.total}" value="{state.done}"' if state.total else ""
-        doing = "stopping" if state.stopping else text(" · ".join(filter(None, (state.stage, state.detail))))
-        count = f"{state.done} of {state.total}" if state.total else ""
-        return (
-            f'<div class="job"><h3>Erasing {text(job.title)}</h3><progress {bar} aria-label="{doing}"></progress>'
-            f'<p role="status"><span>{doing}</span> <span>{count}</span></p></div>'
-        )
-    status = status_of(job.folder) or "not begun"
-    end = f'<p role="status">{text(name)}: <strong class="status">{text(status)}</strong></p>'
-    link = report_link(name, "Open its report") if (job.folder / "report.html").is_file() else ""
-    return f'<div class="job"><h3>{text(job.title)}</h3>{end}{f"<ul>{lines}</ul>" if lines else ""}{link}</div>'
-
-
-def report_link(name: str, words: str) -> str:
-    return f'<a class="report" href="report/{quote(name)}" target="_blank" rel="noopener">{words}</a>'
-
-
-def runs_table(runs: Sequence[Run]) -> str:
-    if not runs:
-        return "<p>No run lies here yet: erase something, and it does.</p>"
-    rows = [
-        f'<tr><th scope="row">{text(run.name)}</th><td>{text(run.status)}</td>'
-        f"<td>{report_link(run.name, 'report') if run.report else ''}</td></tr>"
-        for run in runs
-    ]
-    head = '<thead><tr><th scope="col">run</th><th scope="col">status</th><th scope="col">page</th></tr></thead>'
-    return f'<table class="runs">{head}<tbody>{"".join(rows)}</tbody></table>'
-
-
-# ------------------------------------------------------------------ gradio
+HEAD = '<meta name="color-scheme" content="light dark">'
+STYLE = Path(__file__).with_name("page.css")
 
 
 def answered(function: Callable[..., str]) -> Callable[..., str]:
@@ -216,7 +57,10 @@ def build(desk: Desk) -> Any:
 
         def pick(name: str) -> list[Any]:
             choice = desk.shelf.model(name)
-            conditions, erasable = desk.studio.conditions(choice), desk.studio.erasable(choice)
+            try:
+                conditions, erasable = desk.studio.conditions(choice), desk.studio.erasable(choice)
+            except InputError as error:
+                raise gr.Error(text(error), print_exception=False) from error
             of_classes, fitting = choice.kind == "class", desk.fitting(choice)
             named = [(one or "no class", one) for one in conditions]
             return [
@@ -303,23 +147,3 @@ def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str,
     stop.click(lambda: (desk.stop(), look())[1], None, state, show_progress="hidden")
     timer.tick(look, None, state, show_progress="hidden").then(found, model, picked, show_progress="hidden")
     return {"what": what, "judged": judged}
-
-
-HEAD = '<meta name="color-scheme" content="light dark">'
-STYLE = """
-:root { --color-accent: #0b6285; --slider-color: #0b6285; --link-text-color: #0b6285; }
-.dark { --color-accent: #6cc3e6; --slider-color: #6cc3e6; --link-text-color: #6cc3e6; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-.pair h3, .job h3 { margin: 0 0 .5rem; font-size: 1rem; }
-.cells.many { display: grid; gap: .4rem; grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); }
-.cells figure { margin: 0; }
-.cells img { width: 100%; height: auto; display: block; border-radius: 4px; }
-.cells img.pixels { image-rendering: pixelated; }
-.cells figcaption, .note { font-size: .8rem; color: var(--body-text-color-subdued); }
-.problem { border-left: 4px solid #c2410c; padding-left: .75rem; }
-.job progress { width: 100%; height: .75rem; accent-color: var(--color-accent); }
-.job p { display: flex; gap: 1rem; justify-content: space-between; }
-.runs { width: 100%; border-collapse: collapse; }
-.runs th, .runs td { text-align: left; padding: .4rem .5rem; border-bottom: 1px solid var(--border-color-primary); }
-.runs td { overflow-wrap: anywhere; }
-"""

@@ -10,7 +10,7 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["LOOPBACK", "application", "check_host", "listen", "require_gradio", "server"]
+__all__ = ["LOOPBACK", "application", "check_host", "listen", "names_of", "require_gradio", "server"]
 
 # All that the page asks for. gradio's other addresses (files, uploads, proxies, its API, its monitoring) are not there.
 ADDRESSES = re.compile(
@@ -23,8 +23,7 @@ PAGE_POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 REPORT_POLICY = (
-    "sandbox allow-scripts allow-modals; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'"
+    "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -36,6 +35,11 @@ def check_host(host: str, share_on_network: bool) -> None:
             f"--host {host} lets others on the network start erasures and see every run here: if you mean it, "
             "add --share-on-network"
         )
+
+
+def names_of(host: str) -> tuple[str, ...] | None:
+    """The names by which a server at this address is asked; None where others may ask, by whatever they call it."""
+    return (*LOOPBACK, host) if is_loopback(host) else None
 
 
 def is_loopback(host: str) -> bool:
@@ -111,16 +115,17 @@ def application(desk: Any, hosts: tuple[str, ...] | None = LOOPBACK) -> Any:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/report/{name:path}")
-    def report(name: str) -> Any:
-        run = desk.shelf.runs().get(name)
-        if run is None or not run.report:
-            return PlainTextResponse("no such report", 404)
-        return FileResponse(run.path / "report.html", media_type="text/html")
+    @app.get("/report/{name:path}/{file}")
+    def report(name: str, file: str) -> Any:
+        try:
+            path = desk.shelf.page(name, file)
+        except InputError as error:
+            return PlainTextResponse(str(error), 404)
+        return FileResponse(path, media_type="text/plain" if path.suffix == ".md" else None)
 
     gradio.mount_gradio_app(
         app, build(desk), "/", footer_links=[], run_history=False, allowed_paths=[], ssr_mode=False, enable_monitoring=False,
-        pwa=False, mcp_server=False, theme=theme(), css=STYLE, head=HEAD, max_file_size=0,
+        pwa=False, mcp_server=False, theme=theme(), css_paths=STYLE, head=HEAD, max_file_size=0,
     )  # fmt: skip
     return Gate(app, hosts)
 

@@ -6,6 +6,7 @@ The page sends names alone. A name that is not on the shelf is refused, so that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -16,11 +17,14 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name, read_json
 from semu_diffusion.models.families import FAMILIES
 from semu_diffusion.models.hub import folder_or_snapshot
+from semu_diffusion.pipelines.report.page.page import FILES
 from semu_diffusion.pipelines.runs.folder import folder_names, status_of
 
-__all__ = ["Choice", "Run", "Shelf"]
+__all__ = ["REPORT", "Choice", "Run", "Shelf"]
 
+REPORT = "report.html"
 Named = TypeVar("Named")
+PAGES = (REPORT, *FILES)
 INDEX = "model_index.json"
 EMBEDDED_MODELS: dict[str, Literal["class", "concept"]] = {"ddpm-cifar10": "class", "tiny-sd": "concept"}
 
@@ -57,7 +61,9 @@ class Shelf:
         """Every model by its name on the page, the named ones first. Raises InputError for a named one that is none."""
         found = [Choice(public_name(one), _kind_of(one), one, one) for one in self.named]
         found += [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for name, kind in EMBEDDED_MODELS.items()]
-        found += [Choice(self._name(path), _kind_of(str(path)), str(path), str(path)) for path in self._holding(INDEX)]
+        for path in self._holding(INDEX):
+            with suppress(InputError):  # one that cannot be read is not offered
+                found.append(Choice(self._name(path), _kind_of(str(path)), str(path), str(path)))
         return {one.name: one for one in found}
 
     def runs(self) -> dict[str, Run]:
@@ -65,9 +71,7 @@ class Shelf:
         files = sorted(self._holding("run.json"), key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
         states = {path: status for path in files if (status := status_of(path)) is not None}
         made = [
-            Run(
-                self._name(path), path, status, *(self._is_inside(path / file) for file in ("patch.safetensors", "report.html"))
-            )
+            Run(self._name(path), path, status, *(self._is_inside(path / file) for file in ("patch.safetensors", REPORT)))
             for path, status in states.items()
         ]
         return {run.name: run for run in made}
@@ -84,6 +88,13 @@ class Shelf:
         if not run.patch:
             raise InputError(f"{name} holds no patch: {run.status}")
         return run.path / "patch.safetensors"
+
+    def page(self, name: str, file: str) -> Path:
+        """The report of the run ``name``, or a file that it links to."""
+        path = self.run(name).path / file
+        if file not in PAGES or not self._is_inside(path):
+            raise InputError(f"{name} has no page called {file!r}")
+        return path
 
     def new_run(self, title: str) -> Path:
         """A folder that is not there yet, for a run of this title."""

@@ -37,7 +37,7 @@ def run(config: UiConfig) -> int:
     server.require_gradio()
     from semu_diffusion.pipelines.runs.models import checked_device
     from semu_diffusion.pipelines.runs.quiet import quiet_libraries
-    from semu_diffusion.pipelines.ui.page import Desk
+    from semu_diffusion.pipelines.ui.desk import Desk
     from semu_diffusion.pipelines.ui.pictures import Studio
     from semu_diffusion.pipelines.ui.shelf import Shelf
 
@@ -45,7 +45,7 @@ def run(config: UiConfig) -> int:
     checked_device(config.device)
     desk = Desk(Shelf(folder, config.model), Studio(config.device))
     listening = server.listen(config.host, config.port)
-    app = server.application(desk, None if config.share_on_network else (*server.LOOPBACK, config.host))
+    app = server.application(desk, server.names_of(config.host))
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"http://{host}:{listening.getsockname()[1]} shows {folder}/; Ctrl-C ends it", flush=True)
     try:
