@@ -9,7 +9,7 @@ import pytest
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import contains, listed, retained, with_anchor, with_article
-from semu_diffusion.domains.words import article, find_name, match_names, plural, singular
+from semu_diffusion.domains.words import article, bare, find_name, match_names, plural, singular
 from semu_diffusion.options import listed_names
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
@@ -28,6 +28,15 @@ def test_a_noun_and_its_plural_are_one(one: str, many: str) -> None:
         assert contains(prompt, said)
         with_it = [prompt, "a photo of a castle"]
         assert retained(with_it, [said]) == ["a photo of a castle"]
+
+
+@pytest.mark.parametrize("name", ["van gogh", "sea lion", "pizza box", "pencil sketch of a cat"])
+def test_letters_of_an_article_inside_a_name_are_none(name: str) -> None:
+    assert bare(f"The {name}") == bare(name) == name
+    (one,), _ = plan_words(ConceptErasureConfig(concept=(name,), forget_prompts=(f"a picture of {name}",)), None)
+    assert one.words == (name,)
+    assert one.answers("the moon") == ["a picture of the moon"]
+    assert one.sentence(f"a picture of {name}") == "a picture of {}"
 
 
 def test_the_plural_of_a_plural_is_no_other_concept() -> None:

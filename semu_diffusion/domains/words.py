@@ -25,7 +25,7 @@ _UNSPACED = re.compile(f"[{UNSPACED}]")
 _LETTER = rf"[^\W_{UNSPACED}]"
 _BETWEEN = re.compile(r"[\s_\-/]+")
 _LATIN = re.compile(r"[a-z]+")
-ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
+ARTICLE = re.compile(r"^(?:a|an|the)\s+", re.IGNORECASE)  # at the very start: "van gogh" has none
 
 
 def fold(text: str) -> str:
