@@ -37,11 +37,15 @@ class Gauge:
 
     def __call__(self, work: Callable[[], Result]) -> tuple[Reading, Result]:
         self._reset()
-        begin = time.perf_counter()
+        begin = self.now()
         result = work()
+        return Reading(self.now() - begin, self._peak()), result
+
+    def now(self) -> float:
+        """Seconds by a clock of no particular beginning, once all work that was begun is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return Reading(time.perf_counter() - begin, self._peak()), result
+        return time.perf_counter()
 
     def _reset(self) -> None:
         gc.collect()
