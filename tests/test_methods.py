@@ -105,6 +105,11 @@ def test_a_file_of_no_methods_is_refused_in_one_line(content: str, said: str, tm
     assert "\n" not in str(caught.value)
 
 
+def test_every_method_stands_on_the_page_of_methods() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "methods.md").read_text()
+    assert not [name for name in METHODS if f"`{name}`" not in page]
+
+
 def test_the_methods_that_make_bench_names_are_there() -> None:
     root = Path(__file__).resolve().parents[1]
     lines = [line.split() for line in (root / "Makefile").read_text().splitlines() if "/semu benchmark" in line]

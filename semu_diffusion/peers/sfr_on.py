@@ -24,7 +24,7 @@ from semu_diffusion.objectives import NoisyBatch, squared_errors
 from semu_diffusion.peers.edit import trained, with_gradient
 from semu_diffusion.peers.fine_tuning import Loss, Setting, fine_tuned, retain_term
 
-__all__ = ["adaptive", "sfr_on"]
+__all__ = ["adaptive", "alternating", "fisher", "sfr_on"]
 
 RATIO, POWER, STRENGTH = 1.0, 0.5, 10.0  # gamma, lambda, a_0
 FISHER_BATCHES = 8
