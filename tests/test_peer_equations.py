@@ -108,7 +108,7 @@ def test_esd_answers_with_negative_guidance(domain: str) -> None:
         )
         expected = mean_square(own - (null - 1.0 * (own - null)))
         found = own_objective(setting)(1)
-    assert float(found["forget"]) == pytest.approx(expected, rel=1e-3)
+    assert float(found["forget"]) == pytest.approx(expected, rel=1e-2)
     assert set(found) == {"forget"}
 
 

@@ -39,7 +39,7 @@ class Setting:
     def original(self, x_t: torch.Tensor, t: torch.Tensor, labels: Any) -> torch.Tensor:
         """The prediction of the model as it was."""
         with self.trainable.weights.original():
-            return self.task.model.predict(x_t, t, labels)  # type: ignore[no-any-return]
+            return self.task.model.predict(x_t, t, labels)
 
 
 def own_objective(setting: Setting) -> Loss:
@@ -79,7 +79,7 @@ def fine_tuned(
             setting = Setting(task, config, samples_of(task, config, progress), trainable)
             loss = objective(setting)
         with meter.phase("train"):
-            schedule = {"betas": (0.9, config.adam_beta2), "warmup": config.warmup, "decay": config.lr_decay}
+            schedule: dict[str, Any] = {"betas": (0.9, config.adam_beta2), "warmup": config.warmup, "decay": config.lr_decay}
             edit = run_to_end(
                 fine_tune(trainable, loss, config.steps, config.lr, **schedule), partial(show, progress, config.steps)
             )

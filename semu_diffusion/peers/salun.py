@@ -48,9 +48,9 @@ def forget_gradient(setting: Setting) -> dict[str, torch.Tensor]:
     for batch in forget_batches(model, setting.samples.own, phase_generator(config.seed, "saliency"), None):
         with trained(setting.trainable), autocast(config.precision, model.device)():
             loss = denoising(model.predict, batch) * len(batch.x_t)
-            found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
+            found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True, materialize_grads=True)
         for total, one in zip(sums.values(), found, strict=True):
-            total += 0 if one is None else one
+            total += one
     return sums
 
 
