@@ -14,6 +14,7 @@ from semu_diffusion.pipelines.ui.pictures import MAX_STRENGTH
 __all__ = ["HEAD", "STYLE", "build", "theme"]
 
 MOST_SEEDS = 16
+ACCENT, BRIGHT = "#0b6285", "#6cc3e6"  # the report's, on light and on dark paper
 HEAD = '<meta name="color-scheme" content="light dark">'
 STYLE = Path(__file__).with_name("page.css")
 
@@ -31,12 +32,22 @@ def answered(function: Callable[..., str]) -> Callable[..., str]:
 
 
 def theme() -> Any:
-    """System fonts alone: nothing is fetched from anywhere."""
+    """The report's colours, of which every text can be read, and system fonts: nothing is fetched from anywhere."""
     from gradio.themes import Base, Font
 
     sans = [Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")]
     mono = [Font(name) for name in ("ui-monospace", "Menlo", "Consolas", "monospace")]
-    return Base(primary_hue="cyan", neutral_hue="slate", font=sans, font_mono=mono)
+    made = Base(primary_hue="cyan", neutral_hue="slate", font=sans, font_mono=mono)
+    names = ("body_text_color_subdued", "link_text_color", "slider_color", "block_title_text_color")
+    light, dark = ("#55606d", ACCENT, ACCENT, "#3b4550"), ("#a3b0bd", BRIGHT, BRIGHT, "#d3dae1")
+    button = ("button_primary_background_fill", "checkbox_background_color_selected")
+    return made.set(
+        **dict(zip(names, light, strict=True)),
+        **{f"{name}_dark": colour for name, colour in zip(names, dark, strict=True)},
+        **{f"{name}{ending}": ACCENT for name in button for ending in ("", "_dark")},
+        **{f"{button[0]}_hover{ending}": "#094e6a" for ending in ("", "_dark")},
+        color_accent=ACCENT,
+    )
 
 
 def build(desk: Desk) -> Any:
@@ -137,6 +148,10 @@ def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str,
             return [problem(error), *look()]
         return ["", *look()]
 
+    def end() -> list[Any]:
+        desk.stop()
+        return look()
+
     def found(name: str) -> Any:
         return gr.update() if desk.running else patches(gr, desk.fitting(desk.shelf.model(name)))
 
@@ -144,6 +159,6 @@ def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str,
     page.load(look, None, state, show_progress="hidden")  # also for who comes while it is at work
     asked = [model, what, method, judged, steps, images, sampling]
     start.click(begin, asked, [refused, *state], show_progress="hidden")
-    stop.click(lambda: (desk.stop(), look())[1], None, state, show_progress="hidden")
+    stop.click(end, None, state, show_progress="hidden")
     timer.tick(look, None, state, show_progress="hidden").then(found, model, picked, show_progress="hidden")
     return {"what": what, "judged": judged}

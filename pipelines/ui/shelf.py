@@ -133,4 +133,5 @@ def _kind_of(source: str) -> Literal["class", "concept"]:
     place, _ = folder_or_snapshot(source, "--model takes a diffusers folder, a Hub id or a safetensors file", [INDEX])
     index = read_json(place / INDEX, largest=float("inf")) if (place / INDEX).is_file() else {}
     pipeline = index.get("_class_name") if isinstance(index, dict) else None
-    return next((family.kind for family in FAMILIES.values() if pipeline in family.pipelines), "class")
+    kinds = [family.kind for family in FAMILIES.values() if pipeline in family.pipelines]
+    return kinds[0] if kinds else "class"
