@@ -244,7 +244,7 @@ def test_tuning_searches_as_many_values_for_each_method_on_what_is_not_reported(
     assert tuning["knobs"]["default"] == ["lr", [0.3, 1.0, 3.0]]
     assert (tuning["erased"], tuning["seed"], "copy" in tuning["knobs"]) == (["blue"], 10_000, False)
     assert [row["settings"].get("lr") for row in found] == [0.09, None]
-    scores = [row["score"] for row in rows(tmp_path, "tuning")[1:]]
+    scores = [row["score"] for row in rows(tmp_path, "tuning-class")[1:]]
     assert scores.index(max(scores)) == 2
     page = (tmp_path / "page.md").read_text()
     assert "SEMU, two steps, tuned: lr 0.09 (1)" in page

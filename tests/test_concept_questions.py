@@ -143,7 +143,7 @@ def test_a_vocabulary_comes_back_from_its_file_and_a_broken_one_is_one_line(tmp_
 
 NAMED = dataclasses.replace(
     VOCABULARY,
-    binomials=("a photo of a {} and a {}", "the {} beside the {}"),
+    binomials=("a photo of a {kept} and a {erased}", "the {erased} beside the {kept}"),
     implicit={"cat": ("it purrs",)},
     languages={"cat": ("un chat", "猫"), "sketch": ("une esquisse",)},
     look_alikes={"cat": {"a photo of a puppy": "dog", "a photo of a lynx": None}},
@@ -169,7 +169,8 @@ def test_a_vocabulary_may_name_binomials_descriptions_languages_and_look_alikes(
 
 
 @pytest.mark.parametrize("broken", [
-    {"binomials": ["a {}"]}, {"binomials": 3}, {"implicit": {"moon": ["it shines"]}}, {"implicit": {"cat": "it purrs"}},
+    {"binomials": ["a {kept}"]}, {"binomials": ["a {kept}, {erased} and {}"]}, {"binomials": 3},
+    {"implicit": {"moon": ["it shines"]}}, {"implicit": {"cat": "it purrs"}},
     {"languages": ["chat"]}, {"look_alikes": {"cat": {"a lynx": "lynx"}}}, {"look_alikes": {"cat": ["a lynx"]}},
 ])  # fmt: skip
 def test_questions_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path, broken: dict[str, Any]) -> None:

@@ -15,9 +15,8 @@ from semu_diffusion.peers.methods import METHODS, Method
 from semu_diffusion.pipelines.benchmark.rows import Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects
 
-__all__ = ["CRITERION", "FILE", "Tuning", "tuning_of"]
+__all__ = ["CRITERION", "Tuning", "tuning_of"]
 
-FILE = "tuning.jsonl"
 SEED = 10_000  # of the validation
 VALIDATED_ON = 2  # things, if nobody names them
 CRITERION = "mean of unlearning accuracy and of the accuracies on what is kept, of its own kind and of the other"
@@ -61,7 +60,7 @@ class Tuning:
 
         ``measure`` gives the row of a method, a thing and a seed; a candidate that diverges is the worst.
         """
-        rows = Rows(work / FILE, {**protocol, "tuning": self.protocol()})
+        rows = Rows(work / f"tuning-{self.subjects.domain}.jsonl", {**protocol, "tuning": self.protocol()})
         return [self._best(method, rows, measure, note) for method in methods]
 
     def _best(

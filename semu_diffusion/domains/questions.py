@@ -113,17 +113,16 @@ def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -
 
 
 def _named_groups(v: Vocabulary, subject: Subject, kept: Sequence[str]) -> dict[str, list[Question]]:
-    """The `NAMED_GROUPS` of a subject; an object stands first and second in turn beside a kept one."""
-    pairs = [(subject.name, other)[:: 1 if row % 2 else -1] for row, other in enumerate(kept[:PAIRED])]
-    pairs = pairs if v.binomials and subject.kind == "object" else []
-    sentences = [v.binomials[row % len(v.binomials)].format(*pair) for row, pair in enumerate(pairs)]
+    """The `NAMED_GROUPS` of a subject."""
+    beside = kept[:PAIRED] if v.binomials and subject.kind == "object" else []
+    both = [(v.binomials[row % len(v.binomials)].format(kept=one, erased=subject.name), one) for row, one in enumerate(beside)]
     own = {
         group: [Question(p, subject.kind, subject.name) for p in table.get(subject.name, ())]
         for group, table in (("implicit", v.implicit), ("language", v.languages))
     }
     alike = v.look_alikes.get(subject.name, {}).items()
     return {
-        "binomial": [Question(article(p), "object", other) for p, other in zip(sentences, kept, strict=False)],
+        "binomial": [Question(article(sentence), "object", one) for sentence, one in both],
         **own,
         "look_alike": [Question(p, "object", answer) for p, answer in alike if answer is None or answer in kept],
     }

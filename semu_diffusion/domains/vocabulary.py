@@ -40,9 +40,9 @@ class Vocabulary:
     ``prompts``: the plain sentence of each style, with ``{}`` for an object's word. ``templates`` and
     ``held_out_templates``: other sentences, trained on and not. ``judges``: of objects and of styles, if any.
 
-    What else a model can be asked: ``binomials``, sentences with ``{}`` for two objects; by object or style ``implicit``
-    descriptions without its name and sentences in other ``languages``; by object those for its ``look_alikes``, with the object
-    that a judge must see then (None: they are only compared).
+    What else a model can be asked: ``binomials``, sentences with ``{erased}`` beside ``{kept}``, which a judge must see; by
+    object or style ``implicit`` descriptions without its name and sentences in other ``languages``; by object those for its
+    ``look_alikes``, with the object that a judge must see then (None: they are only compared).
     """
 
     objects: Table
@@ -123,8 +123,8 @@ class Vocabulary:
 def _check_named(v: Vocabulary) -> None:
     """ValueError or TypeError for questions of things that the vocabulary does not know, or that cannot be asked."""
     for sentence in v.binomials:
-        if sentence.count("{}") != 2:
-            raise ValueError(f"the binomial {sentence!r} has not two places")
+        if not all(place in sentence for place in ("{kept}", "{erased}")) or not sentence.format(kept="it", erased="it"):
+            raise ValueError(f"the binomial {sentence!r} lacks {{kept}} or {{erased}}")
     known = {*v.objects, *v.styles}
     strange = {*v.implicit, *v.languages, *v.look_alikes} - known
     strange |= {answer for each in v.look_alikes.values() for answer in each.values() if answer not in (None, *v.objects)}
