@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
@@ -55,6 +54,8 @@ class Flux2(AnySizeFlow):
         message = getattr(pipeline, "system_message", None)
         if message is None:
             return in_chat(pipeline.tokenizer, prompts, enable_thinking=False)
+        from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
         chats = format_input(prompts, message)
         return [pipeline.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
 
@@ -92,6 +93,8 @@ class Flux2(AnySizeFlow):
         return PACKED * super().scale_factor
 
     def log_shift(self, steps: int) -> float:
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
         return float(compute_empirical_mu(self.tokens, steps))
 
     def scaled(self, latents: torch.Tensor) -> torch.Tensor:
