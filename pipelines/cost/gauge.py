@@ -33,6 +33,7 @@ class Gauge:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._reset()
         self.start = _status("VmRSS") or 0
 
     def __call__(self, work: Callable[[], Result]) -> tuple[Reading, Result]:
