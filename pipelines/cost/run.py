@@ -80,7 +80,7 @@ def _of_shape(config: CostConfig, device: torch.device) -> dict[str, Any]:
     whole = Whole(weights=_bytes(network), all_weights=_bytes(network))
     if config.blocks is not None:
         flops = [_flops(shape, one, config.size) for one in (full, empty_network(shape, config.size, config.blocks))]
-        count = [sum(one.numel() for one in network.parameters()) for network in (full, network)]
+        count = [sum(parameter.numel() for parameter in one.parameters()) for one in (full, network)]
         whole = Whole(flops[0] / flops[1], count[0] / count[1], _bytes(network), _bytes(network) * count[0] // count[1])
     bench = Bench(model, dataclasses.replace(config, memory=whole.part_of(config.memory)), settings, gauge)
     return _record(config, config.shape, bench, full, whole)
@@ -140,6 +140,7 @@ def _record(
         "gradient_checkpointing": config.gradient_checkpointing,
         "memory": config.memory,
         "parameters": sum(one.numel() for one in full.parameters()),
+        "edited_layers": len(layers),
         "edited_parameters": sum(layer.weight.numel() for layer in layers.values()),
         "weight_bytes": whole.all_weights,
         "blocks": config.blocks,

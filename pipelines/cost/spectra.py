@@ -63,7 +63,8 @@ def svd_costs(
             spent += sides["reference"].took(full, group)
             u, v = u[:, : left.shape[1]], vt[: left.shape[1]].T
             angles.append(max(_angle(u, left), _angle(v, right)))
-            energies.append(_captured(matrix, left, right) / max(_captured(matrix, u, v), 1e-30))
+            if u.shape[1]:
+                energies.append(_captured(matrix, left, right) / max(_captured(matrix, u, v), 1e-30))
     ours, theirs = (side.reading() for side in sides.values())
     return SvdCosts(ours, theirs if reference else None, max(angles, default=None), min(energies, default=None), extrapolated)
 
