@@ -70,13 +70,10 @@ def collect_gradients(
                 handle.remove()
     if counted <= 0:
         raise ValueError("collect_gradients needs at least one batch")
-    for name in layers:
-        if not (sketches[name].isfinite() if name in sketches else torch.isfinite(sums[name]).all()):
+    for name, one in {**sums, **sketches}.items():
+        if not (one.isfinite() if isinstance(one, GradientSketch) else torch.isfinite(one).all()):
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
-        if name in sketches:
-            sketches[name].divide(counted)
-        else:
-            sums[name] /= counted
+        one.div_(counted)
     return sums
 
 

@@ -62,7 +62,7 @@ class GradientSketch:
             if self.projection != "none":
                 self.inner += share * (some * weight[part]).sum()
 
-    def divide(self, count: float) -> None:
+    def div_(self, count: float) -> None:
         """From a sum to a mean."""
         for one in (self.range, self.corange, self.inner):
             one /= count

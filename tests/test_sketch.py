@@ -34,7 +34,7 @@ def sketched(weight: torch.Tensor, gradients: list[torch.Tensor], **settings: An
     found = GradientSketch(weight, sketch_width(RANK), torch.Generator().manual_seed(1), **settings)
     for gradient in gradients:
         found.add(gradient, 2.0)
-    found.divide(2.0 * len(gradients))
+    found.div_(2.0 * len(gradients))
     return found
 
 
