@@ -40,8 +40,7 @@ def collect_gradients(
 
     Raises ValueError if there is no batch, FloatingPointError if a gradient is not finite.
     """
-    dense = {name: layer for name, layer in layers.items() if name not in sketches}
-    sums = {name: torch.zeros_like(layer.weight, dtype=torch.float32) for name, layer in dense.items()}
+    sums = {name: torch.zeros_like(one.weight, dtype=torch.float32) for name, one in layers.items() if name not in sketches}
     counted = 0.0
     names = {id(layer.weight): name for name, layer in layers.items()}
 
@@ -71,13 +70,10 @@ def collect_gradients(
                 handle.remove()
     if counted <= 0:
         raise ValueError("collect_gradients needs at least one batch")
-    for name in layers:
-        if not (sketches[name].isfinite() if name in sketches else torch.isfinite(sums[name]).all()):
+    for name, one in {**sums, **sketches}.items():
+        if not (one.isfinite() if isinstance(one, GradientSketch) else torch.isfinite(one).all()):
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
-    for sketch in sketches.values():
-        sketch.divide(counted)
-    for total in sums.values():
-        total /= counted
+        one.div_(counted)
     return sums
 
 

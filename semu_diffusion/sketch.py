@@ -24,6 +24,7 @@ from semu_diffusion.subspace import ROUNDING, Projection, RankRule, Subspace, ch
 __all__ = ["GradientSketch", "moment_sizes", "sketch_width", "sketched_layers"]
 
 FLOAT = 4  # bytes
+CHUNK = 2**22  # numbers of a gradient that are worked on at a time
 # (side up to which second moments are exact, columns of the sketch beyond, rows held out) of every layer, the best first
 MOMENTS = ((4096, 512, 512), (1024, 512, 256), (1024, 256, 128), (512, 128, 64), (64, 64, 64))
 
@@ -51,13 +52,17 @@ class GradientSketch:
 
     def add(self, gradient: torch.Tensor, share: float) -> None:
         """Add ``share`` times a gradient of the weight's shape."""
-        matrix = to_matrices(gradient.float())[0]
-        self.range.addmm_(matrix, self.omega, alpha=share)
-        self.corange.addmm_(matrix.T, self.psi, alpha=share)
-        if self.projection != "none":
-            self.inner += share * (gradient.float() * self.weight.float()).sum()
+        matrix, weight = to_matrices(gradient)[0], to_matrices(self.weight)[0]
+        rows = max(CHUNK // matrix.shape[1], 1)
+        for start in range(0, len(matrix), rows):  # so that no copy of it in float32 is ever there
+            part = slice(start, start + rows)
+            some = matrix[part].float()
+            self.range[part].addmm_(some, self.omega, alpha=share)
+            self.corange.addmm_(some.T, self.psi[part], alpha=share)
+            if self.projection != "none":
+                self.inner += share * (some * weight[part]).sum()
 
-    def divide(self, count: float) -> None:
+    def div_(self, count: float) -> None:
         """From a sum to a mean."""
         for one in self.sums:
             one /= count

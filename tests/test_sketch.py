@@ -34,7 +34,7 @@ def sketched(weight: torch.Tensor, gradients: list[torch.Tensor], **settings: An
     found = GradientSketch(weight, sketch_width(RANK), torch.Generator().manual_seed(1), **settings)
     for gradient in gradients:
         found.add(gradient, 2.0)
-    found.divide(2.0 * len(gradients))
+    found.div_(2.0 * len(gradients))
     return found
 
 
@@ -73,6 +73,15 @@ def test_a_gradient_of_low_rank_is_found_to_rounding(shape, projection, protects
         torch.testing.assert_close(factor.T @ factor, torch.eye(factor.shape[1]), atol=1e-5, rtol=0)
     if basis is not None:
         assert (basis.T @ found.right[0]).abs().max() < 1e-6
+
+
+def test_a_gradient_is_worked_on_in_parts_and_the_sketch_is_the_same(monkeypatch, generator: torch.Generator) -> None:  # type: ignore[no-untyped-def]
+    weight, gradient = torch.randn(2, 70, 90, generator=generator)
+    whole = sketched(weight, [gradient])
+    monkeypatch.setattr("semu_diffusion.sketch.CHUNK", 1000)
+    parts = sketched(weight, [gradient])
+    for name in ("range", "corange", "inner"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-4)
 
 
 def test_a_zero_gradient_has_rank_zero_and_energies_are_those_of_the_gradient(generator: torch.Generator) -> None:

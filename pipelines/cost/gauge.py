@@ -33,10 +33,12 @@ class Gauge:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._reset()
         self.start = _status("VmRSS") or 0
 
-    def __call__(self, work: Callable[[], Result]) -> tuple[Reading, Result]:
-        self._reset()
+    def __call__(self, work: Callable[[], Result], tidy: bool = True) -> tuple[Reading, Result]:
+        """What ``work`` costs, and its result; ``tidy`` gives back first what nobody uses, which takes some time itself."""
+        self._reset(tidy)
         begin = self.now()
         result = work()
         return Reading(self.now() - begin, self._peak()), result
@@ -47,14 +49,15 @@ class Gauge:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _reset(self) -> None:
-        gc.collect()
+    def _reset(self, tidy: bool = True) -> None:
+        if tidy:
+            gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         elif CLEAR.exists():
-            if sys.platform == "linux":
+            if tidy and sys.platform == "linux":
                 ctypes.CDLL(None).malloc_trim(0)  # what is free already is not this work's
             CLEAR.write_text("5")
 

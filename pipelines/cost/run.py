@@ -18,6 +18,7 @@ from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import Task
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.options import byte_size
 from semu_diffusion.pipelines.cost.config import CostConfig
 from semu_diffusion.pipelines.cost.gauge import Gauge, Reading
 from semu_diffusion.pipelines.cost.phases import BATCHES, CONDITIONS, Bench, Row
@@ -39,6 +40,10 @@ class Whole:
     parameters: float = 1.0
     weights: int = 0  # bytes of those that were there
     all_weights: int = 0
+
+    def part_of(self, memory: str | None) -> str | None:
+        """What of a budget is for the measured part."""
+        return None if memory is None else f"{byte_size(memory, '--memory') / self.parameters:.0f}B"
 
     def reading(self, one: Reading) -> Reading:
         """Seconds grow with the FLOPs; memory beyond the weights (gradients, activations) with the parameters."""
@@ -72,12 +77,12 @@ def _of_shape(config: CostConfig, device: torch.device) -> dict[str, Any]:
     model = build(shape, network, config.size, torch.Generator().manual_seed(config.seed))
     is_class = hasattr(model, "class_embeddings")
     settings = ClassErasureConfig(forget=("0",)) if is_class else ConceptErasureConfig(concept=("cat",))
-    bench = Bench(model, config, settings, gauge)
     whole = Whole(weights=_bytes(network), all_weights=_bytes(network))
     if config.blocks is not None:
         flops = [_flops(shape, one, config.size) for one in (full, empty_network(shape, config.size, config.blocks))]
-        count = [sum(one.numel() for one in network.parameters()) for network in (full, network)]
+        count = [sum(parameter.numel() for parameter in one.parameters()) for one in (full, network)]
         whole = Whole(flops[0] / flops[1], count[0] / count[1], _bytes(network), _bytes(network) * count[0] // count[1])
+    bench = Bench(model, dataclasses.replace(config, memory=whole.part_of(config.memory)), settings, gauge)
     return _record(config, config.shape, bench, full, whole)
 
 
@@ -135,6 +140,7 @@ def _record(
         "gradient_checkpointing": config.gradient_checkpointing,
         "memory": config.memory,
         "parameters": sum(one.numel() for one in full.parameters()),
+        "edited_layers": len(layers),
         "edited_parameters": sum(layer.weight.numel() for layer in layers.values()),
         "weight_bytes": whole.all_weights,
         "blocks": config.blocks,

@@ -134,7 +134,7 @@ def _pipeline(shape: Shape, network: Any, side: int) -> Any:
 @torch.no_grad()
 def fill(network: Any, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
     """The network with weights on the device: W ~ N(0, 1/fan_in), scales 1, all else 0; a DiT's embedders are copies of one."""
-    network = network.to(dtype).to_empty(device=device)
+    network = torch.nn.Module.to(network, dtype).to_empty(device=device)  # diffusers' own warns of parts that are kept wider
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:

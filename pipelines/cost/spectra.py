@@ -56,14 +56,15 @@ def svd_costs(
                 side.seconds += group.count * side.rate * group.work
             continue
         matrix = group.gradient().float()
-        mine, (left, _, right) = gauge(lambda m=matrix: dominant_subspace(m, explained_variance, max_rank=max_rank))
+        mine, (left, _, right) = gauge(lambda m=matrix: dominant_subspace(m, explained_variance, max_rank=max_rank), False)
         spent += sides["ours"].took(mine, group)
         if reference:
-            full, (u, _, vt) = gauge(lambda m=matrix: full_svd(m))
+            full, (u, _, vt) = gauge(lambda m=matrix: full_svd(m), False)
             spent += sides["reference"].took(full, group)
             u, v = u[:, : left.shape[1]], vt[: left.shape[1]].T
             angles.append(max(_angle(u, left), _angle(v, right)))
-            energies.append(_captured(matrix, left, right) / max(_captured(matrix, u, v), 1e-30))
+            if u.shape[1]:
+                energies.append(_captured(matrix, left, right) / max(_captured(matrix, u, v), 1e-30))
     ours, theirs = (side.reading() for side in sides.values())
     return SvdCosts(ours, theirs if reference else None, max(angles, default=None), min(energies, default=None), extrapolated)
 
