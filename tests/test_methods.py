@@ -45,9 +45,13 @@ def concept_task(
 
 
 @pytest.mark.parametrize(("name", "domain"), EVERY, ids=lambda word: word)
-def test_a_method_changes_predictions_and_comes_off_to_the_last_bit(name: str, domain: str) -> None:
+def test_a_method_changes_predictions_and_comes_off_to_the_last_bit(
+    name: str, domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = METHODS[name]
     short = {key: value for key, value in method.overrides.items() if key not in FEW}
+    if name == "speed":  # the tokens of the tiny model span all of its sixteen directions
+        monkeypatch.setattr("semu_diffusion.peers.speed.THRESHOLD", 1.0)
     task, config = class_task(**short) if domain == "class" else concept_task(**short)
     before = weight_bytes(task.model.denoiser)
     result = method.run(task, config, None)

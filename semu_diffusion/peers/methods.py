@@ -70,6 +70,7 @@ PLAIN = {
     "warmup": 0.0, "adam_beta2": 0.999, "lr": 1e-4,
 }  # fmt: skip
 ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
+ABLATION = {**PLAIN, "moving_target": True, "lr": 3e-4}
 LECO = {**ESD, "max_rank": 4, "layers": ("attention", "conv", "!*.conv_depth"), "lr": 1e-3}
 SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
 KEEPING = {**PLAIN, "target": "ascent", "retain": "self", "retain_weight": 1.0}
@@ -93,16 +94,16 @@ OWN = {
         Method("remap", "token remap (trivial)", remapped, {}, ("concept",), {"unlearning_accuracy": 0.9}, None),
         Method("fine-tune", "all weights, same objective", fine_tuned, {"lr": 1e-4, "retain": "none"}),
         Method("fine-tune-retain", "all weights, self-made retain term", fine_tuned, {"lr": 1e-4}),
-        Method("esd-x", "ESD-x (cross-attention)", esd_x, ESD, ("concept",)),
-        Method("esd-u", "ESD-u (all but cross-attention)", esd_u, ESD),
-        Method("concept-ablation", "concept ablation", concept_ablation, {**PLAIN, "moving_target": True}, ("concept",)),
+        Method("esd-x", "ESD-x (cross-attention)", esd_x, {**ESD, "lr": 5e-4}, ("concept",), {"unlearning_accuracy": 0.75}),
+        Method("esd-u", "ESD-u (all but cross-attention)", esd_u, {**ESD, "lr": 2e-4, "steps": 200}),
+        Method("concept-ablation", "concept ablation", concept_ablation, ABLATION, ("concept",)),
         Method("salun", "SalUn", salun, SALUN),
         Method("leco", "LECO (free LoRA)", leco, LECO),
         Method("rece", "RECE", rece, {"steps": 5}, knob=None),
-        Method("speed", "SPEED", speed, {}, ("concept",), knob=None),
+        Method("speed", "SPEED", speed, {}, ("concept",), {"unlearning_accuracy": 0.85}, None),
         Method("erasediff", "EraseDiff", erasediff, KEEPING),
         Method("sfr-on", "SFR-on", sfr_on, KEEPING),
-        Method("ascent", "gradient ascent, all weights", fine_tuned, {**PLAIN, "target": "ascent", "lr": 1e-5}),
+        Method("ascent", "gradient ascent, all weights", fine_tuned, {**PLAIN, "target": "ascent", "lr": 2e-6}),
     )
 }  # fmt: skip
 METHODS = Registry("semu_diffusion.methods", OWN, lambda name, found: isinstance(found, Method) and found.name == name)

@@ -3,9 +3,10 @@ r"""RECE: the closed form again and again, each time on the inputs that still sa
     c'  = argmin_x sum_i || W_i x - W_i^old c ||^2 + l || x ||^2 = (l I + sum_i W_i^T W_i)^{-1} (sum_i W_i^T W_i^old) c
     W_i <- argmin_W || W c' - W_i^old a ||^2 + p || W k - W_i^old k ||^2 + r || W - W_i ||^2
 
-over the layers i that see nothing but the condition, with inputs c of the erased, a of its anchor and k of kept rows. The first
-round takes c itself, and is UCE. (Gong et al. 2024, "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion
-Models", arXiv 2407.12383, eqs. 3 and 8, with l = 0.1, one to five rounds.) Rounds after the first are the setting ``steps``.
+over the layers i that see nothing but the condition, with inputs c of the erased, a of its anchor and k of kept rows (Gong et
+al. 2024, "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models", arXiv 2407.12383, eqs. 3 and 8, with l =
+0.1 and one to five rounds). The first round takes c itself, and is UCE; every later one fits all inputs found so far, c among
+them, or the name would come back. Rounds after the first are the setting ``steps``.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def rounds(old: Weights, inputs: NameInputs, count: int) -> Weights:
     """The weights after UCE and ``count`` rounds."""
     kept = torch.cat([inputs.kept, inputs.null])
     now = {name: refitted(weight, weight, inputs.erased, inputs.anchors, kept) for name, weight in old.items()}
+    found, anchors = inputs.erased, inputs.anchors
     for _ in range(count):
-        found = adversarial_inputs(old, now, inputs.erased)
-        now = {name: refitted(weight, old[name], found, inputs.anchors, kept) for name, weight in now.items()}
+        found = torch.cat([found, adversarial_inputs(old, now, inputs.erased)])
+        anchors = torch.cat([anchors, inputs.anchors])
+        now = {name: refitted(weight, old[name], found, anchors, kept) for name, weight in now.items()}
     return now
 
 

@@ -4,11 +4,11 @@ r"""SPEED: the closed form inside the null space of what kept inputs are, so tha
     D = W (a - c) c^T N (N^T c c^T N + I)^{-1} N^T
 
 with inputs c of the erased, a of its anchor and z of the empty prompt. P projects on the eigenvectors of the kept inputs'
-second moment with eigenvalues below a threshold; N is an orthonormal basis of what of its range is orthogonal to z: the
-paper's Lagrangian solution, in the basis in which the constraints are gone (Li et al. 2025, "SPEED: Scalable, Precise, and
+second moment with the smallest eigenvalues; N is an orthonormal basis of what of its range is orthogonal to z: the paper's
+Lagrangian solution, in the basis in which the constraints are gone (Li et al. 2025, "SPEED: Scalable, Precise, and
 Efficient Concept Erasure for Diffusion Models", arXiv 2503.07392, eqs. 5 to 12). The filter of the kept inputs is there: only
 those count which the unconstrained edit would move more than the mean. Their augmentation along the weakest directions of W
-is not.
+is not. The threshold is relative to the mean eigenvalue, which the paper's (0.1) is not.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from semu_diffusion.peers.closed_forms import NameInputs, Weights, closed_form
 
 __all__ = ["free_basis", "influential", "solved", "speed"]
 
+
 THRESHOLD = 1e-2  # of the mean eigenvalue: directions with less of the kept inputs' energy are free
 
 
 def speed(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
     """Every layer that sees nothing but the condition. Raises InputError as `closed_form`."""
-    return closed_form(task, config, constrained, progress)
+    return closed_form(task, config, lambda weights, inputs: constrained(weights, inputs, THRESHOLD), progress)
 
 
-def constrained(weights: Weights, inputs: NameInputs) -> Weights:
+def constrained(weights: Weights, inputs: NameInputs, threshold: float) -> Weights:
     """The new weights. Raises InputError where the kept inputs leave no direction free in any layer."""
     whole, found, free = torch.eye(inputs.erased.shape[1]).to(inputs.erased), {}, 0
     for name, weight in weights.items():
-        basis = free_basis(influential(solved(weight, inputs, whole), inputs.kept), inputs.null)
+        basis = free_basis(influential(solved(weight, inputs, whole), inputs.kept), inputs.null, threshold)
         found[name] = weight + solved(weight, inputs, basis)
         free += basis.shape[1]
     if not free:
@@ -58,11 +59,13 @@ def influential(delta: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return kept[moved > moved.mean()]
 
 
-def free_basis(kept: torch.Tensor, null: torch.Tensor, threshold: float = THRESHOLD) -> torch.Tensor:
-    """N (n, k): the weak directions of the kept inputs, without their part along the null row's inputs."""
-    values, vectors = torch.linalg.eigh(kept.T @ kept / max(len(kept), 1))
-    basis = vectors[:, values <= threshold * values.mean()]
-    along = basis.T @ null.T  # the null row's inputs in that basis
-    left, sizes, _ = torch.linalg.svd(along, full_matrices=True)
-    rank = int((sizes > 1e-9 * max(float(null.norm()), 1e-30)).sum())
-    return basis @ left[:, rank:]
+def free_basis(kept: torch.Tensor, null: torch.Tensor, threshold: float) -> torch.Tensor:
+    """N (n, k): the weak directions of the kept inputs, and among these the weak ones of the null row's inputs."""
+    basis = _weak(kept, threshold)
+    return basis @ _weak(null @ basis, threshold)
+
+
+def _weak(rows: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The eigenvectors (n, k) of the second moment of rows (N, n) whose eigenvalue is at most ``threshold`` of the mean."""
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    return vectors[:, values <= threshold * values.mean().clamp_min(0)]
