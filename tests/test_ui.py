@@ -144,10 +144,14 @@ def test_only_what_lies_in_the_folder_can_be_named(shelf: Shelf, tmp_path: Path)
     (shelf.folder / "deep").mkdir()
     run_with(random_patch(tiny_model().denoiser), shelf.folder / "deep" / "run")
     saved_model(shelf.folder / "merged")
+    saved_model(shelf.folder / "linked-model")
+    weights = shelf.folder / "linked-model" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "my-ddpm" / "unet" / weights.name)
     (shelf.folder / "broken").mkdir()
     (shelf.folder / "broken" / "model_index.json").write_text("no json")
     assert set(shelf.runs()) == {"no-red", "no-blue", "other", "deep/run"}
-    assert set(shelf.models()) == {"ddpm-cifar10", "tiny-sd", "my-ddpm", "merged"}
+    assert set(shelf.models()) == {"ddpm-cifar10", "tiny-sd", "my-ddpm", "merged/"}
     for name in ("../outside", "link", "linked", str(tmp_path / "outside"), "", ".", "no-red/../no-red"):
         with pytest.raises(InputError, match="called"):
             shelf.patch(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -62,8 +63,9 @@ class Shelf:
         found = [Choice(public_name(one), _kind_of(one), one, one) for one in self.named]
         found += [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for name, kind in EMBEDDED_MODELS.items()]
         for path in self._holding(INDEX):
-            with suppress(InputError):  # one that cannot be read is not offered
-                found.append(Choice(self._name(path), _kind_of(str(path)), str(path), str(path)))
+            if all(self._is_inside(file) for file in path.rglob("*") if not file.is_dir()):
+                with suppress(InputError):  # one that cannot be read is not offered
+                    found.append(Choice(f"{self._name(path)}/", _kind_of(str(path)), str(path), str(path)))
         return {one.name: one for one in found}
 
     def runs(self) -> dict[str, Run]:
@@ -99,10 +101,8 @@ class Shelf:
     def new_run(self, title: str) -> Path:
         """A folder that is not there yet, for a run of this title."""
         name = folder_names([title])[title]
-        number = 1
-        while (self.folder / (name if number == 1 else f"{name}-{number}")).exists():
-            number += 1
-        return self.folder / (name if number == 1 else f"{name}-{number}")
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        return next(self.folder / one for one in names if not (self.folder / one).exists())
 
     def _holding(self, file: str) -> Iterator[Path]:
         """The folders, one or two levels down, that hold this file."""
