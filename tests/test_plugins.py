@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ int8 = other_package:Shaken
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that registers what it has, as pip leaves one; the registries are as if they had not been read."""
     home = tmp_path / "site"
     about = home / "other_package-1.0.dist-info"
@@ -68,11 +67,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     (home / "other_package.py").write_text(CODE)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(ENTRIES)
-    monkeypatch.syspath_prepend(str(home))
-    for registry in REGISTRIES:
+    for registry in REGISTRIES:  # read here, so that nothing of the package stays in them
         monkeypatch.setattr(registry, "_entries", dict(registry))
         monkeypatch.setattr(registry, "_complete", False)
-    return
+    monkeypatch.syspath_prepend(str(home))
 
 
 def read(*registries: Any) -> list[str]:

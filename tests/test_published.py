@@ -312,7 +312,7 @@ def test_dora_and_other_tuners_of_peft_are_refused(tmp_path: Path) -> None:
         ({"use_dora": True}, "of the kind DoRA"),
         ({"peft_type": "LOHA"}, "of the kind LOHA"),
         ({"alpha_pattern": {"(": 1}}, "what it says of alpha"),
-        ({"lora_alpha": "many"}, "what it says of alpha"),
+        ({"lora_alpha": "many", "alpha_pattern": {}}, "what it says of alpha"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(InputError, match=said):
