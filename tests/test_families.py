@@ -20,6 +20,7 @@ from saved_models import saved_judge
 
 from semu_diffusion.erase.closed_form import name_layers
 from semu_diffusion.erase.pool import paths
+from semu_diffusion.errors import InputError
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
 from semu_diffusion.models.base import DiffusionModel
@@ -97,6 +98,12 @@ def test_samples_are_those_of_diffusers_own_pipeline(family: str) -> None:
     assert torch.equal(alone[0], ours[2])  # of its seed and condition alone
 
 
+def test_one_step_of_a_schedule_that_ends_above_zero_is_refused() -> None:
+    model = adapted(built("qwen-image"))
+    with pytest.raises(InputError, match="at least two"):
+        list(model.sample([0], [1], steps=1))
+
+
 SAMPLERS = {
     "DDIM": DDIMScheduler,
     "Euler": FlowMatchEulerDiscreteScheduler,
@@ -114,8 +121,8 @@ def test_the_sampler_is_called_what_it_is(family: str, monkeypatch: pytest.Monke
             return own(self, *given, **options)
 
         monkeypatch.setattr(kind, "step", step)
-    list(model.sample([0], [1], steps=1))
-    assert seen == [model.sampler_name]
+    list(model.sample([0], [1], steps=2))
+    assert set(seen) == {model.sampler_name}
     assert sampler_name(model, "bf16") == f"{model.sampler_name} in bfloat16"
 
 

@@ -56,6 +56,12 @@ class FlowModel(TextConditional):
         """The sigmas before they are shifted, where they are not the scheduler's own."""
         return None
 
+    def check_steps(self, steps: int) -> None:
+        super().check_steps(steps)
+        end = self.schedule.config.shift_terminal
+        if steps < 2 and end:
+            raise InputError(f"{steps} sampling step, but the schedule's last one is at {end:g}: take at least two")
+
     def sampler(self, steps: int) -> Any:
         sampler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule.config)
         mu = self.log_shift(steps) if sampler.config.use_dynamic_shifting else None

@@ -47,7 +47,7 @@ class LatentModel(DiffusionModel):
 
     @property
     def sampler_name(self) -> str:
-        name = type(self.sampler(1)).__name__
+        name = type(self.sampler(2)).__name__
         return SAMPLERS.get(name, name.removesuffix("Scheduler"))
 
     @property
