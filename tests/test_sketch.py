@@ -212,7 +212,7 @@ def test_settled_moments_keep_their_directions_and_give_the_moment_back(generato
 
 
 def test_an_erasure_within_a_budget_is_an_erasure_and_says_when_it_is_too_small() -> None:
-    model = tiny_model()
+    model = tiny_model(block_out_channels=(32, 64))
     settings: dict[str, Any] = {
         "anchor": "green", "forget_samples": 4, "kept_samples": 4, "steps": 1, "batch_size": 4, "max_rank": 1,
     }  # fmt: skip
