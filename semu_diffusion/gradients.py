@@ -70,7 +70,8 @@ def collect_gradients(
                 handle.remove()
     if counted <= 0:
         raise ValueError("collect_gradients needs at least one batch")
-    for name, one in {**sums, **sketches}.items():
+    made: dict[str, torch.Tensor | GradientSketch] = {**sums, **sketches}
+    for name, one in made.items():
         if not (one.isfinite() if isinstance(one, GradientSketch) else torch.isfinite(one).all()):
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
         one.div_(counted)

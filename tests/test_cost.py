@@ -26,10 +26,12 @@ from semu_diffusion.pipelines.cost.shapes import SHAPES, empty_network
 
 MILLIONS = {"sd15": 859.5, "sd21": 865.9, "sdxl": 2567.5, "sd35-medium": 2243.2, "flux-dev": 11901.4, "dit-xl2": 674.9}
 SMALL: dict[str, dict[str, Any]] = {  # the same settings, of narrow layers
-    "sd15": {"block_out_channels": (32,) * 4, "cross_attention_dim": 16},
-    "sd21": {"block_out_channels": (32,) * 4, "cross_attention_dim": 16, "attention_head_dim": (2,) * 4},
+    "sd15": {"block_out_channels": (32,) * 4, "layers_per_block": 1, "cross_attention_dim": 16},
+    "sd21": {
+        "block_out_channels": (32,) * 4, "layers_per_block": 1, "cross_attention_dim": 16, "attention_head_dim": (2,) * 4,
+    },
     "sdxl": {
-        "block_out_channels": (32,) * 3, "cross_attention_dim": 16, "attention_head_dim": (2,) * 3,
+        "block_out_channels": (32,) * 3, "layers_per_block": 1, "cross_attention_dim": 16, "attention_head_dim": (2,) * 3,
         "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 44, "transformer_layers_per_block": (1, 2, 2),
     },
     "sd35-medium": {
@@ -54,7 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(**settings: Any) -> dict[str, Any]:
-    (record,) = run.measure(CostConfig(**{"steps": 1, "device": "cpu", "size": 128, **settings}))
+    (record,) = run.measure(CostConfig(**{"steps": 1, "device": "cpu", "size": 64, **settings}))
     return record
 
 
@@ -179,7 +181,7 @@ def test_the_peak_is_of_this_work_alone() -> None:
     small, _ = gauge(lambda: torch.ones(5_000_000).sum())
     assert large.peak is not None
     assert small.peak is not None
-    assert large.peak >= 200_000_000
+    assert large.peak >= 190_000_000
     assert small.peak < 100_000_000
     assert isinstance(small, Reading)
 

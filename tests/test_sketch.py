@@ -211,8 +211,10 @@ def test_settled_moments_keep_their_directions_and_give_the_moment_back(generato
     assert moments._moment is None
 
 
-def test_an_erasure_within_a_budget_is_an_erasure_and_says_when_it_is_too_small() -> None:
-    model = tiny_model()
+def test_an_erasure_within_a_budget_is_an_erasure_and_too_small_a_one_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(block_out_channels=(32, 64))
     settings: dict[str, Any] = {
         "anchor": "green", "forget_samples": 4, "kept_samples": 4, "steps": 1, "batch_size": 4, "max_rank": 1,
     }  # fmt: skip
@@ -223,6 +225,7 @@ def test_an_erasure_within_a_budget_is_an_erasure_and_says_when_it_is_too_small(
     assert patch.layers.keys() == dense.layers.keys()
     changed = [name for name in patch.layers if not torch.equal(patch.layers[name].left, dense.layers[name].left)]
     assert 0 < len(changed) < len(patch.layers)
+    monkeypatch.setattr("semu_diffusion.erase.run.gather", None)
     with pytest.raises(InputError, match="MB at least"):
         erase_class(model.pipeline, "red", memory="1 kB", **settings)
 

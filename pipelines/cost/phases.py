@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -70,7 +71,8 @@ class Bench:
     def _noise(self, count: int) -> Pool:
         x_t = torch.randn(count, *self.model.latent_shape, generator=self.generator)
         t = self.model.process.timesteps(count, self.generator)
-        return Pool(*(one.to(self.model.device) for one in (x_t, t, torch.arange(count) % CONDITIONS)))
+        device = self.model.device
+        return Pool(x_t.to(device), t.to(device), torch.arange(count, device=device) % CONDITIONS)
 
     def loss(self, step: int) -> torch.Tensor:
         """The error of a batch against what the model says of another condition, which it is asked once."""
@@ -119,11 +121,11 @@ class Bench:
         groups: list[Matrices]
         if self.real:
             made = collect_gradients(self.model.denoiser, self.layers, range(BATCHES), self.loss)
-            groups = [Matrices(_sides(one), 1, lambda one=one: to_matrices(one)[0]) for one in made.values()]
+            groups = [Matrices(_sides(one), 1, partial(torch.flatten, one, 1)) for one in made.values()]
         else:
             counts = Counter(_sides(layer.weight) for layer in whole.values())
             device, seed = self.model.device, self.config.seed
-            groups = [Matrices(one, n, lambda one=one: synthetic(*one, device, seed)) for one, n in counts.items()]
+            groups = [Matrices((m, n), count, partial(synthetic, m, n, device, seed)) for (m, n), count in counts.items()]
         gamma, rank = self.settings.explained_variance, self.settings.max_rank
         found = svd_costs(groups, gamma, rank, self.gauge, self.config.seconds, self.config.reference)
         details = {"angle": found.angle, "energy": found.energy, "extrapolated_layers": found.extrapolated}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -56,10 +57,10 @@ def svd_costs(
                 side.seconds += group.count * side.rate * group.work
             continue
         matrix = group.gradient().float()
-        mine, (left, _, right) = gauge(lambda m=matrix: dominant_subspace(m, explained_variance, max_rank=max_rank), False)
+        mine, (left, _, right) = gauge(partial(dominant_subspace, matrix, explained_variance, max_rank=max_rank), False)
         spent += sides["ours"].took(mine, group)
         if reference:
-            full, (u, _, vt) = gauge(lambda m=matrix: full_svd(m), False)
+            full, (u, _, vt) = gauge(partial(full_svd, matrix), False)
             spent += sides["reference"].took(full, group)
             u, v = u[:, : left.shape[1]], vt[: left.shape[1]].T
             angles.append(max(_angle(u, left), _angle(v, right)))

@@ -31,6 +31,7 @@ __all__ = [
     "find_subspaces",
     "gradient_sketches",
     "kept_moments",
+    "layers_to_sketch",
     "objective_gradient",
     "protection_of",
 ]
@@ -84,8 +85,8 @@ def denoising_gradient(
         return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
 
     batches = forget_batches(model, forget_set, generator, progress)
-    weight = lambda batch: len(batch.x_t)  # noqa: E731
-    return {**collect_gradients(model.denoiser, layers, batches, loss, clip, weight, sketches), **sketches}
+    dense = collect_gradients(model.denoiser, layers, batches, loss, clip, lambda batch: len(batch.x_t), sketches)
+    return {**dense, **sketches}
 
 
 def kept_moments(
@@ -124,16 +125,21 @@ def gradient_sketches(
     config: SubspaceConfig, layers: Mapping[str, Any], moments: Mapping[str, InputMoments], generator: torch.Generator
 ) -> dict[str, GradientSketch]:
     """Empty sketches for the layers whose gradients would not fit into ``--memory``; {} without a budget."""
-    budget = _budget(config)
-    if budget is None or config.max_rank is None:
-        return {}
-    width = sketch_width(config.max_rank)
-    chosen = sketched_layers(layers, width, budget)
     return {
-        name: GradientSketch(layers[name].weight, width, generator, _basis(config, moments, name), config.projection)
-        for name in layers
-        if name in chosen
+        name: GradientSketch(
+            layers[name].weight, sketch_width(config.max_rank or 0), generator, _basis(config, moments, name), config.projection
+        )
+        for name in layers_to_sketch(config, layers)
     }
+
+
+def layers_to_sketch(config: SubspaceConfig, layers: Mapping[str, Any]) -> list[str]:
+    """The layers whose gradients would not fit into ``--memory``. Raises InputError if it is too little even for sketches."""
+    budget = _budget(config)
+    if budget is None:
+        return []
+    chosen = sketched_layers(layers, sketch_width(config.max_rank or 0), budget)
+    return [name for name in layers if name in chosen]
 
 
 def _budget(config: SubspaceConfig) -> int | None:

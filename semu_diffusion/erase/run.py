@@ -5,7 +5,7 @@ samples -> the name in closed form -> forget gradient -> moments of kept inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,11 @@ from semu_diffusion.erase.collect import (
     find_subspaces,
     gradient_sketches,
     kept_moments,
+    layers_to_sketch,
     objective_gradient,
     protection_of,
 )
-from semu_diffusion.erase.config import ErasureConfig, SamplesConfig
+from semu_diffusion.erase.config import ErasureConfig, SamplesConfig, SubspaceConfig
 from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.phases import phase_generator
@@ -70,6 +71,8 @@ def run_erasure(
     Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
     """
     model = task.model
+    if config.memory is not None:  # too little is refused before any work
+        layers_to_sketch(config, _edited(model, config, name_layers(model)))
     with Meter(model.denoiser) as meter:
         # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
         with meter.phase("collect"), only_trainable(model.denoiser, ()):
@@ -91,9 +94,7 @@ def _train(
 ) -> Generator[Step, None, tuple[ErasurePatch, Protection]]:  # fmt: skip
     """R inside the subspaces of the model that has the name edit."""
     model = task.model
-    layers = {
-        name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named.subspaces
-    }
+    layers = _edited(model, config, named.subspaces)
     renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
     moments: dict[str, InputMoments] = {}
     if config.protect == "null-space":
@@ -128,6 +129,11 @@ def _train(
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
     return patch, protection_of(patch, layers, gradients, moments, subspaces)
+
+
+def _edited(model: DiffusionModel, config: SubspaceConfig, named: Container[str]) -> dict[str, Any]:
+    """The layers in which R is trained: those of the settings, but for the ``named`` ones."""
+    return {name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named}
 
 
 def _metadata(task: Task[DiffusionModel], named: NameEdit) -> dict[str, Any]:
