@@ -26,13 +26,12 @@ from semu_diffusion.files import read_json
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.checkpoints import load_text_pipeline
 from semu_diffusion.options import build_config
-from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
 from semu_diffusion.pipelines.patches.push import push
+from semu_diffusion.pipelines.patches.scored import scored
 from semu_diffusion.pipelines.report.table import table
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import load_classes, load_concepts
-from semu_diffusion.pipelines.runs.evaluate import _subject
 from semu_diffusion.pipelines.runs.scorer import make_scorer
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
@@ -137,7 +136,7 @@ def replay(path: Path) -> None:
 
 def evaluated(path: Path) -> None:
     patch = path.with_name("patch.safetensors")
-    _subject(patch, ErasurePatch.load(patch), EvaluatePatchConfig(patch=str(patch), classifier="none"))
+    scored(EvaluatePatchConfig(patch=str(patch), classifier="none"))
 
 
 def shown(path: Path) -> None:
