@@ -157,8 +157,9 @@ class Scorer:
         for each in found.values():
             for question, share in each.items():
                 per_condition.setdefault(question.condition, share)
+        by_group: dict[str, Any] = {f"{group}_accuracy": means.get(group) for group in (*GROUPS, *NAMED_GROUPS)}
         return Scores(
-            **{f"{group}_accuracy": means.get(group) for group in (*GROUPS, *NAMED_GROUPS)},
+            **by_group,
             unlearning_accuracy=None if forget is None else 1 - forget,
             retain_accuracy=mean(kept),
             unconditional_share=self._unconditional_share(samples),
