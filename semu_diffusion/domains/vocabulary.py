@@ -127,8 +127,8 @@ def _check_named(v: Vocabulary) -> None:
             raise ValueError(f"the binomial {sentence!r} lacks {{kept}} or {{erased}}")
     known = {*v.objects, *v.styles}
     strange = {*v.implicit, *v.languages, *v.look_alikes} - known
-    seen = {answer for each in v.look_alikes.values() for answer in each.values() if answer is not None}
-    strange |= seen - set(v.objects)
+    answers = {answer for each in v.look_alikes.values() for answer in each.values() if answer is not None}
+    strange |= answers - {*v.objects}
     if strange:
         raise ValueError(f"questions of {min(strange)!r}, which is neither an object nor a style")
 
