@@ -248,7 +248,7 @@ def test_pages_of_others_and_names_of_others_are_refused(client: Any) -> None:
 # ------------------------------------------------------------------ erasures
 
 
-def wait(job: Any, until: Any, seconds: float = 120) -> None:
+def wait(job: Any, until: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not until(job.state):
         assert time.monotonic() < end, job.state

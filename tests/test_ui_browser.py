@@ -22,7 +22,7 @@ from semu_diffusion.pipelines.ui.pictures import Studio
 from semu_diffusion.pipelines.ui.shelf import Shelf
 
 Open = Callable[..., Any]
-PATIENCE = 60_000  # milliseconds that a step may take
+PATIENCE = 180_000  # milliseconds that a step may take
 
 
 @pytest.fixture(scope="module")
