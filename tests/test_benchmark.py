@@ -248,7 +248,7 @@ def test_tuning_searches_as_many_values_for_each_method_on_what_is_not_reported(
     assert scores.index(max(scores)) == 2
     page = (tmp_path / "page.md").read_text()
     assert "SEMU, two steps, tuned: lr 0.09 (1)" in page
-    assert "Tuned before on blue (seed 10000), not reported, by the mean of unlearning accuracy" in page
+    assert "Tuned before on blue (seed 10000), which is not reported, by the mean of unlearning accuracy" in page
     assert semu([*lean, "--tune-on", "blue"]) == 0
     assert len(measured) == 5  # the search is continued, not made again
     assert semu(arguments) == 2

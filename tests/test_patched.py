@@ -12,9 +12,9 @@ from patches import random_layers
 from torch import nn
 from toy_batches import predict, subspaces_of
 
-from semu_diffusion import patched as patched_module
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.patches import patched as patched_module
 from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.subspace import layer_subspace
 

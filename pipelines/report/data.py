@@ -43,6 +43,8 @@ def write_data(
     A number that was not measured is empty in the CSV and left out of the means. Both files bear the mark by which the next
     benchmark knows that it may replace them: in the CSV a column of its own, which every reader takes.
     """
+    if not any(rows for _, *rows in sections.values()):
+        return  # a table without a row would not bear the mark
     _, table, content, *_ = page_files(page)
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")

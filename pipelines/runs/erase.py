@@ -23,7 +23,6 @@ from semu_diffusion.layers import layer_words, select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
-from semu_diffusion.pipelines.data.findings import to_stderr
 from semu_diffusion.pipelines.patches.published import PipelineEdit
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
@@ -74,7 +73,6 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: 
     read = [*inputs_of(config), *subject.judges.values()]
     layers = layer_words(edited_layers(subject))
     with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, progress:
-        to_stderr(f"layers edited: {layers}")
         scorer, images = make_scorer(subject), subject.forget_images()
         task, preparing = metered_task(subject, progress.show, images)
         record = {
@@ -95,7 +93,8 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: 
         print(f"{program}: {lost}; lower --lr or --steps.", file=sys.stderr)
     elif (unproven := never_made(evaluation)) is not None:
         print(f"{program}: {unproven}", file=sys.stderr)
-    print(folder.shown("metrics.json") if config.json else table(evaluation, record["anchors"], folder.path))
+    said = f"{table(evaluation, record['anchors'], folder.path)}\nlayers edited: {layers}"
+    print(folder.shown("metrics.json") if config.json else said)
     return 0 if evaluation.collapsed is None else 1
 
 
