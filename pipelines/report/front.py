@@ -13,7 +13,8 @@ __all__ = ["Point", "front"]
 
 SIDE, GAP, MARGIN = 300, 76, 56  # of a panel, between panels, around all
 LINE = 18  # height of a line of the legend
-FLOOR = 1e-5  # what does not move at all stands at the left edge of a logarithmic axis
+# what does not move at all, or costs nothing, stands at the left edge of a logarithmic axis
+FLOOR = {"drift": 1e-5, "passes": 100, "seconds": 1e-2}
 WORDS = {
     "drift": "drift of what is kept (MSE, log)", "revival": "revival", "unasked": "erased thing among unasked samples",
     "UA": "unlearning accuracy", "passes": "image passes of the erasure (log)", "seconds": "seconds of the erasure (log)",
@@ -55,7 +56,7 @@ def _panel(points: Sequence[Point], x: str, y: str) -> Iterator[str]:
     yield _text(SIDE / 2, SIDE + 34, WORDS[x], "middle")
     yield f'<text transform="translate(-40,{SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(WORDS[y])}</text>'
     shown = [(number, p, p.values.get(x), p.values.get(y)) for number, p in enumerate(points, 1)]
-    pairs = [(n, p, max(a, FLOOR), b) for n, p, a, b in shown if a is not None and b is not None]
+    pairs = [(n, p, max(a, FLOOR[x]), b) for n, p, a, b in shown if a is not None and b is not None]
     if not pairs:
         yield _text(SIDE / 2, SIDE / 2, "not measured", "middle")
         return
