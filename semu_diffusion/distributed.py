@@ -11,23 +11,37 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import TYPE_CHECKING, TypeVar
+
+from semu_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["apart", "average", "each", "is_first", "join", "number", "processes", "share", "summed"]
+__all__ = [
+    "apart",
+    "average",
+    "each",
+    "first",
+    "is_first",
+    "join",
+    "number",
+    "part",
+    "processes",
+    "share",
+    "summed",
+    "together",
+]
 
 Part = TypeVar("Part")
 Made = TypeVar("Made")
 
-_apart: ContextVar[bool] = ContextVar("apart", default=False)
+_together: ContextVar[bool] = ContextVar("together", default=False)
 
 
 def processes() -> int:
-    """How many processes are at this job."""
-    return 1 if _apart.get() else int(os.environ.get("WORLD_SIZE") or 1)
+    """How many processes are at this job: those of the launch inside `together`, else this one alone."""
+    return int(os.environ.get("WORLD_SIZE") or 1) if _together.get() else 1
 
 
 def number() -> int:
@@ -41,13 +55,23 @@ def is_first() -> bool:
 
 
 @contextmanager
+def together() -> Iterator[None]:
+    """Inside, the processes of a launch are at one job, as a command is; outside, each works for itself."""
+    yield from _being(True)
+
+
+@contextmanager
 def apart() -> Iterator[None]:
-    """Inside, this process works for itself: on rows of a benchmark, which need nothing of each other."""
-    token = _apart.set(True)
+    """Inside, this process works for itself again: on rows of a benchmark, which need nothing of each other."""
+    yield from _being(False)
+
+
+def _being(joint: bool) -> Iterator[None]:
+    token = _together.set(joint)
     try:
         yield
     finally:
-        _apart.reset(token)
+        _together.reset(token)
 
 
 def each(parts: Sequence[Part], make: Callable[[Part], Made]) -> Iterator[Made]:
@@ -83,17 +107,28 @@ def part(count: int) -> float:
 
 
 def average(tensors: Sequence[torch.Tensor]) -> None:
-    """Change the tensors, in place, to their means over the processes."""
-    if processes() == 1 or not tensors:
+    """Change the tensors, in place and one by one, to their means over the processes."""
+    if processes() == 1:
         return
     import torch
-    from accelerate.utils import reduce
 
     join()
     with torch.no_grad():
-        flat = reduce(torch.cat([one.float().reshape(-1) for one in tensors]), "mean")
-        for one, mean in zip(tensors, flat.split([one.numel() for one in tensors]), strict=True):
-            one.copy_(mean.view_as(one))
+        for one in tensors:
+            whole = one.contiguous()
+            torch.distributed.all_reduce(whole)
+            one.copy_(whole / processes())
+
+
+def first(tensors: Made) -> Made:
+    """The first process's tensors, in whatever containers, on the CPU; the given ones in one process."""
+    if processes() == 1:
+        return tensors
+    from accelerate.utils import broadcast_object_list, send_to_device
+
+    join()
+    found: list[Made] = broadcast_object_list([send_to_device(tensors, "cpu")])
+    return found[0]
 
 
 def summed(counts: Mapping[str, int]) -> dict[str, int]:
@@ -106,11 +141,23 @@ def summed(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: sum(one.get(name, 0) for one in gather_object([dict(counts)])) for name in counts}
 
 
-@cache
-def join() -> None:
-    """Enter the group of processes, once: by NCCL where there are GPUs, ``cuda`` then being each one's own; else by gloo."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        import torch
-        from accelerate import PartialState
+def join(cpu: bool = False) -> None:
+    """Enter the group of processes: by NCCL where there are GPUs, ``cuda`` then being each one's own; on the CPU by gloo.
 
-        PartialState(cpu=not torch.cuda.is_available())
+    Raises InputError where the launch has not said all that is needed: without it each process would keep its share alone.
+    """
+    if processes() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    try:
+        state = PartialState(cpu=cpu or not torch.cuda.is_available())  # the first call decides
+        formed = (state.num_processes, state.process_index) == (processes(), number())
+    except ValueError:  # of accelerate: an address is missing
+        formed = False
+    if not formed:
+        raise InputError(
+            f"WORLD_SIZE is {processes()}, but no such group of processes was formed: start them with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE"
+        )

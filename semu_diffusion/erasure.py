@@ -102,16 +102,17 @@ def minimise(
         with training():
             parts = loss(index)
             total = torch.stack([part.float() for part in parts.values()]).sum()
-            if not torch.isfinite(total):
-                raise Diverged(f"the loss is {total.item()} at step {index}: lower --lr or the rank")
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             means = [part.detach() for part in parts.values()]
             distributed.average([*(one.grad for one in parameters if one.grad is not None), *means])
+            loss_now = torch.stack([mean.float() for mean in means]).sum()
+            if not torch.isfinite(loss_now):
+                raise Diverged(f"the loss is {loss_now.item()} at step {index}: lower --lr or the rank")
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf")))
             if not norm < float("inf"):
                 raise Diverged(f"the gradient is not finite at step {index}: lower --lr or the rank")
             optimizer.step()
             schedule.step()
         values = {name: float(mean) for name, mean in zip(parts, means, strict=True)}
-        yield Step(index, float(torch.stack([mean.float() for mean in means]).sum()), values, norm, time.perf_counter() - start)
+        yield Step(index, float(loss_now), values, norm, time.perf_counter() - start)

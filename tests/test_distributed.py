@@ -80,8 +80,19 @@ def test_shares_of_a_batch_average_to_the_mean_of_all_its_rows(monkeypatch: pyte
         for number in range(3):
             monkeypatch.setenv("WORLD_SIZE", "3")
             monkeypatch.setenv("RANK", str(number))
-            found.append(distributed.part(rows) * values[distributed.share(rows)].mean())
+            with distributed.together():
+                found.append(distributed.part(rows) * values[distributed.share(rows)].mean())
         assert torch.stack(found).mean() == pytest.approx(float(values.mean()))
+
+
+def test_a_launch_that_forms_no_group_is_refused_and_the_python_face_shares_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.processes() == 1  # a user's own launch, each process with a task of its own
+    assert erase_class(["red", "--model", saved_model(tmp_path / "model"), "--classifier", "none", *QUICK]) == 2
+    assert "no such group of processes was formed" in capsys.readouterr().err
 
 
 def test_shards_of_a_benchmark_are_the_rows_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,7 +234,7 @@ def test_the_whole_way_of_every_family(
     said = capsys.readouterr()
     assert "unloading restores every weight" in said.out
     metrics = json.loads((run / "metrics.json").read_text())
-    layers = json.loads((run / "run.json").read_text())["layers"]
+    layers = json.loads((run / "run.json").read_text())["layers"]  # those that the patch changes
     assert f"layers edited: {layers}\n" in said.out
     assert metrics["protocol"]["sampler"].startswith(adapted(built(family)).sampler_name)
     assert {part.rsplit(" ", 1)[0] for part in layers.split(", ")} >= {"attn.to_q", "attn.add_q_proj"} or family not in JOINT

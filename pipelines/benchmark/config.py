@@ -79,6 +79,9 @@ class BenchmarkConfig:
             found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
             whole = found is not None and 1 <= int(found[1]) <= int(found[2])
             require(whole, f"--shard {self.shard}: needs a number and how many there are, as in 3/16")
+        require(
+            not self.tune or self.share is None, "--tune searches in one process: its choice is for all rows, so no --shard"
+        )
         require(self.tune or not self.tune_on, "--tune-on is what --tune searches on: give both")
         for name in ("sampling_steps", "probe_samples", "unconditional_samples"):
             at_least(self, name, 1)

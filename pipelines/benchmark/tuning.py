@@ -112,6 +112,6 @@ def tuning_of(subjects: Subjects, reported: Sequence[str]) -> Tuning | None:
         raise InputError(f"--tune-on {twice[0]}: is reported, and what is reported is not tuned on")
     if not names:
         raise InputError("--tune: everything that the model names is reported: erase some, and the others are tuned on")
-    if str(SEED) in config.seeds:
+    if SEED in map(int, config.seeds):
         raise InputError(f"--tune: the seed {SEED} is that of the validation, so it is not reported")
     return Tuning(names, SEED, subjects)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from semu_diffusion.distributed import is_first
+from semu_diffusion.distributed import is_first, together
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.pipelines.cli.signals import stoppable, stopped_by
 from semu_diffusion.pipelines.cli.terminal import only_letters, silence
@@ -26,7 +26,7 @@ def run_guarded(program: str, job: Callable[[], int | None]) -> int:
     would obey in a foreign name (escape codes) or does not have in its alphabet is shown as a question mark. Of several
     processes at one job the first speaks for all.
     """
-    with only_letters() if is_first() else silence():
+    with together(), only_letters() if is_first() else silence():
         return _guarded(program, job)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from semu_diffusion import distributed
-from semu_diffusion.erase.closed_form import name_layers
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Task
@@ -19,7 +18,7 @@ from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.results import Cost, Evaluation, LoraCheck, PatchSize, Protection
 from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.files import write_json
-from semu_diffusion.layers import layer_words, select_layers
+from semu_diffusion.layers import layer_words
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.progress import Progress
@@ -37,7 +36,7 @@ from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_by
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
-__all__ = ["edited_layers", "erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
+__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
 
 
 def erase_classes(config: EraseClassConfig, progress: Progress | None = None) -> int:
@@ -61,24 +60,16 @@ def settings_of(config: Any) -> dict[str, Any]:
     return settings | {name: located(settings[name]) for name in READ if name in settings}
 
 
-def edited_layers(subject: Subject) -> Mapping[str, Any]:
-    """The layers that the settings choose, or those of the name for a closed form. Raises InputError if there are none."""
-    named = subject.config.method == "closed-form" and name_layers(subject.model)
-    return named or select_layers(subject.model.denoiser, subject.config.layers)
-
-
 def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: Progress) -> int:
     quiet_libraries()
     subject = load(config)
     read = [*inputs_of(config), *subject.judges.values()]
-    layers = layer_words(edited_layers(subject))
     with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, progress:
         scorer, images = make_scorer(subject), subject.forget_images()
         task, preparing = metered_task(subject, progress.show, images)
         record = {
             "config": settings_of(subject.config),
             "base_model": dict(subject.base),
-            "layers": layers,
             **environment(subject.model.device, subject.config.precision, subject.config.sampling_precision),
         }
         try:
@@ -93,7 +84,7 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: 
         print(f"{program}: {lost}; lower --lr or --steps.", file=sys.stderr)
     elif (unproven := never_made(evaluation)) is not None:
         print(f"{program}: {unproven}", file=sys.stderr)
-    said = f"{table(evaluation, record['anchors'], folder.path)}\nlayers edited: {layers}"
+    said = f"{table(evaluation, record['anchors'], folder.path)}\nlayers edited: {record['layers']}"
     print(folder.shown("metrics.json") if config.json else said)
     return 0 if evaluation.collapsed is None else 1
 
@@ -116,6 +107,7 @@ def _erase_and_evaluate(
         lora = check_lora(subject.model, result.edit, lora_folder)
     record |= {
         "status": "unchecked",
+        "layers": layer_words(result.edit.layers),
         "anchors": subject.anchors(task, result),
         "protection": None if result.protection is None else dataclasses.asdict(result.protection),
     }

@@ -25,7 +25,7 @@ def checked_device(name: str | None) -> torch.device:
 
     Of several processes at one job, ``cuda`` is each one's own GPU.
     """
-    distributed.join()
+    distributed.join(cpu=name == "cpu")
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)

@@ -66,7 +66,10 @@ class Shelf:
             if all(self._is_inside(file) for file in path.rglob("*") if not file.is_dir()):
                 with suppress(InputError):  # one that cannot be read is not offered
                     found.append(Choice(f"{self._name(path)}/", _kind_of(str(path)), str(path), str(path)))
-        return {one.name: one for one in found}
+        named: dict[str, Choice] = {}
+        for one in found:
+            named[one.name if one.name not in named else f"{one.name} ({one.source})"] = one
+        return named
 
     def runs(self) -> dict[str, Run]:
         """Every run in the folder by its name, the newest first."""

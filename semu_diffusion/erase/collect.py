@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
@@ -187,7 +188,18 @@ def find_subspaces(
             )
         if progress is not None:
             progress("subspaces", done, len(layers))
-    return found
+    return _of_the_first(found)
+
+
+def _of_the_first(subspaces: dict[str, Subspace]) -> dict[str, Subspace]:
+    """Those of the first process for all: R is averaged, and a last bit may turn the sign of a direction."""
+    if distributed.processes() == 1:
+        return subspaces
+    sides = distributed.first({name: (one.left, one.right, one.ranks) for name, one in subspaces.items()})
+    return {
+        name: dataclasses.replace(one, left=left.to(one.left), right=right.to(one.right), ranks=ranks.to(one.ranks))
+        for (name, one), (left, right, ranks) in zip(subspaces.items(), sides.values(), strict=True)
+    }
 
 
 def protection_of(

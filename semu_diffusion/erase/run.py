@@ -71,8 +71,9 @@ def run_erasure(
     Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
     """
     model = task.model
-    if config.memory is not None:  # too little is refused before any work
-        layers_to_sketch(config, _edited(model, config, name_layers(model)))
+    if config.memory is not None and config.method != "closed-form":  # too little is refused before any work
+        free = name_layers(model) if config.method == "semu" and task.target == "fixed" else {}
+        layers_to_sketch(config, _edited(model, config, free))
     with Meter(model.denoiser) as meter:
         # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
         with meter.phase("collect"), only_trainable(model.denoiser, ()):

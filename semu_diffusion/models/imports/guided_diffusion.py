@@ -89,7 +89,11 @@ def _is_of(state: State, kind: Published) -> bool:
     each = kind.layers + 1
     blocks = {int(found[1]) for name in state if (found := re.match(r"input_blocks\.(\d+)\.", name))}
     widths = (state.get(f"input_blocks.{each * level + 1}.0.out_layers.3.weight") for level in range(len(kind.widths)))
-    return len(blocks) == each * len(kind.widths) and tuple(0 if one is None else len(one) for one in widths) == kind.widths
+    return (
+        "label_emb.weight" in state
+        and len(blocks) == each * len(kind.widths)
+        and tuple(0 if one is None else len(one) for one in widths) == kind.widths
+    )
 
 
 def _tensors(state: State, kind: Published, own: Any, attends: list[bool]) -> Iterator[tuple[str, torch.Tensor]]:
