@@ -111,7 +111,9 @@ class ConceptErasureConfig(ErasureConfig):
         "self", "retain term: the model's own predictions on images it makes of the retain prompts, or none", group="erase"
     )
     # four times that of classes: half of the drift for the same revival (docs/experiments.md, tenth round)
-    retain_weight: float = option(32.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
+    retain_weight: float = option(
+        32.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training"
+    )
     layers: tuple[str, ...] = option(
         ("attention", "conv", *(f"!{name}" for name in OF_TEXT), "!*.conv_depth"),
         "layers to edit: all, attention, cross-attention, conv, linear, globs; !x leaves x out (what sees text alone only "
