@@ -21,6 +21,7 @@ from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.runs.config import EraseClassConfig
 from semu_diffusion.pipelines.runs.folder import RunFolder, status_of
+from semu_diffusion.pipelines.ui import desk as desk_module
 from semu_diffusion.pipelines.ui import server
 from semu_diffusion.pipelines.ui.desk import Desk, text
 from semu_diffusion.pipelines.ui.jobs import run_told
@@ -270,6 +271,17 @@ def test_a_stopped_erasure_leaves_what_ctrl_c_leaves(shelf: Shelf) -> None:
     assert json.loads((shelf.folder / "red" / "run.json").read_text())["config"]["steps"] == 100000
     assert "interrupted" in desk.progress()
     assert not desk.running
+
+
+def test_an_empty_field_is_the_methods_own_number(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(desk_module, "Job", lambda config: begun.append(config))
+    desk = Desk(shelf, Studio())
+    for method in desk_module.METHODS:
+        desk.start("my-ddpm", ["red"], method, False, 0, None, 5)
+    assert [(one.steps, one.method, one.sampling_steps) for one in begun] == [
+        (60, "semu", 5), (160, "semu", 5), (60, "closed-form", 5),
+    ]  # fmt: skip
 
 
 def test_settings_that_mean_nothing_are_said_and_leave_nothing(shelf: Shelf, tmp_path: Path) -> None:

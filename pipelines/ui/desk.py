@@ -69,7 +69,7 @@ class Desk:
             **({} if judged else {"classifier": "none"}),
         }
         numbers = {"steps": steps, "images_per_condition": images, "sampling_steps": sampling_steps}
-        flags |= {name: int(value) for name, value in numbers.items() if value is not None}
+        flags |= {name: int(value) for name, value in numbers.items() if value}  # an empty field is 0
         flags["output"] = str(self.shelf.new_run("-".join(what)))
         config: EraseClassConfig | EraseConceptConfig
         if choice.kind == "class":

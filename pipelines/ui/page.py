@@ -152,13 +152,15 @@ def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str,
         desk.stop()
         return look()
 
-    def found(name: str) -> Any:
-        return gr.update() if desk.running else patches(gr, desk.fitting(desk.shelf.model(name)))
+    def tick(name: str) -> list[Any]:
+        """Also, at its end, the patches with the one that it left."""
+        found = gr.update() if desk.running else patches(gr, desk.fitting(desk.shelf.model(name)))
+        return [*look(), found]
 
     state = [panel, timer, start, stop]
     page.load(look, None, state, show_progress="hidden")  # also for who comes while it is at work
     asked = [model, what, method, judged, steps, images, sampling]
     start.click(begin, asked, [refused, *state], show_progress="hidden")
     stop.click(end, None, state, show_progress="hidden")
-    timer.tick(look, None, state, show_progress="hidden").then(found, model, picked, show_progress="hidden")
+    timer.tick(tick, model, [*state, picked], show_progress="hidden")
     return {"what": what, "judged": judged}
