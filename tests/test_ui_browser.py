@@ -136,8 +136,9 @@ def test_an_erasure_shows_how_far_it_is_and_stops(open_page: Open, desk: Desk) -
 def test_an_erasure_ends_in_a_run_whose_report_opens_and_whose_patch_is_picked(open_page: Open, desk: Desk) -> None:
     page = open_page()
     erase(page, "red", 2)
-    page.locator("#job .status").wait_for()
-    assert page.inner_text("#job .status") == "complete"
+    ended = page.locator("#job p", has_text="red:").locator(".status")  # not that of the erasure before it
+    ended.wait_for()
+    assert ended.inner_text() == "complete"
     assert status_of(desk.shelf.folder / "red") == "complete"
     with page.expect_popup() as opened:
         page.click("#job a.report")
