@@ -126,7 +126,7 @@ def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str,
             method = gr.Dropdown(list(METHODS), label="Method", elem_id="method")
             judged = gr.Checkbox(True, label="Let a judge look at the samples", elem_id="judged")
             with gr.Accordion("Settings", open=False):
-                steps = gr.Number(None, label="Training steps (empty: the method's)", precision=0, elem_id="training-steps")
+                steps = gr.Number(0, label="Training steps (0: the method's)", precision=0, elem_id="training-steps")
                 images = gr.Number(16, label="Images of each class or prompt, before and after", precision=0, elem_id="images")
                 sampling = gr.Number(20, label="DDIM steps of these images", precision=0, elem_id="sampling-steps")
             with gr.Row():
