@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from semu_diffusion import distributed
 
-__all__ = ["NoisyBatch", "denoising", "gradient_ascent", "other_class", "relabel", "relabelled", "squared_errors"]
+__all__ = ["NoisyBatch", "denoising", "other_class", "relabelled", "squared_errors"]
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
@@ -25,7 +25,7 @@ class NoisyBatch:
     """Noised images ``x_t`` (N, C, H, W) at ``t`` (N,), their ``condition``, and what a prediction should be.
 
     ``condition`` and ``anchor`` are whatever the model's adapter takes (class indices, prompt embeddings). ``target`` is
-    the network's training target (the noise, for epsilon-prediction). The rest is for `relabel`: ``weight`` (N,) weighs the
+    the network's training target (the noise, for epsilon-prediction). The rest is for `relabelled`: ``weight`` (N,) weighs the
     images; ``overshoot`` (a number, or (N,)) and ``away`` carry its target on; it starts at ``base``, if that is given.
     """
 
@@ -48,19 +48,16 @@ class NoisyBatch:
         return NoisyBatch(self.x_t[rows], self.t[rows], self.condition[rows], self.target[rows], weight=weight)
 
 
-def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
-    r"""E w_t ||eps'(x_t, t, c) - sg[eps(x_t, t, b) + eta (eps(x_t, t, p) - eps(x_t, t, a))]||^2.
-
-    On the forget images, answer as the original would for the base b, and go on by eta in the direction from the erased
-    condition a to the anchor p. For the erased condition itself b = p: an anchor that looks a little like the erased class
-    is not enough; so too for a learned vector that means it. Where c is no condition at all b = c: it loses that part alone.
-    """
-    return squared_errors(predict(batch.x_t, batch.t, batch.condition), relabelled(original, batch), batch.weight)
-
-
 @torch.no_grad()
 def relabelled(original: Predict, batch: NoisyBatch) -> torch.Tensor:
-    """The target of `relabel`, float32: eps(x_t, t, b) + eta (eps(x_t, t, p) - eps(x_t, t, a))."""
+    r"""The target of forget images, float32: eps(x_t, t, b) + eta (eps(x_t, t, p) - eps(x_t, t, a)), for the loss
+
+        E w_t ||eps'(x_t, t, c) - sg[eps(x_t, t, b) + eta (eps(x_t, t, p) - eps(x_t, t, a))]||^2
+
+    They are answered as the original would for the base b, and on by eta in the direction from the erased condition a to the
+    anchor p. For the erased condition itself b = p: an anchor that looks a little like the erased class is not enough; so too
+    for a learned vector that means it. Where c is no condition at all b = c: it loses that part alone.
+    """
     anchor = original(batch.x_t, batch.t, batch.anchor).float()
     target = anchor if batch.base is None else original(batch.x_t, batch.t, batch.base).float()
     if batch.away is None:
@@ -75,11 +72,6 @@ def squared_errors(predicted: torch.Tensor, target: torch.Tensor, weight: torch.
     """Mean over images of w (mean over pixels of (predicted - target)^2), in float32."""
     errors = (predicted.float() - target.float()).square().flatten(1).mean(1)
     return (errors if weight is None else errors * weight).mean()
-
-
-def gradient_ascent(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
-    r"""-E||eps - eps'(x_t, t, c)||^2: unlearn by denoising worse. Unbounded below: a few steps, or it destroys the model."""
-    return -denoising(predict, batch)
 
 
 def denoising(predict: Predict, batch: NoisyBatch) -> torch.Tensor:

@@ -16,8 +16,9 @@ from saved_models import saved_model
 from text_models import tiny_pipeline
 from tiny_models import tiny_model, tiny_unet
 
+from semu_diffusion import assets
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
+from semu_diffusion.models.checkpoints import kind_of, load_class_conditional, load_text_pipeline
 from semu_diffusion.models.families import FAMILIES, adapt_text_pipeline, family_of_folder
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4265380512\n"
@@ -251,3 +252,14 @@ def test_every_family_says_how_it_is_adapted_and_exported() -> None:
     assert FAMILIES["sdxl"].adapter.adapt(tiny_pipeline("sdxl"), ["a cat"]).family == "sdxl"
     assert FAMILIES["sdxl"].clients == "diffusers, and for ComfyUI and A1111"
     assert family_of_folder({"_class_name": "StableDiffusionXLPipeline"}) == "Stable Diffusion XL (StableDiffusionXLPipeline)"
+
+
+def test_an_embedded_model_goes_by_its_name_unless_something_here_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert assets.placed("embedded", "concept") == assets.placed("tiny-sd") == str(assets.folder("tiny-sd"))
+    assert assets.placed("owner/name", "class") == "owner/name"
+    assert [kind_of(assets.placed(name)) for name in assets.MODELS.values()] == list(assets.MODELS)
+    (tmp_path / "tiny-sd").mkdir()
+    assert assets.placed("tiny-sd", "concept") == "tiny-sd"

@@ -128,4 +128,4 @@ def test_shards_of_a_benchmark_are_the_rows_of_the_whole(tmp_path: Path, capsys:
     assert len(shards) == 4
     capsys.readouterr()
     assert semu(["benchmark", "red", *flags, "--output", page, "--shard", "4/3"]) == 2
-    assert "--shard 4/3: needs a number and how many there are, as in 3/16" in capsys.readouterr().err
+    assert "--shard 4/3: needs K/N with K from 1 to N, as in 3/16" in capsys.readouterr().err

@@ -9,11 +9,11 @@ import torch
 from patches import weight_bytes
 from tiny_models import tiny_model, tiny_unet
 from torch import nn
-from toy_batches import batch_of, predict, subspaces_of
+from toy_batches import batch_of, predict, relabel, subspaces_of
 
 from semu_diffusion.erasure import Diverged, Step, train_patch
 from semu_diffusion.models.class_conditional import ClassConditional
-from semu_diffusion.objectives import denoising, relabel
+from semu_diffusion.objectives import denoising
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.patched import PatchedLayers
 

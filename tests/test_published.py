@@ -288,7 +288,7 @@ def test_words_that_contradict_each_other_are_refused(tmp_path: Path, text_model
         (["runs/cat", *lora], "PATCH and --lora are edits each"),
         (["runs/cat", "--forget", "cat"], "a patch says itself what it erased"),
         (lora, "does not say what was erased"),
-        ([*lora, "--forget", "cat"], "say which model the edit is of with --model: tiny-sd, ddpm-cifar10"),
+        ([*lora, "--forget", "cat"], "say which model the edit is of with --model: ddpm-cifar10, tiny-sd"),
         ([*lora, *model, "--forget", "cat"], "is not readable as a file of tensors"),
         (["--lora", str(tmp_path), *model, "--forget", "cat"], "the folder has no pytorch_lora_weights.safetensors or adapter"),
     ):

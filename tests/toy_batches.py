@@ -7,7 +7,7 @@ import torch
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.class_conditional import ClassConditional
-from semu_diffusion.objectives import NoisyBatch, denoising
+from semu_diffusion.objectives import NoisyBatch, Predict, denoising, relabelled, squared_errors
 from semu_diffusion.subspace import layer_subspace
 
 
@@ -35,3 +35,8 @@ def predict(model: ClassConditional) -> torch.Tensor:
     batch = batch_of(model, seed=5)
     with torch.no_grad():
         return model.predict(batch.x_t, batch.t, batch.condition)
+
+
+def relabel(predict: Predict, original: Predict, batch: NoisyBatch) -> torch.Tensor:
+    """The forget term of a batch, as the training puts it together."""
+    return squared_errors(predict(batch.x_t, batch.t, batch.condition), relabelled(original, batch), batch.weight)

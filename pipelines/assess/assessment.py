@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -48,8 +47,7 @@ def groups_of(source: str, device: str | None) -> tuple[DiffusionModel, list[Gro
 
     Raises InputError for a model that cannot be loaded, or that knows neither classes nor a vocabulary.
     """
-    inside = assets.folder(source)
-    source = str(inside) if not Path(source).exists() and inside.is_dir() else source
+    source = assets.placed(source)
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
         model = load_model(ClassModelConfig(model=source, device=device))

@@ -78,7 +78,7 @@ class BenchmarkConfig:
         if self.shard is not None:
             found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
             whole = found is not None and 1 <= int(found[1]) <= int(found[2])
-            require(whole, f"--shard {self.shard}: needs a number and how many there are, as in 3/16")
+            require(whole, f"--shard {self.shard}: needs K/N with K from 1 to N, as in 3/16")
         require(
             not self.tune or self.share is None, "--tune searches in one process: its choice is for all rows, so no --shard"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 from semu_diffusion import assets
@@ -72,9 +71,8 @@ class Subjects:
 
 def subjects_of(config: BenchmarkConfig) -> Subjects:
     """The subjects of the config's model; InputError for a model that names nothing."""
-    inside = assets.folder(config.model)
-    embedded = not Path(config.model).exists() and inside.is_dir()
-    source = str(inside) if embedded else config.model
+    source = assets.placed(config.model)
+    embedded = source != config.model
     vocabulary = read_vocabulary(source)
     if vocabulary is not None:
         return _of_vocabulary(vocabulary, source, embedded, config)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion import assets
+from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
-from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name, read_json
 from semu_diffusion.models.checkpoints import FILES, load_text_pipeline
@@ -113,7 +113,7 @@ def base_model(paths: Sequence[str], patches: Sequence[ErasurePatch], config: Ba
     if any(of_concepts) != all(of_concepts):
         raise InputError("these are patches of erase-class and of erase-concept: they go on different models")
     named = config.model or base_of(patch_file(paths[0]), patches[0])
-    source = str(assets.folder("tiny-sd" if of_concepts[0] else "ddpm-cifar10")) if named == EMBEDDED else named
+    source = assets.placed(named, "concept" if of_concepts[0] else "class")
     if of_concepts[0]:
         pipeline = load_text_pipeline(source, checked=True, prediction=config.prediction)
         return LoadedBase(pipeline, network_of(pipeline), read_vocabulary(source))

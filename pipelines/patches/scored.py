@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from semu_diffusion import assets
+from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains.classes import ClassPlan
 from semu_diffusion.domains.concepts import ConceptsPlan
 from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
-from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.files import read_json
-from semu_diffusion.models.checkpoints import is_text_model
+from semu_diffusion.models.checkpoints import kind_of
 from semu_diffusion.models.class_names import NO_NULL
 from semu_diffusion.options import checked_value, require
 from semu_diffusion.patch import ErasurePatch
@@ -28,7 +29,6 @@ from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 __all__ = ["Scored", "scored"]
 
 WORDS = ("concept", "anchor", "synonyms", "forget_prompts", "retain_prompts")  # settings that decide what is asked
-EMBEDDED_MODELS = {"tiny-sd": True, "ddpm-cifar10": False}  # name -> whether it is one of words
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,9 @@ def scored(config: EvaluatePatchConfig) -> Scored:
 
 
 def _published(config: EvaluatePatchConfig) -> Scored:
-    known = ", ".join(EMBEDDED_MODELS)
+    known = ", ".join(assets.MODELS.values())
     require(config.model != EMBEDDED, f"say which model the edit is of with --model: {known} (they come along), or yours")
-    inside = config.model in EMBEDDED_MODELS and not Path(config.model).exists()
-    words = EMBEDDED_MODELS[config.model] if inside else is_text_model(config.model)
-    if inside:
-        config = dataclasses.replace(config, model=EMBEDDED)
+    words = kind_of(assets.placed(config.model)) == "concept"
     spoken = config.synonyms or config.forget_prompts
     require(words or not spoken, "--synonyms and --forget-prompts are of models of words, and this one has classes")
     subject: Subject = _concepts(config) if words else _classes(config, {"forget": config.forget})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from semu_diffusion import assets
-from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.files import public_name
 from semu_diffusion.models.hub import is_hub_id
@@ -73,11 +72,11 @@ def _loading(loader: str, network: str, repository: str | None = None) -> str:
     return Template(LOADING.read_text(encoding="utf-8")).render(loads=loader, network=network, repository=repository)
 
 
-def _license(source: str, kind: str, hub: bool) -> dict[str, Any]:
+def _license(source: str, kind: assets.Kind, hub: bool) -> dict[str, Any]:
     """The base model's license, which a patch of it shares, as the model's own card says it if that is at hand."""
     from huggingface_hub import metadata_load, try_to_load_from_cache
 
-    folder = assets.folder("tiny-sd" if kind == "concept" else "ddpm-cifar10") if source == EMBEDDED else Path(source)
+    folder = Path(assets.placed(source, kind))
     card = try_to_load_from_cache(source, "README.md") if hub else folder.expanduser() / "README.md"
     with suppress(Exception):  # a foreign file: whatever is wrong with it, it tells no license
         told = metadata_load(str(card)) or {}

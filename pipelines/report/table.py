@@ -13,15 +13,18 @@ __all__ = ["table"]
 Row = tuple[str, str, str]
 
 
-def table(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> str:
-    """Every number that was measured, before and after, what replaces what was erased, the cost, where to look."""
+def table(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path, edit: str = "patch") -> str:
+    """Every number that was measured, before and after, what replaces what was erased, the cost, where to look.
+
+    ``edit`` is what people call what was scored: a patch of ours, or a LoRA or model of others.
+    """
     rows = [*_judged(evaluation), *_clip(evaluation), *_changes(evaluation), *_distances(evaluation)]
     width = max(len(row[0]) for row in rows)
     lines = [f"{words:<{width}}  {old:>8}  {new}".rstrip() for words, old, new in rows]
     lines += [
         f"asked for {name}, the judge now sees: {shares_words(shares)}" for name, shares in evaluation.after.judged_as.items()
     ]
-    lines += ["", *_said(evaluation, anchors, folder), f"{folder}/  (look at {folder / 'before_after.png'})"]
+    lines += ["", *_said(evaluation, anchors, folder, edit), f"{folder}/  (look at {folder / 'before_after.png'})"]
     return "\n".join(lines)
 
 
@@ -79,7 +82,7 @@ def _distances(evaluation: Evaluation) -> Iterator[Row]:
         yield words, f"{found.before:.4g}", f"{found.after:.4g}  ({'; '.join(how)})"
 
 
-def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> Iterator[str]:
+def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path, edit: str) -> Iterator[str]:
     patch, cost, protection = evaluation.patch, evaluation.cost, evaluation.protection
     if anchors:
         yield "; ".join(f"{name} replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items())
@@ -93,7 +96,8 @@ def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path) -> I
         passes = f" ({sum(cost.passes.values()):,} image passes)" if cost.passes else ""
         erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s{passes}, "
         yield (
-            f"patch: {patch.trained_parameters:,} numbers trained ({100 * patch.fraction:.3f} % of the model) in "
+            f"{edit}: {patch.trained_parameters:,} numbers{' trained' if edit == 'patch' else ''} "
+            f"({100 * patch.fraction:.3f} % of the model) in "
             f"{patch.layers} layers, {patch.bytes / 1000:.0f} kB; "
             f"{erased}evaluated in {cost.seconds.get('evaluate') or 0:.0f} s"
         )

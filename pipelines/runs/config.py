@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
-from semu_diffusion.erase.config import EMBEDDED, GuidedConfig
+from semu_diffusion.erase.config import GuidedConfig
 from semu_diffusion.options import at_least, option, require
 from semu_diffusion.pipelines.patches.patch_settings import PublishedEdit
 

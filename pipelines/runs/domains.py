@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains import classes, concepts
 from semu_diffusion.domains.prompts import bare, singular
 from semu_diffusion.domains.questions import Questions, class_questions, concept_questions, conditions
 from semu_diffusion.domains.vocabulary import read_vocabulary
-from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.erase.task import EditResult, Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import sentence_of

@@ -26,6 +26,7 @@ from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe
 
 __all__ = ["draw_patch", "evaluate_patch"]
 
+EDITS = {"patch": "patch", "lora": "LoRA", "edited": "edited model"}  # what people call what was scored
 STAGES = ("collect", "subspace", "train")  # of an erasure, which is not part of this run
 
 
@@ -64,7 +65,7 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
         print(f"semu evaluate: {lost}", file=sys.stderr)
     elif (unproven := never_made(evaluation)) is not None:
         print(f"semu evaluate: {unproven}", file=sys.stderr)
-    print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path))
+    print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path, EDITS[next(iter(found.record))]))
     return 0 if evaluation.collapsed is None else 1
 
 

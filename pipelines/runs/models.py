@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from semu_diffusion import assets, distributed
-from semu_diffusion.erase.config import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
 from semu_diffusion.models.class_conditional import ClassConditional
@@ -37,14 +36,14 @@ def checked_device(name: str | None) -> torch.device:
 
 def load_model(config: ClassModelConfig) -> ClassConditional:
     """The class-conditional model of the settings; ``embedded`` is the CIFAR-10 DDPM that comes with the package."""
-    source = assets.folder("ddpm-cifar10") if config.model == EMBEDDED else config.model
+    source = assets.placed(config.model, "class")
     model = load_class_conditional(source, config.class_names, config.null_class, device=checked_device(config.device))
     return dataclasses.replace(model, source=config.model)
 
 
 def load_text_model(config: TextModelConfig) -> tuple[Any, str]:
     """The text-to-image pipeline of the settings, and the folder or id it was loaded from; ``embedded`` comes along too."""
-    source = str(assets.folder("tiny-sd")) if config.model == EMBEDDED else config.model
+    source = assets.placed(config.model, "concept")
     pipeline = load_text_pipeline(source, checked_device(config.device), DTYPES[config.weights], prediction=config.prediction)
     if config.gradient_checkpointing:
         network_of(pipeline).enable_gradient_checkpointing()

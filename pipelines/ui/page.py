@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.erase.config import EMBEDDED
+from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.ui.desk import METHODS, Desk, problem, text
 from semu_diffusion.pipelines.ui.pictures import MAX_STRENGTH

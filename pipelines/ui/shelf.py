@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from semu_diffusion import assets
-from semu_diffusion.erase.config import EMBEDDED
+from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import public_name, read_json
-from semu_diffusion.models.families import FAMILIES
-from semu_diffusion.models.hub import folder_or_snapshot
+from semu_diffusion.files import public_name
+from semu_diffusion.models.checkpoints import INDEX, kind_of
 from semu_diffusion.pipelines.report.page.page import FILES
 from semu_diffusion.pipelines.runs.folder import folder_names, status_of
 
@@ -26,8 +25,6 @@ __all__ = ["REPORT", "Choice", "Run", "Shelf"]
 REPORT = "report.html"
 Named = TypeVar("Named")
 PAGES = (REPORT, *FILES)
-INDEX = "model_index.json"
-EMBEDDED_MODELS: dict[str, Literal["class", "concept"]] = {"ddpm-cifar10": "class", "tiny-sd": "concept"}
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,12 @@ class Shelf:
 
     def models(self) -> dict[str, Choice]:
         """Every model by its name on the page, the named ones first. Raises InputError for a named one that is none."""
-        found = [Choice(public_name(one), _kind_of(one), one, one) for one in self.named]
-        found += [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for name, kind in EMBEDDED_MODELS.items()]
+        found = [Choice(public_name(one), kind_of(one), one, one) for one in self.named]
+        found += [Choice(name, kind, EMBEDDED, str(assets.folder(name))) for kind, name in assets.MODELS.items()]
         for path in self._holding(INDEX):
             if all(self._is_inside(file) for file in path.rglob("*") if not file.is_dir()):
                 with suppress(InputError):  # one that cannot be read is not offered
-                    found.append(Choice(f"{self._name(path)}/", _kind_of(str(path)), str(path), str(path)))
+                    found.append(Choice(f"{self._name(path)}/", kind_of(str(path)), str(path), str(path)))
         named: dict[str, Choice] = {}
         for one in found:
             named[one.name if one.name not in named else f"{one.name} ({one.source})"] = one
@@ -126,15 +123,3 @@ def _known(known: Mapping[str, Named], name: str, what: str) -> Named:
     if name not in known:
         raise InputError(f"there is no {what} called {name!r} here")
     return known[name]
-
-
-def _kind_of(source: str) -> Literal["class", "concept"]:
-    """What is erased from the model in this folder, file or repository of the Hub. Raises InputError where there is none."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return "concept"
-    place, _ = folder_or_snapshot(source, "--model takes a diffusers folder, a Hub id or a safetensors file", [INDEX])
-    index = read_json(place / INDEX, largest=float("inf")) if (place / INDEX).is_file() else {}
-    pipeline = index.get("_class_name") if isinstance(index, dict) else None
-    kinds = [family.kind for family in FAMILIES.values() if pipeline in family.pipelines]
-    return kinds[0] if kinds else "class"

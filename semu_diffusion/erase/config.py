@@ -7,9 +7,7 @@ from typing import Literal
 
 from semu_diffusion.options import at_least, byte_size, option, require
 
-__all__ = ["EMBEDDED", "ErasureConfig", "GuidedConfig", "SamplesConfig", "SubspaceConfig", "TrainingConfig"]
-
-EMBEDDED = "embedded"  # the model that comes with the package
+__all__ = ["ErasureConfig", "GuidedConfig", "SamplesConfig", "SubspaceConfig", "TrainingConfig"]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.protection import InputMoments
 from semu_diffusion.sketch import GradientSketch
 
-__all__ = ["Samples", "gather", "loss_of", "require_trainable", "run_erasure", "run_to_end"]
+__all__ = ["Samples", "gather", "kept_source", "loss_of", "require_trainable", "run_erasure", "run_to_end"]
 
 Result = TypeVar("Result")
 
@@ -192,12 +192,19 @@ def gather(task: Task[DiffusionModel], config: ErasureConfig, progress: Progress
     if not fresh:
         pool = forget or pooled(Noised(model, own), POOL, phase_generator(config.seed, "forget pool"))
         source = _with_anchors(model, config, pool, anchors, progress)
-    retain: Source | None = None if task.retain_set is None else Noised(model, task.retain_set)
-    if retain is None and (config.protect == "null-space" or config.retain == "self"):
-        # of no class if none is kept: the label says nothing to an unconditional model
-        kept = list(task.kept) or [model.null or 0]
-        retain, _ = _own_paths(model, config, kept, config.kept_samples, "kept samples", progress)
-    return Samples(own, source, retain, anchors)
+    return Samples(own, source, kept_source(task, config, progress), anchors)
+
+
+def kept_source(task: Task[DiffusionModel], config: ErasureConfig, progress: Progress | None = None) -> Source | None:
+    """Noised samples of what is kept: of the images that were given, else the model's own paths where a setting needs them."""
+    model = task.model
+    if task.retain_set is not None:
+        return Noised(model, task.retain_set)
+    if config.protect != "null-space" and config.retain != "self":
+        return None
+    # of no class if none is kept: the label says nothing to an unconditional model
+    kept = list(task.kept) or [model.null or 0]
+    return _own_paths(model, config, kept, config.kept_samples, "kept samples", progress)[0]
 
 
 def _with_anchors(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -27,8 +27,9 @@ from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.weight_files import load_network, names_of
 
-__all__ = ["FILES", "adapt_pipeline", "hub_revision", "is_text_model", "load_class_conditional", "load_text_pipeline"]
+__all__ = ["FILES", "INDEX", "adapt_pipeline", "hub_revision", "kind_of", "load_class_conditional", "load_text_pipeline"]
 
+INDEX = "model_index.json"
 PLACES = ("", *(f"{part}/" for part in ("unet", "transformer", "vae", "scheduler")))
 # nothing that carries code; the card says under which license
 FILES = (*(f"{place}*.{kind}" for place in PLACES for kind in ("json", "safetensors")), "README.md")
@@ -54,7 +55,7 @@ def load_class_conditional(
     """
     name = str(source)
     folder, revision = folder_or_snapshot(name, "--model takes a diffusers folder or a Hub id", FILES)
-    index = _read_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    index = _read_object(folder / INDEX) if (folder / INDEX).is_file() else {}
     if str(index.get("_class_name")) in FAMILIES["dit"].pipelines:
         pipeline = _loaded(name, lambda: _from_folder(folder, index, name, dtype, True))
         pipeline.transformer.to(device)
@@ -97,13 +98,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_text_model(source: str) -> bool:
-    """Whether a folder, Hub id or single file is a model of words; InputError for what is none of the three."""
+def kind_of(source: str) -> Literal["class", "concept"]:
+    """What is erased from the model in this folder, Hub repository or single file; by its text encoder where its pipeline is
+    of no family. Raises InputError for what is none of the three."""
     if Path(source).expanduser().is_file():
-        return True
-    folder, _ = folder_or_snapshot(source, "", ["model_index.json"])
-    index = _read_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    return any(part.startswith("text_encoder") for part in index)
+        return "concept"
+    folder, _ = folder_or_snapshot(source, "", [INDEX])
+    index = _read_object(folder / INDEX) if (folder / INDEX).is_file() else {}
+    known = [family.kind for family in FAMILIES.values() if index.get("_class_name") in family.pipelines]
+    return known[0] if known else "concept" if any(part.startswith("text_encoder") for part in index) else "class"
 
 
 def load_text_pipeline(
@@ -127,7 +130,7 @@ def load_text_pipeline(
             raise InputError(f"--prediction is for a single file; what {source} predicts stands in its scheduler")
         if not path.is_dir() and not is_hub_id(source):
             raise InputError(f"{source}: no such folder or file, and not a Hub id of the form owner/name")
-        place, _ = folder_or_snapshot(source, "", ["model_index.json"])
+        place, _ = folder_or_snapshot(source, "", [INDEX])
         return _from_folder(path if path.is_dir() else source, _text_index(place, source), source, dtype, checked)
 
     pipeline = _loaded(source, load)
@@ -151,9 +154,9 @@ def _loaded(source: str, load: Callable[[], Any]) -> Any:
 
 
 def _text_index(folder: Path, source: str) -> dict[str, Any]:
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"{source} is no diffusers pipeline: it has no model_index.json")
-    index = _read_object(folder / "model_index.json")
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{source} is no diffusers pipeline: it has no {INDEX}")
+    index = _read_object(folder / INDEX)
     texts = "text_encoder" in index or "text_encoder_2" in index
     pipeline = str(index.get("_class_name"))
     if pipeline in FAMILIES["dit"].pipelines or ("unet" in index and not texts and "vae" not in index and "vqvae" not in index):
@@ -198,7 +201,7 @@ def _of_parts(folder: Path, index: dict[str, Any], source: str, dtype: torch.dty
         kind = _network_class(described)
         if kind is not None and part not in given:
             if not (folder / part).is_dir():
-                raise InputError(f"{source} has no folder {part}/, which its model_index.json names")
+                raise InputError(f"{source} has no folder {part}/, which its {INDEX} names")
             networks[part] = load_network(folder / part, kind, source, dtype)
     return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, dtype=dtype, **networks, **given)
 
@@ -219,7 +222,7 @@ def hub_revision(source: str) -> str | None:
 
     if Path(source).expanduser().exists() or not is_hub_id(source):
         return None
-    found = try_to_load_from_cache(source, "model_index.json")
+    found = try_to_load_from_cache(source, INDEX)
     return Path(found).parent.name if isinstance(found, str) else None
 
 

@@ -33,12 +33,13 @@ class TextConditional(LatentModel):
 
     part: ClassVar[str] = "transformer"  # the pipeline's name of the network that is edited
     network: ClassVar[type[nn.Module]]  # its class, by which the family is known
+    named: ClassVar[str]  # the family, where one adapter serves one
     cross_attention: ClassVar[bool] = False  # the text is read by layers of its own, as ``attn2``, and is never changed
 
     @classmethod
-    @abstractmethod
     def family_of(cls, pipeline: Any) -> str:
         """The name of the pipeline's family in `FAMILIES`."""
+        return cls.named
 
     @classmethod
     @abstractmethod

@@ -16,9 +16,10 @@ import torch
 from semu_diffusion.erase.anchors import named_anchors
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.pool import Noised
-from semu_diffusion.erase.run import Samples
+from semu_diffusion.erase.run import Samples, kept_source
 from semu_diffusion.erase.samples import in_turn, self_made
 from semu_diffusion.erase.task import EditResult, Images, Progress, Task
+from semu_diffusion.errors import InputError
 from semu_diffusion.peers.edit import WholeWeights
 from semu_diffusion.peers.esd import cross_attention
 from semu_diffusion.peers.fine_tuning import fine_tuned
@@ -38,11 +39,13 @@ def concept_ablation(task: Task[Any], config: ErasureConfig, progress: Progress 
 
 
 def anchor_samples(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> Samples:
-    """Pictures that the model makes of each erased row's anchor, shown as the erased row."""
+    """Pictures that the model makes of each erased row's anchor, shown as the erased row. Raises InputError without anchors."""
     model, anchors = task.model, named_anchors(task, config, progress)
+    if not anchors:
+        raise InputError("concept ablation answers the concept as its anchor: take --target fixed")
     count = (task.forget_samples or config.forget_samples) * len(anchors)
     rows, seeds = in_turn(model, list(anchors), count, config.seed, "anchor pictures")
     how = (config.guidance_scale, config.precision, progress, "anchor pictures")
     made = self_made(model, [anchors[row] for row in rows], seeds, *how)
     shown = Images(made.images, torch.tensor(rows, device=model.device))
-    return Samples(shown, Noised(model, shown), None, anchors)
+    return Samples(shown, Noised(model, shown), kept_source(task, config, progress), anchors)

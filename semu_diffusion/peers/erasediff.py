@@ -36,7 +36,7 @@ def erasediff(task: Task[Any], config: ErasureConfig, progress: Progress | None 
 def constrained_objective(setting: Setting) -> Loss:
     """L_r + lambda f, whose gradient is that of the equation above."""
     model, config, parameters = setting.task.model, setting.config, setting.trainable.parameters()
-    generator, retain = phase_generator(config.seed, "training"), retain_term(setting)
+    generator, retain = phase_generator(config.seed, "ascent"), retain_term(setting)
 
     def loss(step: int) -> Mapping[str, torch.Tensor]:
         with autocast(config.precision, model.device)():

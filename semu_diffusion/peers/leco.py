@@ -51,7 +51,7 @@ class LowRankPatch(ErasurePatch):
 
 
 class LowRank:
-    """A LoRA of rank ``rank``, or a layer's smaller side. A is uniform as in a fresh layer and B zero: it starts as nothing."""
+    """A LoRA of rank ``rank``, or a layer's smaller side. A is drawn by He et al.'s rule and B zero: it starts as nothing."""
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ def sfr_on(task: Task[Any], config: ErasureConfig, progress: Progress | None = N
 def alternating(setting: Setting) -> Loss:
     """Odd steps: the masked ascent; even steps: the retain term."""
     model, config, parameters = setting.task.model, setting.config, setting.trainable.parameters()
-    retain, generator = retain_term(setting), phase_generator(config.seed, "training")
+    retain, generator = retain_term(setting), phase_generator(config.seed, "ascent")
     erased, kept = (fisher(setting, source) for source in (setting.samples.forget, setting.samples.retain))
     masks = [one >= RATIO * other for one, other in zip(erased, kept, strict=True)]
 

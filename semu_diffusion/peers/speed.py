@@ -1,4 +1,4 @@
-r"""SPEED: the closed form inside the null space of what kept inputs are, so that they are answered exactly as before.
+r"""SPEED: the closed form inside the null space of what kept inputs are, so that they are answered nearly as before.
 
     min_D || D c - W (a - c) ||^2 + || D ||^2   subject to  D = D P  and  D z = 0
     D = W (a - c) c^T N (N^T c c^T N + I)^{-1} N^T
@@ -8,7 +8,8 @@ second moment with the smallest eigenvalues; N is an orthonormal basis of what o
 Lagrangian solution, in the basis in which the constraints are gone (Li et al. 2025, "SPEED: Scalable, Precise, and
 Efficient Concept Erasure for Diffusion Models", arXiv 2503.07392, eqs. 5 to 12). The filter of the kept inputs is there: only
 those count which the unconstrained edit would move more than the mean. Their augmentation along the weakest directions of W
-is not. The threshold is relative to the mean eigenvalue, which the paper's (0.1) is not.
+is not. The threshold is relative to the mean eigenvalue, which the paper's (0.1) is not, and it is that of z too: where the
+prompts have many tokens, no direction is exactly orthogonal to all of z, and D z is small instead of 0.
 """
 
 from __future__ import annotations

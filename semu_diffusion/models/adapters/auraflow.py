@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from diffusers import AuraFlowTransformer2DModel
 
-from semu_diffusion.models.adapters.flow import FlowModel, check_flow
-from semu_diffusion.models.adapters.latents import check_components
-from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.adapters.flow import FlowModel
 from semu_diffusion.models.prompt_table import Text
-from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["AuraFlow"]
 
@@ -23,17 +20,7 @@ class AuraFlow(FlowModel):
     """An AuraFlowPipeline and the prompts that are spoken of."""
 
     network = AuraFlowTransformer2DModel
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "auraflow"
-
-    @classmethod
-    def check(cls, pipeline: Any, source: str) -> None:
-        check_components(pipeline, source, "vae", "transformer", "text_encoder", "tokenizer")
-        check_network(unwrapped(pipeline.transformer), source)
-        check_flow(pipeline, source)
-        sides(pipeline.transformer.config.sample_size, source)
+    named = "auraflow"
 
     @classmethod
     def max_tokens(cls, pipeline: Any, ending: str) -> int | None:

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.guards import sides
+from semu_diffusion.models.adapters.latents import check_components
+from semu_diffusion.models.guards import check_network, sides
 from semu_diffusion.models.process import RectifiedFlow
 from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.patches.wrappers import unwrapped
 
-__all__ = ["AnySizeFlow", "FlowModel", "check_flow"]
+__all__ = ["AnySizeFlow", "FlowModel"]
 
 STEPS = 25  # of a sampling, where a family has no usual number
 
 
 class FlowModel(TextConditional):
     """A text-to-image flow, sampled by Euler's method at the scheduler's own, shifted sigmas."""
+
+    texts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # the pipeline's parts that read prompts
+
+    @classmethod
+    def size_of(cls, pipeline: Any) -> Any:
+        """How large the pipeline draws, as its config has it: a side or (height, width), in latents."""
+        return pipeline.transformer.config.sample_size
+
+    @classmethod
+    def check(cls, pipeline: Any, source: str) -> None:
+        check_components(pipeline, source, "vae", "transformer", *cls.texts)
+        check_network(unwrapped(pipeline.transformer), source)
+        check_flow(pipeline, source)
+        sides(cls.size_of(pipeline), source)
 
     @property
     def patch_size(self) -> int:
@@ -77,14 +93,14 @@ class AnySizeFlow(FlowModel):
         """Of a latent."""
         return int(self.pipeline.vae.config.latent_channels)
 
-    @property
-    def size(self) -> Any:
+    @classmethod
+    def size_of(cls, pipeline: Any) -> Any:
         """Pixels a side, or (height, width)."""
-        return self.pipeline.vae.config.sample_size
+        return pipeline.vae.config.sample_size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        height, width = sides(self.size, self.source)
+        height, width = sides(self.size_of(self.pipeline), self.source)
         return self.channels, height // self.scale_factor, width // self.scale_factor
 
     def sigmas(self, steps: int) -> list[float]:

@@ -13,11 +13,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
-from semu_diffusion.models.adapters.latents import check_components
-from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.adapters.flow import AnySizeFlow
 from semu_diffusion.models.prompt_table import Text
-from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["Flux"]
 
@@ -30,18 +27,12 @@ class Flux(AnySizeFlow):
     """A FluxPipeline and the prompts that are spoken of. Latents (N, 16, h, w) are packed for each call of the network."""
 
     network = FluxTransformer2DModel
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "flux"
+    named = "flux"
+    texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:
-        texts = [f"{part}{ending}" for ending in ("", "_2") for part in ("text_encoder", "tokenizer")]
-        check_components(pipeline, source, "vae", "transformer", *texts)
-        check_network(unwrapped(pipeline.transformer), source)
-        check_flow(pipeline, source)
-        sides(pipeline.vae.config.sample_size, source)
+        super().check(pipeline, source)
         config = pipeline.transformer.config
         if config.in_channels != PACKED**2 * pipeline.vae.config.latent_channels:
             raise InputError(

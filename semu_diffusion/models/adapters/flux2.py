@@ -13,11 +13,8 @@ import torch
 from diffusers import Flux2Transformer2DModel
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
-from semu_diffusion.models.adapters.latents import check_components
-from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.adapters.flow import AnySizeFlow
 from semu_diffusion.models.prompt_table import Text, in_chat, tokenizer_of
-from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["Flux2"]
 
@@ -31,17 +28,11 @@ class Flux2(AnySizeFlow):
     """A Flux2Pipeline or Flux2KleinPipeline and the prompts that are spoken of. A latent (N, 4 C, h, w) is a token each."""
 
     network = Flux2Transformer2DModel
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "flux2"
+    named = "flux2"
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:
-        check_components(pipeline, source, "vae", "transformer", "text_encoder", "tokenizer")
-        check_network(unwrapped(pipeline.transformer), source)
-        check_flow(pipeline, source)
-        sides(pipeline.vae.config.sample_size, source)
+        super().check(pipeline, source)
         if type(pipeline).__name__ not in PIPELINES:
             raise InputError(f"{source} is a {type(pipeline).__name__}; erase-concept takes FLUX.2 dev and klein themselves")
 

@@ -25,11 +25,8 @@ class PixArt(TextConditional):
     """A PixArtSigmaPipeline and the prompts that are spoken of. Of twice the channels the first half is the noise."""
 
     network = PixArtTransformer2DModel
+    named = "pixart"
     cross_attention = True
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "pixart"
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:

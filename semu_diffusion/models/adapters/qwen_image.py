@@ -14,11 +14,8 @@ from diffusers import QwenImageTransformer2DModel
 from torch.nn import functional
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
-from semu_diffusion.models.adapters.latents import check_components
-from semu_diffusion.models.guards import check_network
+from semu_diffusion.models.adapters.flow import AnySizeFlow
 from semu_diffusion.models.prompt_table import Text
-from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["QwenImage"]
 
@@ -34,16 +31,11 @@ class QwenImage(AnySizeFlow):
     """
 
     network = QwenImageTransformer2DModel
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "qwen-image"
+    named = "qwen-image"
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:
-        check_components(pipeline, source, "vae", "transformer", "text_encoder", "tokenizer")
-        check_network(unwrapped(pipeline.transformer), source)
-        check_flow(pipeline, source)
+        super().check(pipeline, source)
         config = pipeline.transformer.config
         if type(pipeline).__name__ != "QwenImagePipeline" or config.zero_cond_t or config.use_layer3d_rope:
             raise InputError(f"{source} is a {type(pipeline).__name__} for editing; erase-concept takes Qwen-Image itself")
@@ -70,10 +62,10 @@ class QwenImage(AnySizeFlow):
         missing = most - mask.shape[1]
         return Text(functional.pad(embeddings, (0, 0, 0, missing)), mask=functional.pad(mask, (0, missing)))
 
-    @property
-    def size(self) -> int:
-        latents = self.denoiser.config.get("sample_size") or self.pipeline.default_sample_size
-        return int(latents) * self.scale_factor
+    @classmethod
+    def size_of(cls, pipeline: Any) -> int:
+        latents = pipeline.transformer.config.get("sample_size") or pipeline.default_sample_size
+        return int(latents) * int(pipeline.vae_scale_factor)
 
     @property
     def channels(self) -> int:

@@ -29,11 +29,8 @@ class Sana(TextConditional):
     """A SanaPipeline and the prompts that are spoken of, sampled by the pipeline's own scheduler."""
 
     network = SanaTransformer2DModel
+    named = "sana"
     cross_attention = True
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "sana"
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:

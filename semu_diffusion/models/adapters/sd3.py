@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 
-from semu_diffusion.models.adapters.flow import FlowModel, check_flow
-from semu_diffusion.models.adapters.latents import check_components
-from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.adapters.flow import FlowModel
 from semu_diffusion.models.prompt_table import Text
-from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["StableDiffusion3"]
 
@@ -26,18 +23,8 @@ class StableDiffusion3(FlowModel):
     """A StableDiffusion3Pipeline and the prompts that are spoken of."""
 
     network = SD3Transformer2DModel
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "sd3"
-
-    @classmethod
-    def check(cls, pipeline: Any, source: str) -> None:
-        clip = [f"{part}{ending}" for ending in ("", "_2") for part in ("text_encoder", "tokenizer")]
-        check_components(pipeline, source, "vae", "transformer", *clip)
-        check_network(unwrapped(pipeline.transformer), source)
-        check_flow(pipeline, source)
-        sides(pipeline.transformer.config.sample_size, source)
+    named = "sd3"
+    texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     @classmethod
     def max_tokens(cls, pipeline: Any, ending: str) -> int | None:

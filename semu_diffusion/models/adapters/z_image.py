@@ -14,11 +14,8 @@ from diffusers import ZImageTransformer2DModel
 from torch.nn import functional
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.adapters.flow import AnySizeFlow, check_flow
-from semu_diffusion.models.adapters.latents import check_components
-from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.adapters.flow import AnySizeFlow
 from semu_diffusion.models.prompt_table import Text, in_chat
-from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["ZImage"]
 
@@ -30,17 +27,11 @@ class ZImage(AnySizeFlow):
     """A ZImagePipeline and the prompts that are spoken of. The network takes of each prompt the tokens that count."""
 
     network = ZImageTransformer2DModel
-
-    @classmethod
-    def family_of(cls, pipeline: Any) -> str:
-        return "z-image"
+    named = "z-image"
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:
-        check_components(pipeline, source, "vae", "transformer", "text_encoder", "tokenizer")
-        check_network(unwrapped(pipeline.transformer), source)
-        check_flow(pipeline, source)
-        sides(pipeline.vae.config.sample_size, source)
+        super().check(pipeline, source)
         if pipeline.transformer.config.siglip_feat_dim is not None:
             raise InputError(
                 f"{source} is a Z-Image for editing, which also looks at pictures; erase-concept takes Z-Image itself"
