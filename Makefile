@@ -5,13 +5,13 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-DEMO_FLAGS ?= cat --images-per-class 16 --sampling-steps 20
+DEMO_FLAGS ?= cat
 UI_FLAGS ?= runs
-BENCH_FLAGS ?= --output docs/benchmark.md --images 20 --sampling-steps 20
-CONCEPT_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
-CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --model tiny-sd --images 8 --sampling-steps 20
-FIGURES_FLAGS ?= cat --images-per-class 20 --sampling-steps 20 --revival
-CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 6 --sampling-steps 20
+BENCH_FLAGS ?= --output docs/benchmark.md --images 20
+CONCEPT_FLAGS ?= cat
+CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --model tiny-sd --images 8
+FIGURES_FLAGS ?= cat --images-per-class 20 --revival
+CONCEPT_FIGURES_FLAGS ?= cat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

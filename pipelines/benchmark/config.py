@@ -38,7 +38,9 @@ class BenchmarkConfig:
         aliases=("--images-per-class", "--images-per-prompt"),
     )  # fmt: skip
     sampling_steps: int = option(20, "DDIM steps", metavar="N")
-    sampling_precision: Literal["fp32", "bf16", "auto"] = option("fp32", "arithmetic of the samples")
+    sampling_precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "arithmetic of the samples; auto: bf16 where the hardware has it"
+    )
     guidance_scale: float | None = option(
         None, "classifier-free guidance w (default: 3 for classes, the model's own for concepts)", metavar="W"
     )

@@ -28,18 +28,13 @@ __all__ = [
 Kind = Literal["class", "concept"]
 Config = TypeVar("Config", bound=Any)
 
-# Where classes and concepts differ on purpose: a class has one condition and a concept many prompts, and a text-to-image model
-# takes a hundred times as long for a sample.
+# As many samples as make the measurement about as dear as the erasure, so that a first run takes minutes. A class has one
+# condition and a concept many prompts; revival is cheap beside the prompts, and dear beside the classes.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "class": {
-        "images_per_condition": 500,
-        "sampling_steps": 50,
-        "sampling_precision": "fp32",
-        "revival": False,
-        "guidance_scale": 3.0,
-    },
-    "concept": {"images_per_condition": 8, "sampling_steps": 25, "sampling_precision": "auto", "revival": True},
+    "class": {"images_per_condition": 16, "sampling_steps": 20, "revival": False, "guidance_scale": 3.0},
+    "concept": {"images_per_condition": 6, "sampling_steps": 20, "revival": True},
 }
+MOST_IMAGES = 500  # to reach an interval
 
 
 @dataclass(frozen=True)
@@ -91,20 +86,19 @@ class EvaluationConfig(GuidedConfig):
     """How a model is sampled and scored, before and after. What is None depends on the kind: see `settled`."""
 
     images_per_condition: int | None = option(
-        None, "images of every class or prompt, before and after (default: 500 of a class, 8 of a prompt)", metavar="N",
+        None, "images of every class or prompt, before and after (default: 16 of a class, 6 of a prompt)", metavar="N",
         aliases=("--images-per-class", "--images-per-prompt"), group="evaluation",
     )  # fmt: skip
     interval_width: float | None = option(
-        None, "sample until the 95 % interval of every judged group is so narrow, --images-per-condition at most",
+        None, "sample until the 95 % interval of every judged group is so narrow, --images-per-condition at most (else 500)",
         metavar="W", group="evaluation",
     )  # fmt: skip
     sampling_steps: int | None = option(
-        None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N", group="evaluation"
+        None, "sampler's steps (default: the model's usual ones, else 20)", metavar="N", group="evaluation"
     )
-    sampling_precision: Literal["fp32", "bf16", "auto"] | None = option(
-        None, "arithmetic of the samples that are scored; auto: bf16 where the hardware has it (default: fp32 for classes, "
-        "auto for prompts)", group="evaluation",
-    )  # fmt: skip
+    sampling_precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "arithmetic of the samples that are scored; auto: bf16 where the hardware has it", group="evaluation"
+    )
     eval_batch_size: int = option(
         16, "images taken from the sampler at a time; they do not depend on it", metavar="N", group="evaluation"
     )
@@ -143,8 +137,8 @@ class EvaluationConfig(GuidedConfig):
     )  # fmt: skip
     probe_samples: int = option(24, "images that every probe is counted in", metavar="N", group="evaluation")
     unconditional_samples: int | None = option(
-        None, "images without a condition, at w = 1 (default: as many as of a class, ten times those of a prompt)", metavar="N",
-        group="evaluation",
+        None, "images without a condition, at w = 1 (default: four times those of a class, ten times those of a prompt)",
+        metavar="N", group="evaluation",
     )  # fmt: skip
     clip_score: str | None = option(
         None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="evaluation"
@@ -187,7 +181,8 @@ class EvaluationConfig(GuidedConfig):
 
 def settled(config: Config, kind: Kind, usual: Mapping[str, Any]) -> Config:
     """The settings with what the user left open as it is ``usual`` for the model, or else for this kind."""
-    left = {name: value for name, value in {**DEFAULTS[kind], **usual}.items() if getattr(config, name) is None}
+    most = {} if config.interval_width is None else {"images_per_condition": MOST_IMAGES}
+    left = {name: value for name, value in {**DEFAULTS[kind], **usual, **most}.items() if getattr(config, name) is None}
     if config.classifier == "none":
         left.pop("revival", None)
     return dataclasses.replace(config, **left)

@@ -17,7 +17,7 @@ __all__ = ["COMMAND", "GridConfig"]
 class GridConfig(PatchedModelConfig, PublishedEdit):
     output: str = option("before_after.png", "picture to write", metavar="FILE")
     images: int | None = option(None, "images of each class or prompt, left and right (default: as many as fit)", metavar="N")
-    sampling_steps: int | None = option(None, "DDIM steps (default: 50 for classes, 25 for prompts)", metavar="N")
+    sampling_steps: int | None = option(None, "sampler's steps (default: the model's usual ones, else 20)", metavar="N")
     guidance_scale: float | None = option(
         None, "classifier-free guidance w (default: 3 for classes; the model's own, else 7.5)", metavar="W"
     )

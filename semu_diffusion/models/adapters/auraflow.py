@@ -38,7 +38,7 @@ class AuraFlow(FlowModel):
 
     @property
     def usual(self) -> Mapping[str, Any]:
-        return {"guidance_scale": 3.5}
+        return {"guidance_scale": 3.5, "sampling_steps": 50}
 
     def denoise(self, x_t: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
         return self.denoiser(x_t, text.embeddings, t.to(x_t.dtype) / self.process.num_timesteps).sample

@@ -17,8 +17,6 @@ from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["AnySizeFlow", "FlowModel"]
 
-STEPS = 25  # of a sampling, where a family has no usual number
-
 
 class FlowModel(TextConditional):
     """A text-to-image flow, sampled by Euler's method at the scheduler's own, shifted sigmas."""
@@ -53,7 +51,7 @@ class FlowModel(TextConditional):
         config = self.schedule.config
         shift = float(config.shift)
         if config.use_dynamic_shifting:
-            shift = math.exp(self.log_shift(self.usual.get("sampling_steps", STEPS)))
+            shift = math.exp(self.log_shift(self.usual["sampling_steps"]))
         return RectifiedFlow(int(config.num_train_timesteps), shift)
 
     @property
