@@ -9,13 +9,15 @@ from typing import Any, get_args, get_type_hints
 
 from family_models import BUILDERS, built
 
+from semu_diffusion.domains.concepts import STABLE_DIFFUSION_GUIDANCE
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.layers import layer_words, select_layers
 from semu_diffusion.models.families import FAMILIES, adapt_pipeline, adapt_text_pipeline, network_of
+from semu_diffusion.pipelines.runs.config import DEFAULTS
 
 CONFIGS: dict[str, Any] = {"class": ClassErasureConfig, "concept": ConceptErasureConfig}
-USUAL = {"class": {"guidance_scale": 3.0, "sampling_steps": 50}, "concept": {"guidance_scale": 7.5, "sampling_steps": 25}}
+USUAL = {kind: {"guidance_scale": STABLE_DIFFUSION_GUIDANCE, **defaults} for kind, defaults in DEFAULTS.items()}
 HEAD = """# Families of models
 
 Written by `make commands` from the registry and the tests. Each line is a family that `tests/test_families.py` takes through
