@@ -23,19 +23,25 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the picture: its title, whether it is ours, its numbers by name (None: not measured)."""
+    """A method in the picture: its title, whether it is ours, its numbers by name (None: not measured), the kind of what it
+    erased (a style is drawn as a square)."""
 
     title: str
     ours: bool
     values: Mapping[str, float | None]
+    kind: str = "class"
 
 
 def front(points: Sequence[Point], title: str) -> str:
-    """An SVG of four panels, a numbered mark for each point, and the legend: the lower left is better, but for UA."""
+    """An SVG of four panels, a mark for each point with its method's number, and the legend: the lower left is better, but for
+    UA."""
     cost = "passes" if points and all(point.values.get("passes") is not None for point in points) else "seconds"
     panels = (("drift", "revival"), ("drift", "unasked"), ("drift", "UA"), (cost, "revival"))
     width = 2 * SIDE + GAP + 2 * MARGIN
-    height = 2 * (SIDE + GAP) + 2 * MARGIN + LINE * len(points)
+    colours = {point.title: _colour(point) for point in points}
+    kinds = dict.fromkeys(point.kind for point in points)
+    notes = ["circles: objects, squares: styles"] if len(kinds) > 1 else []
+    height = 2 * (SIDE + GAP) + 2 * MARGIN + LINE * (len(colours) + len(notes))
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f"<!-- {MARK} -->",
@@ -45,9 +51,9 @@ def front(points: Sequence[Point], title: str) -> str:
     for number, (x, y) in enumerate(panels):
         left, top = MARGIN + number % 2 * (SIDE + GAP), MARGIN + number // 2 * (SIDE + GAP)
         lines += [f'<g transform="translate({left},{top})">', *_panel(points, x, y), "</g>"]
-    for number, point in enumerate(points, 1):
-        below = 2 * (SIDE + GAP) + MARGIN + LINE * number
-        lines.append(_text(MARGIN, below, f"{number}  {point.title}", colour=_colour(point)))
+    legend = [(f"{number}  {method}", colour) for number, (method, colour) in enumerate(colours.items(), 1)]
+    for line, (words, colour) in enumerate([*legend, *((note, "#222") for note in notes)], 1):
+        lines.append(_text(MARGIN, 2 * (SIDE + GAP) + MARGIN + LINE * line, words, colour=colour))
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -55,7 +61,8 @@ def _panel(points: Sequence[Point], x: str, y: str) -> Iterator[str]:
     yield f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#888"/>'
     yield _text(SIDE / 2, SIDE + 34, WORDS[x], "middle")
     yield f'<text transform="translate(-40,{SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(WORDS[y])}</text>'
-    shown = [(number, p, p.values.get(x), p.values.get(y)) for number, p in enumerate(points, 1)]
+    number = {title: count for count, title in enumerate(dict.fromkeys(point.title for point in points), 1)}
+    shown = [(number[p.title], p, p.values.get(x), p.values.get(y)) for p in points]
     pairs = [(n, p, max(a, FLOOR[x]), b) for n, p, a, b in shown if a is not None and b is not None]
     if not pairs:
         yield _text(SIDE / 2, SIDE / 2, "not measured", "middle")
@@ -69,10 +76,14 @@ def _panel(points: Sequence[Point], x: str, y: str) -> Iterator[str]:
     for step in range(6):
         at = SIDE * (1 - step / 5)
         yield f'<path d="M0 {at:.1f}H{SIDE}" stroke="#ddd"/>' + _text(-6, at + 4, f"{top * step / 5:.2g}", "end")
-    for number, point, a, b in pairs:
+    for method, point, a, b in pairs:
         cx, cy = SIDE * (math.log10(a) - low) / (high - low), SIDE * (1 - b / top)
-        yield f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="8" fill="{_colour(point)}" fill-opacity="0.85"/>'
-        yield _text(cx, cy + 4, str(number), "middle", "white")
+        rounded = 1 if point.kind == "style" else 8
+        yield (
+            f'<rect x="{cx - 8:.1f}" y="{cy - 8:.1f}" width="16" height="16" rx="{rounded}" fill="{_colour(point)}" '
+            'fill-opacity="0.85"/>'
+        )
+        yield _text(cx, cy + 4, str(method), "middle", "white")
 
 
 def _colour(point: Point) -> str:

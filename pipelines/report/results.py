@@ -166,9 +166,9 @@ def points(rows: Sequence[Row]) -> list[Point]:
     found = []
     for (method, kind), group in _by_method(rows).items():
         seconds, passes = (_mean(column, group) for column in (SECONDS, PASSES))
-        title = f"{group[0]['title']}{'' if kind == 'class' else f', {kind}s'}"
         values = {name: _mean(column, group) for name, column in FRONT.items()}
-        found.append(Point(title, method == "default", {**values, "seconds": seconds, "passes": passes}))
+        measured = {**values, "seconds": seconds, "passes": passes}
+        found.append(Point(group[0]["title"], method == "default", measured, kind))
     return found
 
 

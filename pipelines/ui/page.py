@@ -115,7 +115,7 @@ def _look(gr: Any, desk: Desk, model: Any) -> dict[str, Any]:
         return desk.draw(name, (one or "") if of_classes else words, *rest)
 
     asked = [model, classes, prompt, chosen, strength, seed, count, steps, guidance]
-    gr.on([draw.click, strength.release, prompt.submit], answered(drawn), asked, shown, trigger_mode="always_last")
+    gr.on([draw.click, strength.change, prompt.submit], answered(drawn), asked, shown, trigger_mode="always_last")
     return {"class": classes, "prompt": prompt, "patches": chosen, "guidance": guidance}
 
 
