@@ -62,9 +62,10 @@ class Fingerprint:
             weight = originals[name] if originals and name in originals else weight_of(modules, name)
             difference, root = (_probe(weight) - expected).abs(), weight.numel() ** 0.5
             typical = float(expected[0]) / root
-            same_norm = difference[0] <= root * ((_NORM_TOLERANCE + self.rounding**2) * typical + _UNDERFLOW)
-            tolerance = _PRODUCT_TOLERANCE + _DEVIATIONS * self.rounding
-            if not (same_norm and difference[1:].max() <= tolerance * typical + 8 * _UNDERFLOW):
+            rounded = _DEVIATIONS * self.rounding * typical  # of an inner product with a unit vector, W / ||W|| among them
+            longest = root * ((_NORM_TOLERANCE + self.rounding**2) * typical + _UNDERFLOW) + rounded
+            products = _PRODUCT_TOLERANCE * typical + 8 * _UNDERFLOW + rounded
+            if not (difference[0] <= longest and difference[1:].max() <= products):
                 raise InputError(
                     f"this patch was made for another model: the weights of {name} differ (already merged, or trained further, "
                     "or a LoRA fused in?)"
