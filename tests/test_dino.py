@@ -80,7 +80,12 @@ def test_what_is_no_dinov2_is_refused_in_one_line_before_any_work(folder: Path, 
     (tmp_path / "half").mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / "half" / name).write_bytes((folder / name).read_bytes())
-    for name, said in (("vit", "model_type is vit"), ("empty", "no DINOv2"), ("half", "no DINOv2"), ("nowhere", "no such folder")):
+    for name, said in (
+        ("vit", "model_type is vit"),
+        ("empty", "no DINOv2"),
+        ("half", "no DINOv2"),
+        ("nowhere", "no such folder"),
+    ):
         with pytest.raises(InputError, match=said) as caught:
             load_dino(str(tmp_path / name))
         assert "\n" not in str(caught.value)

@@ -80,7 +80,9 @@ def erased(pipeline: Any, **settings: Any) -> Any:
 
 def distance(patch: Any, other: Any) -> float:
     assert patch.layers.keys() == other.layers.keys()
-    squares = [((patch.delta(name) - other.delta(name)).square().sum(), other.delta(name).square().sum()) for name in patch.layers]
+    squares = [
+        ((patch.delta(name) - other.delta(name)).square().sum(), other.delta(name).square().sum()) for name in patch.layers
+    ]
     return float(sum(one for one, _ in squares) / sum(one for _, one in squares)) ** 0.5
 
 

@@ -48,7 +48,9 @@ LOADERS = {
     ("semu_diffusion/models/checkpoints.py", "from_single_file"),
     ("semu_diffusion/models/weight_files.py", "from_pretrained"),
 }
-HARMLESS = re.compile(r".*(Tokenizer|AutoConfig|ImageProcessor)\.from_pretrained|.*\.FrechetInceptionDistance")  # JSON; a network that is there already
+HARMLESS = re.compile(
+    r".*(Tokenizer|AutoConfig|ImageProcessor)\.from_pretrained|.*\.FrechetInceptionDistance"
+)  # JSON; a network that is there already
 
 
 class Code:

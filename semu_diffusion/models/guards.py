@@ -56,11 +56,11 @@ def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
     name = f"{source}: the {NETWORKS[part]}"
     if plain is not given:
         how = type(given).__name__ if inside is not given else "compiled"
-        warnings.warn(
-            f"{name} is wrapped ({how}); the erasure runs on the network inside, uncompiled", Notice, stacklevel=5
-        )
+        warnings.warn(f"{name} is wrapped ({how}); the erasure runs on the network inside, uncompiled", Notice, stacklevel=5)
     if network is not plain:
-        warnings.warn(f"{name} is quantised: the patch is for its weights in float, and as a LoRA for both", Notice, stacklevel=5)
+        warnings.warn(
+            f"{name} is quantised: the patch is for its weights in float, and as a LoRA for both", Notice, stacklevel=5
+        )
     other = copy.copy(pipeline)
     setattr(other, part, network)
     return other

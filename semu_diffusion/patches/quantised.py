@@ -70,7 +70,9 @@ def readable(network: nn.Module) -> nn.Module:
     if not layers:
         return network
     stored = {id(layer.weight) for layer in layers.values()}
-    dtype = next((one.dtype for one in network.parameters() if id(one) not in stored and one.is_floating_point()), torch.float32)
+    dtype = next(
+        (one.dtype for one in network.parameters() if id(one) not in stored and one.is_floating_point()), torch.float32
+    )
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     for layer in layers.values():
         shared[id(layer)] = _plain(layer, dtype)

@@ -28,6 +28,7 @@ from semu_diffusion.peers.rece import rece
 from semu_diffusion.peers.salun import salun
 from semu_diffusion.peers.sfr_on import sfr_on
 from semu_diffusion.peers.speed import speed
+from semu_diffusion.peers.spm import spm
 from semu_diffusion.peers.token_remap import remapped
 from semu_diffusion.plugins import Registry
 
@@ -99,6 +100,7 @@ OWN = {
         Method("concept-ablation", "concept ablation", concept_ablation, ABLATION, ("concept",)),
         Method("salun", "SalUn", salun, SALUN),
         Method("leco", "LECO (free LoRA)", leco, LECO),
+        Method("spm", "SPM (rank 1, latent anchoring)", spm, {**ESD, "max_rank": 1, "retain_weight": 1000.0, "lr": 1e-3}),
         Method("rece", "RECE", rece, {"steps": 5}, knob=None),
         Method("speed", "SPEED", speed, {}, ("concept",), {"unlearning_accuracy": 0.85}, None),
         Method("erasediff", "EraseDiff", erasediff, KEEPING),
