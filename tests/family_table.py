@@ -41,11 +41,10 @@ diffusers loads them on a GPU alone. Other formats (GGUF, Nunchaku, ModelOpt) an
 
 ## Not held
 
-* **The class-conditioned UNet of the Hugging Face diffusion course** (`ClassConditionedUnet`: `class_emb` and a UNet2DModel, the
-  embedding beside the picture as channels that are the same in every pixel). No `class_labels` that a UNet2DModel takes say the
-  same: at the border, where the first convolution is padded with zeros, such channels are felt otherwise than any class
-  embedding can be. It would need a network, a saved form and a pipeline of its own, none of which diffusers loads, and it has no
-  null class to guide by.
+* **The class-conditioned UNet of the Hugging Face diffusion course** (`ClassConditionedUnet`: `class_emb` and a UNet2DModel,
+  the embedding beside the picture, as channels that are the same in every pixel). No `class_labels` of a UNet2DModel say the
+  same: at the border, where the first convolution is padded with zeros, such channels are felt otherwise. It would need a
+  network, a saved form and a pipeline of its own, none of which diffusers loads; and it has no null class to guide by.
 * **guided-diffusion's ImageNet model of 128 pixels** has four heads at every width, a UNet2DModel heads of one width
   (`attention_head_dim`). Heads set on the blocks after they were made compute the same, but are in no config: saved and loaded
   again, by diffusers or by this package, the network would be another one without a word.

@@ -42,7 +42,8 @@ def test_drift_is_one_minus_the_cosine_of_the_class_tokens_of_the_pictures(folde
             tokens.append(torch.nn.functional.normalize(model(**pixels).last_hidden_state[:, 0], dim=-1))
     found = drift(before, after)
     assert found.tolist() == pytest.approx((1 - (tokens[0] * tokens[1]).sum(-1)).tolist(), abs=1e-5)
-    assert found.min() > 1e-4 and found.shape == (3,)
+    assert found.min() > 1e-4
+    assert found.shape == (3,)
     assert drift(before, before).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert torch.equal(drift(before[2:], after[2:]), found[2:])  # whatever the batch
     assert (drift.network.dim, drift.network.name) == (16, folder.name)
@@ -62,12 +63,15 @@ def test_a_run_measures_it_when_asked_for_and_not_otherwise(folder: Path, tmp_pa
         assert main([*flags, "--output", str(tmp_path / name)]) == 0
         found[name] = Evaluation.from_json(json.loads((tmp_path / name / "metrics.json").read_text()))
     effect = found["with"].side_effects
-    assert effect is not None and 0 <= effect.paired["dino"] <= 2
+    assert effect is not None
+    assert 0 <= effect.paired["dino"] <= 2
     assert all("dino" in numbers for numbers in effect.per_condition.values())
     assert found["with"].protocol.metrics["dino"].sha256 == load_dino(str(folder)).network.sha256
     assert "DINOv2 drift" in (tmp_path / "with" / "README.md").read_text()
     other = found["without"].side_effects
-    assert other is not None and "dino" not in other.paired and not found["without"].protocol.metrics
+    assert other is not None
+    assert "dino" not in other.paired
+    assert not found["without"].protocol.metrics
 
 
 def test_what_is_no_dinov2_is_refused_in_one_line_before_any_work(folder: Path, tmp_path: Path) -> None:

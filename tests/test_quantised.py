@@ -19,7 +19,7 @@ from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, rea
 
 QUICK: dict[str, Any] = {
     "steps": 3, "batch_size": 4, "forget_samples": 4, "kept_samples": 6, "precision": "fp32", "anchor": "dog",
-    "retain_prompts": ("a bird",), "guidance_scale": 2.0, "adversarial": 0.0,
+    "retain_prompts": ("a bird",), "guidance_scale": 2.0, "adversarial": 0.0, "layers": ("attention",),
 }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def distance(patch: Any, other: Any) -> float:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"method": "trained"}, {"method": "closed-form"}, {"gradient_clip": 1.0}],
+    [{}, {"method": "trained", "gradient_clip": 1.0}, {"method": "closed-form"}],
     ids=lambda settings: next(iter(settings), "default"),
 )
 def test_a_quantised_network_gives_the_patch_of_the_same_weights_in_float(settings: dict[str, Any]) -> None:
@@ -97,8 +97,9 @@ def test_a_quantised_network_gives_the_patch_of_the_same_weights_in_float(settin
     patch = erased(pipeline, **settings)
     assert distance(patch, erased(rounded_pipeline(pipeline), **settings)) < 1e-3
     if "method" not in settings:  # trained in layers that are stored in int8, on both sides of others that are
-        assert len(quantised_layers(given).keys() & patch.layers.keys()) == 40
-    assert pipeline.unet is given and all(type(one.weight) is Int8 for one in quantised_layers(given).values())
+        assert len(quantised_layers(given).keys() & patch.layers.keys()) == len(patch.layers) > 30
+    assert pipeline.unet is given
+    assert all(type(one.weight) is Int8 for one in quantised_layers(given).values())
 
 
 def test_it_is_said_that_the_network_is_quantised() -> None:
@@ -133,17 +134,21 @@ def test_the_gradient_is_that_of_the_floats_and_no_float_weight_is_kept_for_it(d
     twin: Any = readable(network)
     for layer, stored, one in zip(plain, network, twin, strict=True):
         layer.weight.data, layer.bias = stored.weight.dequantize().detach().clone(), stored.bias
-        assert isinstance(one.weight, FrozenWeight) and one.weight.dtype == dtype and one.bias is stored.bias
+        assert isinstance(one.weight, FrozenWeight)
+        assert one.weight.dtype == dtype
+        assert one.bias is stored.bias
         one.weight.requires_grad_()
-    x, kept = torch.randn(2, 3, 6, dtype=dtype), []
+    x, kept = torch.randn(2, 4, 6, dtype=dtype), []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
         loss = twin(x).square().sum()
     floats = [one.shape for one in kept if not isinstance(one, FrozenWeight)]
-    assert kept and not {(6, 5), (5, 6), (5, 7), (7, 5)} & {tuple(shape) for shape in floats}
+    assert kept
+    assert not {(6, 5), (5, 6), (5, 7), (7, 5)} & {tuple(shape) for shape in floats}
     loss.backward()
     plain(x).square().sum().backward()
     for one, layer in zip(twin, plain, strict=True):
-        assert type(one.weight.grad) is torch.Tensor and torch.equal(one.weight.grad, layer.weight.grad)
+        assert type(one.weight.grad) is torch.Tensor
+        assert torch.equal(one.weight.grad, layer.weight.grad)
 
 
 def test_nothing_is_written_into_a_weight_that_could_not_keep_it() -> None:
@@ -164,7 +169,7 @@ def test_a_quantised_folder_is_refused_by_the_command_line_in_one_line(tmp_path:
     unet = tiny_pipeline().unet
     unet.register_to_config(quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
     unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(InputError, match="are quantised.*give the model in float"):
+    with pytest.raises(InputError, match=r"are quantised.*give the model in float"):
         load_network(tmp_path / "unet", UNet2DConditionModel, "model", torch.float32)
 
 

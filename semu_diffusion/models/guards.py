@@ -53,14 +53,11 @@ def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
     network = readable(plain)
     if network is given:
         return pipeline
-    name = f"{source}: the {NETWORKS[part]}"
-    if plain is not given:
-        how = type(given).__name__ if inside is not given else "compiled"
-        warnings.warn(f"{name} is wrapped ({how}); the erasure runs on the network inside, uncompiled", Notice, stacklevel=5)
-    if network is not plain:
-        warnings.warn(
-            f"{name} is quantised: the patch is for its weights in float, and as a LoRA for both", Notice, stacklevel=5
-        )
+    how = type(given).__name__ if inside is not given else "compiled"
+    wrapped = f"is wrapped ({how}); the erasure runs on the network inside, uncompiled"
+    quantised = "is quantised: the patch is for its weights in float, and as a LoRA for both"
+    for message in [wrapped] * (plain is not given) + [quantised] * (network is not plain):
+        warnings.warn(f"{source}: the {NETWORKS[part]} {message}", Notice, stacklevel=5)
     other = copy.copy(pipeline)
     setattr(other, part, network)
     return other

@@ -65,7 +65,8 @@ def quantised_layers(network: nn.Module) -> dict[str, nn.Linear]:
 
 
 def readable(network: nn.Module) -> nn.Module:
-    """A twin of the network (the same tensors) whose quantised layers are plain ones of a `FrozenWeight`; itself without any."""
+    """A twin of the network (the same tensors) whose quantised layers are plain ones of a `FrozenWeight`; itself if it has
+    none."""
     layers = quantised_layers(network)
     if not layers:
         return network
@@ -97,6 +98,8 @@ def _reader(layer: nn.Linear) -> Callable[[], torch.Tensor] | None:
     weight: Any = layer._parameters.get("weight")
     kind = type(weight).__name__
     if kind in ("Params4bit", "Int8Params") and type(weight).__module__.startswith("bitsandbytes"):
+        if weight.data.is_floating_point():  # not on the device yet where they are quantised
+            return None
         from bitsandbytes import functional
 
         if kind == "Params4bit":

@@ -2,11 +2,11 @@ r"""SPM, the semi-permeable membrane: a LoRA of rank 1 on every layer, held stil
 
     W' = W + B A,    A (1, n) drawn, B (m, 1) from zero
     min  E || eps'(x_t, c, t) - [eps(x_t, t) - eta (eps(x_t, c, t) - eps(x_t, t))] ||^2
-         + lambda E || eps'(x_t, c~, t) - eps(x_t, c~, t) ||^2,    p(c~) ~ (1 - cos(c~, c))
+         + lambda E || eps'(x_t, c~, t) - eps(x_t, c~, t) ||^2,    p(c~) ~ min(1, 1 - cos(c~, c))
 
-(Lyu et al. 2024, "One-dimensional Adapter to Rule Them All", arXiv 2312.16145; latent anchoring). c~ are vectors
-as `condition_vectors` gives them: a direction drawn at random, taken with probability (1 - cos) and drawn again else, with the
-norm of c times 0.8 to 1.2, as in the authors' code. eta is the setting ``overshoot``, lambda ``retain_weight`` (there 1, 1,000),
+(Lyu et al. 2024, "One-dimensional Adapter to Rule Them All", arXiv 2312.16145, with the latent anchoring of the authors' code).
+c~ are vectors as `condition_vectors` gives them: a direction drawn at random, drawn again with probability cos where that is
+above zero, with the norm of c times 0.8 to 1.2. eta is the setting ``overshoot`` (there 1), lambda ``retain_weight`` (1,000),
 the layers ``layers``. There: 3,000 iterations of one sample at 1e-4, on paths of the model in training.
 
 Without its facilitated transport, which weighs the update at inference by how near the prompt is to the concept: a strength
@@ -63,7 +63,7 @@ def anchoring(setting: Setting, generator: torch.Generator) -> torch.Tensor:
 
 
 def nearby(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """For each vector (N, D) one of 0.8 to 1.2 times its norm, in a direction of probability (1 - cos) to it."""
+    """For each vector (N, D) one of 0.8 to 1.2 times its norm, in a direction of probability min(1, 1 - cos) to it."""
     made = torch.empty(vectors.shape)
     given, open_rows = vectors.detach().float().cpu(), torch.arange(len(vectors))
     while len(open_rows):
