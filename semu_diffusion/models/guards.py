@@ -45,8 +45,7 @@ DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
 def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
-    """The pipeline; if its network ``part`` is compiled, wrapped or quantised, another of the same parts around the network
-    itself, and a notice."""
+    """The pipeline; if its network ``part`` is compiled, wrapped or quantised, a copy with the network itself, and a notice."""
     given = getattr(pipeline, part)
     inside = unwrapped(given)
     plain = eager(inside)
