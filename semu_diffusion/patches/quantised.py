@@ -43,10 +43,10 @@ class FrozenWeight(torch.Tensor):
         made.read, made.rounding = read, rounding
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
     ) -> Any:
         if func in LAZY and set(kwargs) <= {"dtype"}:
