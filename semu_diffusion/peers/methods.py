@@ -73,6 +73,7 @@ PLAIN = {
 ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
 ABLATION = {**PLAIN, "moving_target": True, "lr": 3e-4}
 LECO = {**ESD, "max_rank": 4, "layers": ("attention", "conv", "!*.conv_depth"), "lr": 1e-3}
+SPM = {**ESD, "max_rank": 1, "layers": ("all",), "retain_weight": 1000.0, "lr": 1e-3}
 SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
 KEEPING = {**PLAIN, "target": "ascent", "retain": "self", "retain_weight": 1.0}
 OWN = {
@@ -100,7 +101,7 @@ OWN = {
         Method("concept-ablation", "concept ablation", concept_ablation, ABLATION, ("concept",)),
         Method("salun", "SalUn", salun, SALUN),
         Method("leco", "LECO (free LoRA)", leco, LECO),
-        Method("spm", "SPM (rank 1, latent anchoring)", spm, {**ESD, "max_rank": 1, "retain_weight": 1000.0, "lr": 1e-3}),
+        Method("spm", "SPM (rank 1, latent anchoring)", spm, SPM),
         Method("rece", "RECE", rece, {"steps": 5}, knob=None),
         Method("speed", "SPEED", speed, {}, ("concept",), {"unlearning_accuracy": 0.85}, None),
         Method("erasediff", "EraseDiff", erasediff, KEEPING),
