@@ -68,6 +68,7 @@ def test_a_run_measures_it_when_asked_for_and_not_otherwise(folder: Path, tmp_pa
     assert all("dino" in numbers for numbers in effect.per_condition.values())
     assert found["with"].protocol.metrics["dino"].sha256 == load_dino(str(folder)).network.sha256
     assert "DINOv2 drift" in (tmp_path / "with" / "README.md").read_text()
+    assert f"DINO of pairs is measured by {folder.name}" in (tmp_path / "with" / "report.html").read_text()
     other = found["without"].side_effects
     assert other is not None
     assert "dino" not in other.paired

@@ -19,7 +19,6 @@ from semu_diffusion.erasure import Step
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 from semu_diffusion.peers.concept_ablation import concept_ablation
-from semu_diffusion.peers.embedding_copy import copy_embedding
 from semu_diffusion.peers.erasediff import erasediff
 from semu_diffusion.peers.esd import esd_u, esd_x
 from semu_diffusion.peers.fine_tuning import fine_tuned
@@ -29,7 +28,7 @@ from semu_diffusion.peers.salun import salun
 from semu_diffusion.peers.sfr_on import sfr_on
 from semu_diffusion.peers.speed import speed
 from semu_diffusion.peers.spm import spm
-from semu_diffusion.peers.token_remap import remapped
+from semu_diffusion.peers.trivial import copy_embedding, remapped
 from semu_diffusion.plugins import Registry
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
