@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils import _pytree
 import semu_diffusion
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.weight_files import load_network
+from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, readable
 
 QUICK: dict[str, Any] = {
@@ -122,6 +124,26 @@ def test_its_patch_goes_on_the_float_model_and_on_no_other(tmp_path: Path) -> No
     patch.merge(unet)
     with pytest.raises(InputError, match="already"):
         patch.apply(unet)
+
+
+def test_what_quantisation_took_from_a_model_makes_it_no_other() -> None:
+    """Rows with an outlier are rounded by more than a cast moves weights."""
+
+    def network(seed: int) -> Any:
+        found = nn.Sequential(nn.Linear(1024, 64, bias=False))
+        found[0].weight.data = torch.randn(64, 1024, generator=torch.Generator().manual_seed(seed))
+        found[0].weight.data[:, 0] = 20.0
+        return found
+
+    plain, stored = network(0), network(0)
+    quantise(stored)
+    fingerprint = Fingerprint.of(readable(stored), ["0"])
+    error = plain[0].weight.detach() - stored[0].weight.dequantize()
+    assert 0.01 < float(error.norm() / plain[0].weight.detach().norm()) <= 1.05 * fingerprint.rounding < 0.05
+    fingerprint.check(plain)
+    for wrong, model in ((fingerprint, network(1)), (dataclasses.replace(fingerprint, rounding=0.0), plain)):
+        with pytest.raises(InputError, match="made for another model"):
+            wrong.check(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
