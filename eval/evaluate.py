@@ -52,7 +52,7 @@ def evaluate(
         after = scorer.sample(edited, progress, "sampling after", early)
         last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress))
     kept, forgotten = scorer.kept(before), conditions(scorer.questions, "forget")
-    metrics = load_metrics("pairs", model.device)
+    metrics = {**load_metrics("pairs", model.device), **scorer.asked}
 
     def pairs(names: Sequence[str]) -> SideEffects | None:
         old, new = ({name: samples[name] for name in names if name in samples} for samples in (before, after))

@@ -51,7 +51,8 @@ class Protocol:
     """Everything a reader needs to make the same numbers again.
 
     ``conditions``: what each group of questions was sampled with (class names or prompts). ``judges`` by the kind they
-    judge. ``unconditional_samples`` are those without a condition, at guidance scale 1.
+    judge, ``metrics`` the networks of those that were asked for. ``unconditional_samples`` are those without a condition, at
+    guidance scale 1.
     """
 
     seed: int
@@ -62,6 +63,7 @@ class Protocol:
     unconditional_samples: int
     conditions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     judges: dict[str, Network] = field(default_factory=dict)
+    metrics: dict[str, Network] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

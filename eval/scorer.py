@@ -70,8 +70,9 @@ class Reference:
 class Scorer:
     """The questions, judges and measures of one run, which erased ``erased``.
 
-    ``judges`` by kind of question; ``sentence``: what CLIP is told of a condition (a class's name is no sentence). Raises
-    InputError if a judge does not know what was erased.
+    ``judges`` by kind of question; ``sentence``: what CLIP is told of a condition (a class's name is no sentence);
+    ``asked``: metrics of pairs that are measured when asked for alone. Raises InputError if a judge does not know what was
+    erased.
     """
 
     kind: Literal["class", "concept"]
@@ -83,6 +84,7 @@ class Scorer:
     reference: Reference | None = None
     clip: Clip | None = None
     sentence: Callable[[str], str] = str
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for question in self.questions["forget"]:
@@ -206,6 +208,7 @@ class Scorer:
             unconditional_samples=s.unconditional,
             conditions={group: tuple(conditions(self.questions, group)) for group in self.questions},
             judges={kind: Network(judge.name, judge.sha256) for kind, judge in self.judges.items()},
+            metrics={name: metric.network for name, metric in self.asked.items()},
         )
 
     # ------------------------------------------------------------------ parts

@@ -88,7 +88,8 @@ class ErasurePatch:
             return
         modules = modules_of(model)
         given = originals or {}
-        now = overlap(self.layers, lambda name: given[name] if name in given else weight_of(modules, name))
+        rounding = self.fingerprint.rounding
+        now = overlap(self.layers, lambda name: given[name] if name in given else weight_of(modules, name), rounding)
         if now is None:
             return
         merged = now.value - self.overlap

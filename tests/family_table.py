@@ -31,9 +31,31 @@ embedded models alone (`ddpm`, `sd1`). Layers of other kinds can be named with `
 """
 
 
+NOTES = """
+## Quantised networks
+
+From Python, `erase_class` and `erase_concept` take a pipeline whose network was loaded by diffusers' `TorchAoConfig` (int8),
+`QuantoConfig` (int8, float8) or `BitsAndBytesConfig` (int8; nf4): each weight is read as floats for the moment in which it is
+needed, also in the backward pass, and R is trained in float32 beside it. The patch is for the same model in float; as a LoRA it
+goes on both. It does not go into quantised weights, and so the commands, which evaluate what they make, refuse a quantised
+folder. torchao and optimum-quanto have a test where they are installed; bitsandbytes' layers were tried on a CPU by hand, since
+diffusers loads them on a GPU alone. Other formats (GGUF, Nunchaku, ModelOpt) and quantised convolutions are refused.
+
+## Not held
+
+* **The class-conditioned UNet of the Hugging Face diffusion course** (`ClassConditionedUnet`: `class_emb` and a UNet2DModel,
+  the embedding beside the picture, as channels that are the same in every pixel). No `class_labels` of a UNet2DModel say the
+  same: at the border, where the first convolution is padded with zeros, such channels are felt otherwise. It would need a
+  network, a saved form and a pipeline of its own, none of which diffusers loads; and it has no null class to guide by.
+* **guided-diffusion's ImageNet model of 128 pixels** has four heads at every width, a UNet2DModel heads of one width
+  (`attention_head_dim`). Heads set on the blocks after they were made compute the same, but are in no config: saved and loaded
+  again, by diffusers or by this package, the network would be another one without a word.
+"""
+
+
 def families_table() -> str:
-    """Markdown of all families, in the order of their registry."""
-    return HEAD + "\n".join(f"| {' | '.join(_cells(name))} |" for name in FAMILIES) + "\n"
+    """Markdown of all families, in the order of their registry, and notes."""
+    return HEAD + "\n".join(f"| {' | '.join(_cells(name))} |" for name in FAMILIES) + "\n" + NOTES
 
 
 def _cells(name: str) -> Iterator[str]:

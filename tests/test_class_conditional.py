@@ -23,7 +23,7 @@ from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
-from semu_diffusion.peers.embedding_copy import copy_embedding
+from semu_diffusion.peers.trivial import copy_embedding
 
 SCHEDULER = {"num_train_timesteps": 100, "clip_sample": True}
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -26,7 +26,7 @@ from semu_diffusion.eval.probes.revival import Learning, learn_vectors
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.eval.scorer import NO_CONDITION
 from semu_diffusion.models.families import adapt_text_pipeline
-from semu_diffusion.peers.token_remap import remap_prompts
+from semu_diffusion.peers.trivial import remap_prompts
 from semu_diffusion.pipelines.cli.commands.erase_concept import main
 from semu_diffusion.pipelines.report.words import interval_words, shares_words
 from semu_diffusion.pipelines.runs import probe_images

@@ -158,3 +158,25 @@ def test_the_published_networks_have_a_place_for_each_layer(kind: Published) -> 
     blocks = {name.split(".")[1] for name in theirs if name.startswith("input_blocks.")}
     assert len(blocks) == (kind.layers + 1) * len(kind.widths)
     assert {name.split(".")[1] for name in theirs if name.startswith("output_blocks.")} == blocks
+
+
+def test_four_heads_at_every_width_are_in_no_config_that_diffusers_keeps(tmp_path: Path) -> None:
+    """Why the model of 128 pixels is refused. If this fails, it can be imported."""
+    from diffusers import UNet2DModel
+    from diffusers.models.attention_processor import Attention
+
+    shape: dict[str, Any] = {
+        "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1,
+        "down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2,
+    }  # fmt: skip
+    with pytest.raises(TypeError):
+        UNet2DModel(**shape, attention_head_dim=(8, 16))
+    unet = UNet2DModel(**shape, attention_head_dim=16).eval()
+    heads = [one for one in unet.modules() if isinstance(one, Attention)]
+    assert {one.heads for one in heads} == {2, 4}
+    for one in heads:
+        one.heads = 4
+    x, t = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5])
+    unet.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert not torch.allclose(UNet2DModel.from_pretrained(tmp_path).eval()(x, t).sample, unet(x, t).sample, atol=1e-4)

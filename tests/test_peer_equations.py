@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from semu_diffusion.peers.rece import adversarial_inputs, rounds
 from semu_diffusion.peers.salun import forget_gradient, salient
 from semu_diffusion.peers.sfr_on import adaptive, alternating, fisher
 from semu_diffusion.peers.speed import constrained, free_basis, influential, solved
+from semu_diffusion.peers.spm import anchored, anchoring, nearby
 
 
 def make(name: str, domain: str, **settings: Any) -> tuple[Any, Any]:
@@ -86,11 +88,14 @@ def test_the_passes_of_the_original_count_and_what_its_paths_know_is_not_asked_a
     assert passes["train"] >= config.steps * config.batch_size * (3 + 3 + 1)  # both terms, and the moving target
 
 
-@pytest.mark.parametrize("name", ["salun", "leco", "erasediff", "sfr-on"])
+@pytest.mark.parametrize("name", ["salun", "leco", "spm", "erasediff", "sfr-on"])
 def test_the_same_settings_give_the_same_edit(name: str) -> None:
     task, config = make(name, "class")
     one, two = (METHODS[name].run(task, config, None).edit for _ in range(2))
-    assert one.same_as(two) if name == "leco" else all(torch.equal(one.values[key], two.values[key]) for key in one.values)
+    if name in ("leco", "spm"):
+        assert one.same_as(two)
+    else:
+        assert all(torch.equal(one.values[key], two.values[key]) for key in one.values)
 
 
 # ---------------------------------------------------------------- trained
@@ -126,7 +131,7 @@ def test_what_a_model_has_not_is_said_in_one_line() -> None:
     with pytest.raises(InputError, match="cross-attention, and the network has none"):
         METHODS["esd-x"].run(task, config, None)
     nameless = dataclasses.replace(task, model=tiny_model(num_class_embeds=3))
-    for name in ("esd-u", "leco"):
+    for name in ("esd-u", "leco", "spm"):
         with pytest.raises(InputError, match="no null class"):
             METHODS[name].run(nameless, config, None)
     for name in ("erasediff", "sfr-on"):
@@ -214,6 +219,48 @@ def test_leco_starts_as_nothing_and_its_patch_is_the_lora_as_trained(tmp_path: P
         assert torch.equal(again.delta(name), patch.delta(name))
         made_of = lora.values()[f"{name}.weight"].detach() - layer.weight.detach()
         assert torch.allclose(made.delta(name), made_of, atol=1e-5)
+
+
+def test_spm_draws_conditions_of_the_norm_of_the_concept_and_away_from_it() -> None:
+    given = torch.tensor([[3.0, 4.0], [0.0, -2.0]]).repeat(4000, 1)
+    drawn = nearby(given, torch.Generator().manual_seed(0))
+    scale = drawn.norm(dim=1) / given.norm(dim=1)
+    assert 0.8 <= float(scale.min()) < 0.81
+    assert 1.19 < float(scale.max()) <= 1.2 + 1e-6
+    cosine = torch.cosine_similarity(drawn, given)  # on the circle, of a density as min(1, 1 - cos)
+    assert float(cosine.mean()) == pytest.approx(-(math.pi / 2) / (2 * math.pi - 2), abs=0.02)
+    assert float((cosine > 0.9).float().mean()) < 0.01
+    assert torch.equal(drawn, nearby(given, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("domain", ["class", "concept"])
+def test_spm_erases_as_esd_and_holds_what_is_drawn(domain: str) -> None:
+    task, config = make("spm", domain)
+    lora = LowRank(task.model.denoiser, select_layers(task.model.denoiser), 1, torch.Generator().manual_seed(0))
+    setting = setting_of(task, config, lora)
+    with torch.no_grad():
+        first = anchored(setting)(1)
+    assert set(first) == {"forget", "anchoring"}
+    assert float(first["anchoring"]) == 0.0
+    assert float(first["forget"]) == pytest.approx(float(own_objective(setting)(1)["forget"].detach()))
+    with torch.no_grad():
+        for one in lora.up.values():
+            one.normal_(generator=torch.Generator().manual_seed(1))
+        batch = setting.samples.forget.draw(config.batch_size, (own := torch.Generator().manual_seed(5))).batch
+        drawn = nearby(task.model.condition_vectors(batch.condition), own)
+        old = task.model.predict(batch.x_t, batch.t, drawn)
+        with trained(lora):
+            expected = mean_square(task.model.predict(batch.x_t, batch.t, drawn) - old)
+            found = anchoring(setting, torch.Generator().manual_seed(5))
+    assert expected > 0
+    assert float(found) == pytest.approx(1000 * expected, rel=1e-3)
+
+
+def test_spm_is_a_patch_of_rank_one_on_every_layer() -> None:
+    task, config = make("spm", "class")
+    patch = METHODS["spm"].run(task, config, None).edit
+    assert set(patch.layers) == set(select_layers(task.model.denoiser))
+    assert all(layer.ranks.tolist() == [1] for layer in patch.layers.values())
 
 
 # ---------------------------------------------------------------- closed forms

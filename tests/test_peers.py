@@ -15,8 +15,8 @@ from torch import nn
 from semu_diffusion.erasure import Diverged
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.peers.edit import WeightEdit, WholeWeights
-from semu_diffusion.peers.embedding_copy import copy_class_embedding
 from semu_diffusion.peers.fine_tuning import fine_tune
+from semu_diffusion.peers.trivial import copy_class_embedding
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ CODE = """
 from semu_diffusion.eval.judges.networks import JudgeNetwork
 from semu_diffusion.eval.metrics import Metric
 from semu_diffusion.eval.probes.noise import NoiseProbe
-from semu_diffusion.peers.embedding_copy import copy_embedding
+from semu_diffusion.peers.trivial import copy_embedding
 from semu_diffusion.peers.methods import METHODS, Method
 
 KNOWN = tuple(METHODS)

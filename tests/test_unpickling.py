@@ -35,6 +35,7 @@ LOADERS = {
     ("eval/judges/clip.py", "create_model"),
     ("eval/judges/networks.py", "create_model"),
     ("eval/judges/networks.py", "get_model"),
+    ("eval/metrics/dino.py", "from_pretrained"),
     ("eval/metrics/fid.py", "FeatureExtractorInceptionV3"),
     ("eval/metrics/fid.py", "FrechetInceptionDistance"),
     ("eval/metrics/lpips.py", "LearnedPerceptualImagePatchSimilarity"),
@@ -47,7 +48,9 @@ LOADERS = {
     ("semu_diffusion/models/checkpoints.py", "from_single_file"),
     ("semu_diffusion/models/weight_files.py", "from_pretrained"),
 }
-HARMLESS = re.compile(r".*Tokenizer\.from_pretrained|.*\.FrechetInceptionDistance")  # JSON; a network that is there already
+HARMLESS = re.compile(
+    r".*(Tokenizer|AutoConfig|ImageProcessor)\.from_pretrained|.*\.FrechetInceptionDistance"
+)  # JSON; a network that is there already
 
 
 class Code:

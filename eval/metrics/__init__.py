@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from semu_diffusion.eval.metrics.dino import load_dino
 from semu_diffusion.eval.metrics.fid import frechet_distance
 from semu_diffusion.eval.metrics.kid import kernel_distance
 from semu_diffusion.eval.metrics.lpips import load_lpips
@@ -23,16 +24,19 @@ __all__ = ["METRICS", "Metric", "load_metrics"]
 
 @dataclass(frozen=True)
 class Metric:
-    """``load`` gives the function on a device, None if what it needs is not there."""
+    """``load`` gives the function on a device, None if what it needs is not there. Of a metric that must be ``asked`` for, it
+    takes first what was asked for (a folder, a Hub id), and the function has a ``network`` (`results.Network`)."""
 
     compares: Literal["pairs", "sets"]
-    load: Callable[[torch.device], Callable[..., Any] | None]
+    load: Callable[..., Callable[..., Any] | None]
+    asked: bool = False
 
 
 OWN = {
     "mse": Metric("pairs", lambda device: paired_mse),
     "ssim": Metric("pairs", lambda device: paired_ssim),
     "lpips": Metric("pairs", load_lpips),
+    "dino": Metric("pairs", load_dino, asked=True),
     "fid": Metric("sets", lambda device: lambda a, b, paired: frechet_distance(a, b)),
     "kid": Metric("sets", lambda device: kernel_distance),
 }
@@ -40,6 +44,7 @@ METRICS = Registry("semu_diffusion.metrics", OWN, lambda name, found: isinstance
 
 
 def load_metrics(compares: Literal["pairs", "sets"], device: torch.device) -> dict[str, Callable[..., Any]]:
-    """The functions of all metrics of a kind that are available on ``device``, by name."""
-    found = {name: metric.load(device) for name, metric in METRICS.items() if metric.compares == compares}
+    """The functions of all metrics of a kind that are available on ``device`` unasked, by name."""
+    of_kind = {name: metric for name, metric in METRICS.items() if metric.compares == compares and not metric.asked}
+    found = {name: metric.load(device) for name, metric in of_kind.items()}
     return {name: function for name, function in found.items() if function is not None}

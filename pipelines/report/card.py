@@ -104,8 +104,9 @@ def _rows(evaluation: Evaluation) -> tuple[list[tuple[str, str, str]], list[str]
         rows.append(("change of what was kept, same seeds (MSE in [-1, 1])", "0", f"{side.paired_mse:.4f}"))
         if side.paired_ssim is not None:
             rows.append(("the same (SSIM)", "1", f"{side.paired_ssim:.3f}"))
-        if side.paired_lpips is not None:
-            rows.append(("the same (LPIPS)", "0", f"{side.paired_lpips:.3f}"))
+        for words, change in (("LPIPS", side.paired_lpips), ("DINOv2 drift, 1 - cosine", side.paired.get("dino"))):
+            if change is not None:
+                rows.append((f"the same ({words})", "0", f"{change:.3f}"))
     for name, found in evaluation.distances.items():
         to = "the original's own samples of the same seeds" if found.paired else found.reference
         few = f" from {found.images:,} samples" if found.images else ""

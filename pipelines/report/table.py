@@ -61,7 +61,7 @@ def _changes(evaluation: Evaluation) -> Iterator[Row]:
     }
     for words, effect in groups.items():
         if effect is not None:
-            numbers = {"SSIM": effect.paired_ssim, "LPIPS": effect.paired_lpips}
+            numbers = {"SSIM": effect.paired_ssim, "LPIPS": effect.paired_lpips, "DINOv2 drift": effect.paired.get("dino")}
             known = {name: number for name, number in numbers.items() if number is not None}
             texts = [f"{effect.paired_mse:.4f}", *(f"{number:.3f}" for number in known.values())]
             yield f"{words} ({'; '.join(('MSE', *known))})", "0", "; ".join(texts)

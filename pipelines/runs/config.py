@@ -143,6 +143,10 @@ class EvaluationConfig(GuidedConfig):
     clip_score: str | None = option(
         None, "also measure CLIP scores: clip, or clip:MODEL:TAG (an open_clip model)", metavar="CLIP", group="evaluation"
     )
+    dino: str | None = option(
+        None, "also measure DINOv2 drift: a folder or Hub id of transformers' layout, as facebook/dinov2-base",
+        metavar="FOLDER|ID", group="evaluation",
+    )  # fmt: skip
     fid_reference: str | None = option(
         None,
         "data set whose kept classes FID and KID compare with (default: the original's own samples)",

@@ -11,7 +11,7 @@ __all__ = ["READ", "located", "place"]
 
 # settings that may name what a run reads
 READ = (
-    "model", "classifier", "style_classifier", "class_mapping", "clip_score", "forget_images", "retain", "data",
+    "model", "classifier", "style_classifier", "class_mapping", "clip_score", "dino", "forget_images", "retain", "data",
     "fid_reference", "inception_weights", "patch", "lora", "edited",
 )  # fmt: skip
 JUDGE = re.compile(r"(timm:local-dir:|clip:[^:]*:(?=.*\.safetensors$))?(.*)", re.DOTALL)

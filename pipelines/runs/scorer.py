@@ -12,6 +12,7 @@ from semu_diffusion.domains.words import match_names
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import load_clip
 from semu_diffusion.eval.judges.judge import Judge, load_judge
+from semu_diffusion.eval.metrics import METRICS
 from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.probe import Probe, Sampled
@@ -63,6 +64,7 @@ def make_scorer(subject: Subject) -> Scorer:
         reference=None if config.fid_reference is None else _reference(subject, config.fid_reference),
         clip=None if config.clip_score is None else load_clip(config.clip_score, model.device),
         sentence=subject.sentence,
+        asked={} if config.dino is None else {"dino": METRICS["dino"].load(config.dino, model.device)},
     )
     probe_settings(subject, scorer)  # a probe that is none is said now
     return scorer

@@ -18,6 +18,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.sampling import ddim
+from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, readable
 from semu_diffusion.patches.wrappers import eager, unwrapped
 
 __all__ = [
@@ -44,16 +45,18 @@ DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
 def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
-    """The pipeline; if its network ``part`` is compiled or wrapped, another of the same parts around the network itself, and a
-    notice."""
+    """The pipeline; if its network ``part`` is compiled, wrapped or quantised, a copy with the network itself, and a notice."""
     given = getattr(pipeline, part)
     inside = unwrapped(given)
-    network = eager(inside)
+    plain = eager(inside)
+    network = readable(plain)
     if network is given:
         return pipeline
     how = type(given).__name__ if inside is not given else "compiled"
-    message = f"{source}: the {NETWORKS[part]} is wrapped ({how}); the erasure runs on the network inside, uncompiled"
-    warnings.warn(message, Notice, stacklevel=5)
+    wrapped = f"is wrapped ({how}); the erasure runs on the network inside, uncompiled"
+    quantised = "is quantised: the patch is for its weights in float, and as a LoRA for both"
+    for message in [wrapped] * (plain is not given) + [quantised] * (network is not plain):
+        warnings.warn(f"{source}: the {NETWORKS[part]} {message}", Notice, stacklevel=5)
     other = copy.copy(pipeline)
     setattr(other, part, network)
     return other
@@ -108,12 +111,13 @@ def _hooks(network: nn.Module) -> str | None:
 
 
 def _weights(network: nn.Module) -> str | None:
-    parameters = dict(network.named_parameters())
+    read = {f"{name}.weight" for name in quantised_layers(network)}
+    parameters = {name: one for name, one in network.named_parameters() if name not in read}
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters.values()})
     for name, parameter in parameters.items():
         if parameter.is_meta:
             return f"the weights of {name} are not loaded (they are on the meta device)"
-        if parameter.dtype not in FLOATS or type(parameter.data) is not torch.Tensor:
+        if parameter.dtype not in FLOATS or type(parameter.data) not in (torch.Tensor, FrozenWeight):
             return f"the weights are quantised ({name}: {parameter.dtype}): load them in float32 or bfloat16"
         if parameter.is_inference():
             return "the weights were made in torch.inference_mode, so that no gradient can be taken: load them outside of it"

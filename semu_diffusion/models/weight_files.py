@@ -110,7 +110,12 @@ def load_network(folder: Path, kind: Any, source: str, dtype: torch.dtype) -> An
     pass over what is left, with a warning at most.
     """
     variant = variant_of(folder, source)
-    read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
+    if config.get("quantization_config") and kind.__module__.startswith("diffusers."):
+        raise InputError(
+            f"{source}: the weights in {folder} are quantised, and what is evaluated carries patches in its weights: give the "
+            "model in float (from Python, semu_diffusion.erase_concept takes a quantised pipeline)"
+        )
     try:
         network, found = kind.from_pretrained(
             folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True

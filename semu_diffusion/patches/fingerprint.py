@@ -20,6 +20,7 @@ _NORM_TOLERANCE = 5e-3  # of ||W||: a cast to bfloat16 moves a weight by 0.0039 
 # Of ||W||/sqrt(n), n the number of weights: a cast is noise, whose inner product with a unit vector is that much smaller than
 # its norm. A cast to bfloat16 has a standard deviation of 0.0017 here; a merged patch of 1 % of ||W|| one of 0.01.
 _PRODUCT_TOLERANCE = 0.012
+_DEVIATIONS = 6  # of what quantisation took from a weight
 _UNDERFLOW = 2.0**-25  # what a cast to float16 may take from a weight, however small it is
 
 
@@ -27,19 +28,23 @@ _UNDERFLOW = 2.0**-25  # what a cast to float16 may take from a weight, however 
 class Fingerprint:
     """``structure``: hash of all Linear and Conv2d names and shapes. ``probes`` (L, 5) float32, per edited layer: ||W||_F
     and its inner products with four fixed unit vectors cos(w_k i), which a cast leaves alone and training does not.
+    ``rounding``: standard deviation, relative to a weight, of what quantisation took from those it was made of.
     """
 
     structure: str
     names: tuple[str, ...]
     probes: torch.Tensor
+    rounding: float = 0.0
 
     @classmethod
     def of(cls, model: nn.Module, names: Iterable[str]) -> Fingerprint:
         """Fingerprint of ``model`` over the layers ``names``."""
         modules = modules_of(model)
         names = tuple(names)
-        rows = [_probe(weight_of(modules, name)) for name in names]
-        return cls(_structure(modules), names, torch.stack(rows) if rows else torch.zeros(0, len(_FREQUENCIES) + 1))
+        weights = [weight_of(modules, name) for name in names]
+        rows = torch.stack([_probe(weight) for weight in weights]) if names else torch.zeros(0, len(_FREQUENCIES) + 1)
+        rounding = max((getattr(weight, "rounding", 0.0) for weight in weights), default=0.0)  # of a FrozenWeight
+        return cls(_structure(modules), names, rows, rounding)
 
     def check(self, model: nn.Module, originals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Raise InputError unless ``model`` is the one; ``originals`` stand in for weights that carry another patch."""
@@ -57,8 +62,10 @@ class Fingerprint:
             weight = originals[name] if originals and name in originals else weight_of(modules, name)
             difference, root = (_probe(weight) - expected).abs(), weight.numel() ** 0.5
             typical = float(expected[0]) / root
-            same_norm = difference[0] <= root * (_NORM_TOLERANCE * typical + _UNDERFLOW)
-            if not (same_norm and difference[1:].max() <= _PRODUCT_TOLERANCE * typical + 8 * _UNDERFLOW):
+            rounded = _DEVIATIONS * self.rounding * typical  # of an inner product with a unit vector, W / ||W|| among them
+            longest = root * ((_NORM_TOLERANCE + self.rounding**2) * typical + _UNDERFLOW) + rounded
+            products = _PRODUCT_TOLERANCE * typical + 8 * _UNDERFLOW + rounded
+            if not (difference[0] <= longest and difference[1:].max() <= products):
                 raise InputError(
                     f"this patch was made for another model: the weights of {name} differ (already merged, or trained further, "
                     "or a LoRA fused in?)"

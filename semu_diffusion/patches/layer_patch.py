@@ -58,8 +58,13 @@ class Overlap:
     noise: float
 
 
-def overlap(layers: Mapping[str, LayerPatch], weight_of: Callable[[str], torch.Tensor]) -> Overlap | None:
-    """The overlap of a model's weights with an update; merging the update at strength s adds s to it. None of a zero update."""
+def overlap(
+    layers: Mapping[str, LayerPatch], weight_of: Callable[[str], torch.Tensor], rounding: float = 0.0
+) -> Overlap | None:
+    """The overlap of a model's weights with an update; merging the update at strength s adds s to it. None of a zero update.
+
+    ``rounding`` is that of the weights it is compared with (`Fingerprint.rounding`).
+    """
     inner = size = bias = variance = 0.0
     for name, layer in layers.items():
         weight, own = weight_of(name), layer.norm_squared()
@@ -69,4 +74,4 @@ def overlap(layers: Mapping[str, LayerPatch], weight_of: Callable[[str], torch.T
         variance += mean_square * own
     if not size > 0:
         return None
-    return Overlap(inner / size, (_CAST_BIAS * bias + 6 * _CAST_NOISE * math.sqrt(variance)) / size)
+    return Overlap(inner / size, (_CAST_BIAS * bias + 6 * (_CAST_NOISE + rounding) * math.sqrt(variance)) / size)

@@ -56,6 +56,7 @@ def write_patch(path: Path, patch: PatchContent) -> Path:
         "strength": patch.strength,
         "overlap": patch.overlap,
         "structure": patch.fingerprint.structure,
+        **({"rounding": patch.fingerprint.rounding} if patch.fingerprint.rounding else {}),
         "layers": {name: [list(layer.shape), layer.matricisation] for name, layer in patch.layers.items()},
         "metadata": dict(patch.metadata),
     }
@@ -111,6 +112,8 @@ def _content(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pat
     for key in ("concept", "anchor", "prompts", "forget", "class_names"):
         words = metadata.get(key) or []
         _require(isinstance(words, list) and all(isinstance(word, str) for word in words), f"{key} {words!r}")
+    rounding = header.get("rounding", 0.0)
+    _require(_is_number(rounding) and 0 <= rounding <= 1, f"rounding {rounding!r}")
     layers, rows = header["layers"], tensors["fingerprint"]
     _require(isinstance(layers, dict), "layers")
     _require(rows.dtype == torch.float32 and rows.shape == (len(layers), 5), "fingerprint")
@@ -129,7 +132,7 @@ def _content(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pat
     overlap = header.get("overlap")
     return PatchContent(
         found,
-        Fingerprint(structure, tuple(found), rows),
+        Fingerprint(structure, tuple(found), rows, float(rounding)),
         metadata,
         float(strength),
         None if overlap is None else float(overlap),

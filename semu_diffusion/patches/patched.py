@@ -15,6 +15,7 @@ from semu_diffusion.matrices import from_matrices
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch, overlap
+from semu_diffusion.patches.quantised import FrozenWeight
 from semu_diffusion.patches.weights import modules_sharing
 from semu_diffusion.patches.wrappers import eagerly
 from semu_diffusion.subspace import Subspace
@@ -153,6 +154,8 @@ def _rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _factored_is_cheaper(layer: Any, space: Subspace, x: torch.Tensor) -> bool:
+    if isinstance(layer.weight, FrozenWeight):  # a weight with the update in it would be kept for the backward pass
+        return True
     if len(space.left) != 1 or getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros":
         return False
     (m, r), n = space.left.shape[1:], space.right.shape[1]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.patches.quantised import FrozenWeight
 
 __all__ = ["adapter_names", "modules_sharing", "weight_of"]
 
@@ -27,8 +28,10 @@ def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
         raise InputError(f"the model has no layer {name} whose weight a patch could change")
     if weight.is_meta:
         raise InputError(f"the weight of {name} is offloaded: switch the offloading of the model off for the patch")
-    if not weight.is_floating_point():
-        raise InputError(f"the weight of {name} is quantised ({weight.dtype}): load the model without quantisation")
+    kind = type(weight.data)
+    if not weight.is_floating_point() or kind not in (torch.Tensor, FrozenWeight):
+        stored = weight.dtype if kind is torch.Tensor else kind.__name__
+        raise InputError(f"the weight of {name} is quantised ({stored}): load the model without quantisation")
     return weight
 
 

@@ -19,7 +19,6 @@ from semu_diffusion.erasure import Step
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 from semu_diffusion.peers.concept_ablation import concept_ablation
-from semu_diffusion.peers.embedding_copy import copy_embedding
 from semu_diffusion.peers.erasediff import erasediff
 from semu_diffusion.peers.esd import esd_u, esd_x
 from semu_diffusion.peers.fine_tuning import fine_tuned
@@ -28,7 +27,8 @@ from semu_diffusion.peers.rece import rece
 from semu_diffusion.peers.salun import salun
 from semu_diffusion.peers.sfr_on import sfr_on
 from semu_diffusion.peers.speed import speed
-from semu_diffusion.peers.token_remap import remapped
+from semu_diffusion.peers.spm import spm
+from semu_diffusion.peers.trivial import copy_embedding, remapped
 from semu_diffusion.plugins import Registry
 
 __all__ = ["METHODS", "Method", "read_methods", "semu"]
@@ -72,6 +72,7 @@ PLAIN = {
 ESD = {**PLAIN, "target": "unconditional", "overshoot": 1.0}
 ABLATION = {**PLAIN, "moving_target": True, "lr": 3e-4}
 LECO = {**ESD, "max_rank": 4, "layers": ("attention", "conv", "!*.conv_depth"), "lr": 1e-3}
+SPM = {**ESD, "max_rank": 1, "layers": ("all",), "retain_weight": 1000.0, "lr": 1e-3}
 SALUN = {**PLAIN, "moving_target": True, "retain": "self", "retain_weight": 1.0}
 KEEPING = {**PLAIN, "target": "ascent", "retain": "self", "retain_weight": 1.0}
 OWN = {
@@ -99,6 +100,7 @@ OWN = {
         Method("concept-ablation", "concept ablation", concept_ablation, ABLATION, ("concept",)),
         Method("salun", "SalUn", salun, SALUN),
         Method("leco", "LECO (free LoRA)", leco, LECO),
+        Method("spm", "SPM (rank 1, latent anchoring)", spm, SPM),
         Method("rece", "RECE", rece, {"steps": 5}, knob=None),
         Method("speed", "SPEED", speed, {}, ("concept",), {"unlearning_accuracy": 0.85}, None),
         Method("erasediff", "EraseDiff", erasediff, KEEPING),

@@ -17,7 +17,10 @@ from semu_diffusion.pipelines.report.words import percent
 
 __all__ = ["costs", "environment", "headline", "paragraphs", "replay", "settings"]
 
-NAMED = ("seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges")
+NAMED = (
+    "seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges",
+    "metrics",
+)  # fmt: skip
 
 
 def headline(run: Run) -> str:
@@ -59,6 +62,8 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
         yield f"To bring it back, {probe.name}, {probe.samples} samples; {probe.how}.{same}"
     if evaluation.side_effects is not None:
         yield "Paired metrics compare the two pictures of one seed: MSE of images in [-1, 1], SSIM and LPIPS of [0, 1]."
+    for name, network in p.metrics.items():
+        yield f"{name.upper()} of pairs is measured by {network.name} (weights {network.sha256[:12]})."
     yield (
         f"Shown are the first pictures of every group (some {ROOM}), and up to {WORST} more of each kind that is worth a look: "
         "still seen, no longer recognised, changed most, judge unsure (its greatest share below "

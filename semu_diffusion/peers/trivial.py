@@ -1,8 +1,8 @@
-"""The trivial edit of a text-to-image model: the concept's prompts get the embeddings of its anchor's. Nothing is unlearned.
+"""The trivial edits, in which nothing is unlearned: the floor of depth in every comparison.
 
-It scores as well as the anchor on every prompt that was listed, changes nothing else, and a word that was not listed, or one
-learned pseudo-word, brings the concept back: the network is the original's, so what it revives is what that one revives. It
-belongs in every comparison as the floor of depth.
+Of a class model, the anchor's class-embedding row is copied over the erased one; of a text-to-image model, the concept's
+prompts get the embeddings of the anchor's. Both score perfectly by name and change nothing else. One learned class vector
+brings the class back; a word that was not listed, or one learned pseudo-word, the concept: that network is the original's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from semu_diffusion.erase.anchors import named_anchors
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.peers.edit import WeightEdit
 
-__all__ = ["TokenRemap", "remap_prompts", "remapped"]
+__all__ = ["TokenRemap", "copy_class_embedding", "copy_embedding", "remap_prompts", "remapped"]
+
+
+def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """The copy of each erased class's anchor, named or chosen. Raises ValueError without a class embedding."""
+    start = time.perf_counter()
+    anchors = named_anchors(task, config, progress)
+    places = {row: int(task.model.embedding_index(torch.tensor(row))) for row in (*anchors, *anchors.values())}
+    edit = copy_class_embedding(task.model.denoiser, {places[row]: places[anchor] for row, anchor in anchors.items()})
+    return EditResult(edit, anchors, None, {"train": time.perf_counter() - start})
+
+
+def copy_class_embedding(denoiser: nn.Module, anchors: Mapping[int, int]) -> WeightEdit:
+    """``anchors`` maps an erased embedding's index to the one it becomes. Raises ValueError without a class embedding."""
+    embedding = getattr(denoiser, "class_embedding", None)
+    if not isinstance(embedding, nn.Embedding):
+        raise ValueError("the model has no class embedding")
+    weight = embedding.weight.detach().clone()
+    for erased, anchor in anchors.items():
+        weight[erased] = embedding.weight.detach()[anchor]
+    return WeightEdit({"class_embedding.weight": weight}, len(anchors) * weight.shape[1])
 
 
 @dataclass(frozen=True)
