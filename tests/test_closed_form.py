@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 
 from semu_diffusion.domains import classes
 from semu_diffusion.domains.config import ClassErasureConfig
-from semu_diffusion.erase.closed_form import PRESERVE, RIDGE, name_edit, name_layers, update
+from semu_diffusion.erase.closed_form import LEFT, PRESERVE, RIDGE, name_edit, share_left, update
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
@@ -25,9 +25,9 @@ def test_the_closed_form_is_the_minimum_of_its_objective(generator: torch.Genera
 
     def objective(v: torch.Tensor) -> torch.Tensor:
         erased, kept = c @ v.T - a @ w.T, k @ (v - w).T
-        return erased.square().sum() + PRESERVE * kept.square().sum() + RIDGE * (v - w).square().sum()
+        return erased.square().sum() + 0.7 * kept.square().sum() + RIDGE * (v - w).square().sum()
 
-    found = (w + update(w, c, a, k)).requires_grad_(True)
+    found = (w + update(w, c, a, k, 0.7)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(found), found)
     assert float(gradient.abs().max()) < 1e-9
     assert float(objective(found.detach())) < float(objective(w))
@@ -55,19 +55,36 @@ def test_the_erased_condition_is_predicted_as_its_anchor_and_the_kept_ones_as_be
         assert (predicted(model, task.kept[-1]) - kept).square().mean() < 0.3 * (before - wanted).square().mean()
 
 
-def test_the_factors_are_the_update() -> None:
-    task, _ = class_task(anchor="green")
-    assert task.anchors is not None
-    found = name_edit(task.model, task.anchors, task.kept)
-    null = [] if task.model.null is None else [task.model.null]
-    rows = [list(task.anchors), list(task.anchors.values()), [*task.kept, *null]]
-    inputs = [task.model.name_inputs(torch.tensor(each)) for each in rows]
-    for name, layer in name_layers(task.model).items():
-        space, core = found.subspaces[name], found.cores[name]
-        dense = (space.left @ core @ space.right.transpose(1, 2))[0]
-        torch.testing.assert_close(
-            dense, update(layer.weight.detach(), *inputs).float(), rtol=0, atol=2e-3 * float(dense.abs().max())
-        )
+class Spoken:
+    """A network of one layer that sees ``rows`` (N, 8) of conditions."""
+
+    null, device, name_layers = None, "cpu", ("said",)
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+        self.denoiser = torch.nn.ModuleDict({"said": torch.nn.Linear(8, 5, bias=False)})
+        torch.nn.init.normal_(self.denoiser["said"].weight, generator=torch.Generator().manual_seed(0))
+
+    def name_inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.rows[rows]
+
+
+@pytest.mark.parametrize(("span", "preserve"), [(3, PRESERVE[0]), (8, PRESERVE[-1])], ids=["directions left", "none left"])
+def test_the_factors_are_the_update_by_the_largest_weight_of_the_kept_that_lets_the_name_go(
+    span: int, preserve: float, generator: torch.Generator
+) -> None:
+    kept = torch.randn(60, span, generator=generator) @ torch.randn(span, 8, generator=generator)
+    rows = torch.cat([torch.randn(1, 8, generator=generator), kept])  # the anchor is one of the kept
+    model: Any = Spoken(rows)
+    found = name_edit(model, {0: 1}, range(1, 61))
+    space, core = found.subspaces["said"], found.cores["said"]
+    dense = (space.left @ core @ space.right.transpose(1, 2))[0]
+    weight = model.denoiser["said"].weight.detach()
+    expected = {p: update(weight, rows[:1], rows[1:2], kept, p) for p in PRESERVE}
+    torch.testing.assert_close(dense, expected[preserve].float(), rtol=0, atol=2e-3 * float(dense.abs().max()))
+    left = {p: share_left({"said": weight}, {"said": delta}, rows[:1], rows[1:2]) for p, delta in expected.items()}
+    assert (left[PRESERVE[0]] <= LEFT) == (preserve == PRESERVE[0])
+    assert share_left({"said": weight}, {"said": torch.zeros(5, 8)}, rows[:1], rows[1:2]) == pytest.approx(1)
 
 
 def test_the_default_carries_the_name_edit_and_trains_no_layer_of_it() -> None:

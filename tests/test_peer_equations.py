@@ -30,7 +30,7 @@ from semu_diffusion.peers.erasediff import multiplier
 from semu_diffusion.peers.fine_tuning import Setting, own_objective
 from semu_diffusion.peers.leco import LowRank
 from semu_diffusion.peers.methods import METHODS
-from semu_diffusion.peers.rece import adversarial_inputs, rounds
+from semu_diffusion.peers.rece import PRESERVE, adversarial_inputs, rounds
 from semu_diffusion.peers.salun import forget_gradient, salient
 from semu_diffusion.peers.sfr_on import adaptive, alternating, fisher
 from semu_diffusion.peers.speed import constrained, free_basis, influential, solved
@@ -283,7 +283,7 @@ def test_rece_without_rounds_is_uce_and_its_inputs_are_what_still_answers_as_bef
     kept = torch.cat([inputs.kept, inputs.null])
     now = rounds(old, inputs, 0)
     for name, weight in old.items():
-        assert torch.allclose(now[name], weight + update(weight, inputs.erased, inputs.anchors, kept))
+        assert torch.allclose(now[name], weight + update(weight, inputs.erased, inputs.anchors, kept, PRESERVE))
     found = adversarial_inputs(old, now, inputs.erased, 0.1).requires_grad_(True)
     wrong = sum((found @ now[name].T - inputs.erased @ old[name].T).square().sum() for name in old) + 0.1 * found.square().sum()
     (slope,) = torch.autograd.grad(wrong, found)

@@ -8,8 +8,10 @@ For every linear layer W that sees nothing but the condition, with rows c of era
 (UCE, Gandikota et al. 2024, arXiv 2308.14761, eq. 7). On a text-to-image UNet these layers are the keys and values of
 cross-attention, and every token of a prompt is an input (the authors' code takes one). On a class-conditional UNet they are
 the resnets' `time_emb_proj`, whose input is the activated sum of time and class embedding: one at every 1/32 of the timesteps.
-A second's work that kept conditions hardly feel; it changes what the name means and no more, so that a learned vector brings
-everything back. The update has the rank of what the erased inputs span, and becomes the factors of a patch.
+A second's work that kept conditions hardly feel. p is the largest of `PRESERVE` at which the name still goes, a hundred times
+the authors' 0.1 (the peer ``uce`` has theirs) unless erased and kept inputs are all made of the same: what the update may not
+do to kept inputs it does along what only the erased ones have, harder, which moves less of the rest and leaves less to a
+learned vector. The update has the rank of what the erased inputs span, and becomes the factors of a patch.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.subspace import Subspace, dominant_subspace
 
-__all__ = ["NameEdit", "name_edit", "name_layers", "update"]
+__all__ = ["NameEdit", "name_edit", "name_layers", "share_left", "update"]
 
-PRESERVE, RIDGE = 0.1, 0.1  # p and l
+PRESERVE, RIDGE = (10.0, 1.0, 0.1), 0.1  # p and l
+LEFT = 0.1  # of the squared difference between what the name and its anchor say, at most
 KEPT_ENERGY = 1 - 1e-6  # of the update, by its leading singular vectors
 
 
@@ -52,19 +55,35 @@ def name_edit(model: DiffusionModel, anchors: Mapping[int, int], kept: Sequence[
         model.name_inputs(torch.tensor(list(rows), device=model.device))
         for rows in (list(anchors), list(anchors.values()), [*kept, *null])
     ]
+    weights = {name: layer.weight.detach() for name, layer in name_layers(model).items()}
+    for preserve in PRESERVE:
+        deltas = {name: update(weight, *inputs, preserve) for name, weight in weights.items()}
+        if share_left(weights, deltas, *inputs[:2]) <= LEFT:
+            break
     spaces, cores = {}, {}
-    for name, layer in name_layers(model).items():
-        delta = update(layer.weight.detach(), *inputs)
+    for name, delta in deltas.items():
         left, energies, right = dominant_subspace(delta.float(), KEPT_ENERGY)
         rank = torch.tensor([energies.numel()])
-        spaces[name] = Subspace(left[None], right[None], rank, tuple(layer.weight.shape), "full", KEPT_ENERGY, 1.0)
+        spaces[name] = Subspace(left[None], right[None], rank, tuple(delta.shape), "full", KEPT_ENERGY, 1.0)
         cores[name] = energies.sqrt().diag()[None]
     return NameEdit(spaces, cores)
 
 
-def update(weight: torch.Tensor, erased: torch.Tensor, anchors: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def share_left(
+    weights: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tensor], erased: torch.Tensor, anchors: torch.Tensor
+) -> float:
+    """sum ||W' c - W a||^2 / sum ||W c - W a||^2 over all layers: 0 where the name says what its anchor says, 1 as before."""
+    c, a = erased.double(), anchors.double()
+    wrong = {name: (c - a) @ weight.double().T for name, weight in weights.items()}
+    after = sum(float((wrong[name] + c @ delta.double().T).square().sum()) for name, delta in deltas.items())
+    return after / max(sum(float(one.square().sum()) for one in wrong.values()), 1e-30)
+
+
+def update(
+    weight: torch.Tensor, erased: torch.Tensor, anchors: torch.Tensor, kept: torch.Tensor, preserve: float
+) -> torch.Tensor:
     """W' - W (m, n) of the equation above, for inputs (N, n), (N, n) and (M, n); float64, in which it is computed."""
     c, a, k, w = (tensor.double() for tensor in (erased, anchors, kept, weight))
-    stay = PRESERVE * k.T @ k + RIDGE * torch.eye(c.shape[1], dtype=torch.float64, device=c.device)
+    stay = preserve * k.T @ k + RIDGE * torch.eye(c.shape[1], dtype=torch.float64, device=c.device)
     # D M = W (a - c)^T c with M symmetric positive definite: solve M D^T = c^T (a - c) W^T
     return torch.linalg.solve(c.T @ c + stay, c.T @ (a - c) @ w.T).T

@@ -23,7 +23,7 @@ from semu_diffusion.peers.erasediff import erasediff
 from semu_diffusion.peers.esd import esd_u, esd_x
 from semu_diffusion.peers.fine_tuning import fine_tuned
 from semu_diffusion.peers.leco import leco
-from semu_diffusion.peers.rece import rece
+from semu_diffusion.peers.rece import rece, uce
 from semu_diffusion.peers.salun import salun
 from semu_diffusion.peers.sfr_on import sfr_on
 from semu_diffusion.peers.speed import speed
@@ -80,7 +80,7 @@ OWN = {
     for method in (
         Method("default", "SEMU, the default", semu, expected={"unlearning_accuracy": 0.9}),
         Method(
-            "closed-form", "the name alone, in closed form (UCE)", semu, {"method": "closed-form"},
+            "closed-form", "the name alone, in closed form", semu, {"method": "closed-form"},
             expected={"unlearning_accuracy": 0.85}, knob=None,
         ),
         Method("deep", "SEMU, the deep preset", semu, DEEP),
@@ -101,6 +101,7 @@ OWN = {
         Method("salun", "SalUn", salun, SALUN),
         Method("leco", "LECO (free LoRA)", leco, LECO),
         Method("spm", "SPM (rank 1, latent anchoring)", spm, SPM),
+        Method("uce", "UCE", uce, {}, expected={"unlearning_accuracy": 0.85}, knob=None),
         Method("rece", "RECE", rece, {"steps": 5}, knob=None),
         Method("speed", "SPEED", speed, {}, ("concept",), {"unlearning_accuracy": 0.85}, None),
         Method("erasediff", "EraseDiff", erasediff, KEEPING),

@@ -16,14 +16,19 @@ from typing import Any
 
 import torch
 
-from semu_diffusion.erase.closed_form import PRESERVE, RIDGE
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.peers.closed_forms import NameInputs, Weights, closed_form
 
-__all__ = ["adversarial_inputs", "rece", "rounds"]
+__all__ = ["PRESERVE", "RIDGE", "adversarial_inputs", "rece", "rounds", "uce"]
 
 NORM = 0.1  # l
+PRESERVE, RIDGE = 0.1, 0.1  # p and r, as the authors of both methods have them
+
+
+def uce(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+    """The first round alone: UCE as published. Raises InputError as `closed_form`."""
+    return closed_form(task, config, partial(rounds, count=0), progress)
 
 
 def rece(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
