@@ -45,9 +45,9 @@ types: $(VENV)/installed-dev ## check the types
 
 bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/benchmark.md (some hours)
 	@$(BIN)/semu benchmark $(BENCH_FLAGS) --methods default,closed-form,copy
-	@$(BIN)/semu benchmark cat $(BENCH_FLAGS) --methods deep,trained,random,no-adversary,null-space,retain,unprotected,fine-tune,fine-tune-retain,esd-u,salun,leco,rece,erasediff,sfr-on,ascent,docs/benchmark/methods.json
+	@$(BIN)/semu benchmark cat $(BENCH_FLAGS) --methods deep,trained,random,no-adversary,null-space,retain,unprotected,fine-tune,fine-tune-retain,esd-u,salun,leco,spm,uce,rece,erasediff,sfr-on,ascent,docs/benchmark/methods.json
 	@$(BIN)/semu benchmark $(CONCEPT_BENCH_FLAGS) --methods default,closed-form,remap
-	@$(BIN)/semu benchmark cat sketch $(CONCEPT_BENCH_FLAGS) --methods deep,trained,random,no-adversary,null-space,retain,unprotected,esd-x,esd-u,concept-ablation,salun,leco,rece,speed,erasediff,sfr-on,ascent
+	@$(BIN)/semu benchmark cat sketch $(CONCEPT_BENCH_FLAGS) --methods deep,trained,random,no-adversary,null-space,retain,unprotected,esd-x,esd-u,concept-ablation,salun,leco,spm,uce,rece,speed,erasediff,sfr-on,ascent
 	@$(BIN)/semu benchmark cat+ship+frog $(CONCEPT_BENCH_FLAGS)
 
 figures: $(VENV)/installed-dev ## make the pictures of the README and the example reports again
