@@ -62,7 +62,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     (SCHEDULER, {"timestep_spacing": "even"}, "not the config of a noise schedule"),
     (SCHEDULER, {"steps_offset": -5}, "steps_offset -5"),
     (SCHEDULER, {"thresholding": True, "dynamic_thresholding_ratio": 7}, "not the config of a noise schedule"),
-    (SCHEDULER, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "other than finite numbers"),
+    (SCHEDULER, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "rescale_betas_zero_snr leaves no signal"),
 ]
 
 

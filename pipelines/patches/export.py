@@ -76,7 +76,8 @@ def export(
             family.save_lora(patch, beside)
         yield f"{lora}: LoRA files for {family.clients}"
     if single_file is not None:
-        save_tensors(tensors, single_file, {"format": "pt"})
+        predicts = "v" if "v_pred" in tensors else "epsilon"
+        save_tensors(tensors, single_file, {"format": "pt", "modelspec.prediction_type": predicts})
         yield f"{single_file}: the model with the patch in its weights, in the original layout"
     if merged is not None:
         _save(base, merged)

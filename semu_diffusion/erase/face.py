@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,9 +32,10 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
     command line does that.
     """
     config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
-    planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
-    model = classes.bind(planned.model, planned)
-    return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).edit
+    with _own_modes():
+        planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
+        model = classes.bind(planned.model, planned)
+        return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).edit
 
 
 def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
@@ -45,12 +48,30 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
     """
     config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)
-    source = str(getattr(pipeline.config, "_name_or_path", ""))
-    vocabulary = read_vocabulary(source) if source else None
-    planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
-    model = concepts.bind(pipeline, planned)
-    config = concepts.with_guidance_scale(config, vocabulary, model.usual)
-    return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
+    with _own_modes():
+        source = str(getattr(pipeline.config, "_name_or_path", ""))
+        vocabulary = read_vocabulary(source) if source else None
+        planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
+        model = concepts.bind(pipeline, planned)
+        config = concepts.with_guidance_scale(config, vocabulary, model.usual)
+        return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
+
+
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    """Inside, none of torch's modes that a caller may be in: no gradients, automatic casts, another default dtype or device.
+
+    An erasure takes gradients, and `precision` alone says what it computes in.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:

@@ -40,7 +40,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 MOST_TIMESTEPS = 100_000
 LARGEST_SIDE = 8192
 NETWORKS = {"unet": "UNet", "transformer": "transformer"}
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+SPREAD = "the {} is of {}, whose weights are spread over processes: gather them first"
 
 
 def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
@@ -103,7 +103,7 @@ def _hooks(network: nn.Module) -> str | None:
                 f"the {name} has diffusers hooks ({', '.join(registry.hooks)}), which change how it computes: load it without"
             )
         if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
-            return f"the {name} is a {type(module).__name__}, whose weights are spread over processes: gather them first"
+            return SPREAD.format(name, type(module).__name__)
     return None
 
 
@@ -113,13 +113,14 @@ def _weights(network: nn.Module) -> str | None:
     for name, parameter in parameters.items():
         if parameter.is_meta:
             return f"the weights of {name} are not loaded (they are on the meta device)"
+        if type(parameter.data).__name__ == "DTensor":
+            return SPREAD.format(_called(network), "DTensor")
         if parameter.dtype not in FLOATS or type(parameter.data) is not torch.Tensor:
             return f"the weights are quantised ({name}: {parameter.dtype}): load them in float32 or bfloat16"
         if parameter.is_inference():
             return "the weights were made in torch.inference_mode, so that no gradient can be taken: load them outside of it"
     if len(dtypes) > 1:
-        how = f"pipe.{_called(network).lower()}.to(torch.float32)"
-        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as {how}"
+        return f"the weights are of several precisions ({', '.join(dtypes)}): pipe.{_called(network).lower()}.float() first"
     places = sorted({str(parameter.device) for parameter in parameters.values()})
     if len(places) > 1:
         return f"the weights are on several devices ({', '.join(places)}): put the {_called(network)} on one"
@@ -156,6 +157,8 @@ def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DD
     if config.get("timestep_type") == "continuous":
         raise InputError(f"{source}: timestep_type 'continuous' is EDM's, and only DDPMs are erased from")
     count = count_timesteps(config, source)
+    if config.get("rescale_betas_zero_snr") and prediction == "epsilon":
+        raise InputError(f"{source}: rescale_betas_zero_snr leaves no signal at the end, where predicted noise tells nothing")
     with refusing(f"{source}: the scheduler's is not the config of a noise schedule"):
         schedule = DDPMScheduler.from_config(dict(config))
         if not bool((schedule.alphas_cumprod >= 0).all() and (schedule.alphas_cumprod <= 1).all()):
@@ -267,7 +270,8 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
         )
     if pipeline.config.get("requires_aesthetics_score"):
         raise InputError(f"{source} is the refiner of Stable Diffusion XL: erase from the base model, which draws the picture")
-    missing = [part for part in ("text_encoder", "tokenizer") if getattr(pipeline, part, None) is None]
+    texts = ("text_encoder", "tokenizer", *(("text_encoder_2", "tokenizer_2") if hasattr(pipeline, "text_encoder_2") else ()))
+    missing = [part for part in texts if getattr(pipeline, part, None) is None]
     if missing:
         raise InputError(f"{source} has no {missing[0]}: load the pipeline with all of its parts")
     if config.get("time_cond_proj_dim") is not None:
@@ -287,7 +291,7 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
     if pipeline.vae.config.get("latents_mean") is not None:
         raise InputError(f"{source}: the autoencoder's latents have a mean of their own, which is not supported")
     sides(config.sample_size, source)
-    if type(pipeline.scheduler).__name__ in DISTILLED:
+    if type(pipeline.scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
         warnings.warn(
             f"{source}: {type(pipeline.scheduler).__name__} is for networks distilled to few steps; here it is sampled by DDIM "
             "with guidance",

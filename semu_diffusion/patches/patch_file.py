@@ -70,7 +70,8 @@ def read_patch(path: Path) -> PatchContent:
         raise InputError(f"{path}: no such patch file")
     written, tensors = _open(path)
     if written is None:
-        raise InputError(f"{path} is a safetensors file, but not a patch of this program")
+        hint = f": semu evaluate --lora {path} scores a LoRA" if any("lora_" in name for name in tensors) else ""
+        raise InputError(f"{path} is a safetensors file, but not a patch of this program{hint}")
     try:
         _require(len(written) <= MAX_HEADER, f"a header of {len(written)} characters")
         header = json.loads(written)

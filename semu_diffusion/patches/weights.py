@@ -17,7 +17,8 @@ __all__ = ["adapter_names", "modules_sharing", "weight_of"]
 def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
     """The weight of layer ``name`` among a model's named modules, also where PEFT wrapped the layer since.
 
-    Raises InputError if there is no such layer, or its weight cannot be edited: offloaded, or stored as integers.
+    Raises InputError if there is no such layer, or its weight cannot be edited: offloaded, quantised, spread over processes, or
+    no weight of its own but one that is made of others (a parametrisation) or copied into others (fused projections).
     """
     module: Any = modules.get(name)
     while hasattr(module, "base_layer"):
@@ -25,10 +26,17 @@ def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         raise InputError(f"the model has no layer {name} whose weight a patch could change")
+    if "weight" not in module._parameters and "weight" not in module._buffers:
+        raise InputError(f"the weight of {name} is made anew in every call (parametrised, pruned, FSDP): take that off first")
+    if getattr(modules.get(name.rpartition(".")[0]), "fused_projections", False):
+        raise InputError(f"{name} is fused into another layer, which computes in its place: unfuse_qkv_projections() first")
     if weight.is_meta:
         raise InputError(f"the weight of {name} is offloaded: switch the offloading of the model off for the patch")
-    if not weight.is_floating_point():
-        raise InputError(f"the weight of {name} is quantised ({weight.dtype}): load the model without quantisation")
+    if (kind := type(weight.data)) is not torch.Tensor or not weight.is_floating_point():
+        if kind.__name__ == "DTensor":
+            raise InputError(f"the weight of {name} is spread over processes (FSDP, tensor parallelism): gather it first")
+        how = weight.dtype if kind is torch.Tensor else kind.__name__
+        raise InputError(f"the weight of {name} is quantised ({how}): load the model without quantisation")
     return weight
 
 

@@ -134,6 +134,8 @@ class PixelDdpm(ClassConditional):
             raise InputError(
                 f"the pipeline is a {type(pipeline).__name__}; erase-class takes a UNet2DModel that works on pixels"
             )
+        if pipeline.scheduler is None:
+            raise InputError("the pipeline has no scheduler, so its noise schedule is unknown")
         pipeline = with_plain_network(pipeline, "the pipeline", cls.part)
         check_network(pipeline.unet, "the pipeline")
         check_unet(pipeline.unet, "the pipeline")

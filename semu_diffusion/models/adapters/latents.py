@@ -149,7 +149,7 @@ class LatentModel(DiffusionModel):
 
 def check_components(pipeline: Any, source: str, *parts: str) -> None:
     """InputError for parts that are missing, spread by hooks, or not loaded."""
-    missing = [part for part in parts if getattr(pipeline, part, None) is None]
+    missing = [part for part in ("scheduler", *parts) if getattr(pipeline, part, None) is None]
     if missing:
         raise InputError(f"{source} has no {missing[0]}: load the pipeline with all of its parts")
     components = {part: module for part, module in vars(pipeline).items() if isinstance(module, nn.Module)}
