@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.options import build_config
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.modes import own_modes
 
 __all__ = ["erase_class", "erase_concept"]
 
@@ -31,8 +30,9 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
     unknown class or setting, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch: the
     command line does that.
     """
+    _check_pipeline(pipeline)
     config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
-    with _own_modes():
+    with own_modes():
         planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
         model = classes.bind(planned.model, planned)
         return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).edit
@@ -47,8 +47,9 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     The pipeline is unchanged: apply the patch to its network. Raises InputError for settings that make no sense together
     or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
     """
+    _check_pipeline(pipeline)
     config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)
-    with _own_modes():
+    with own_modes():
         source = str(getattr(pipeline.config, "_name_or_path", ""))
         vocabulary = read_vocabulary(source) if source else None
         planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
@@ -57,21 +58,12 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
         return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
 
 
-@contextmanager
-def _own_modes() -> Iterator[None]:
-    """Inside, none of torch's modes that a caller may be in: no gradients, automatic casts, another default dtype or device.
-
-    An erasure takes gradients, and `precision` alone says what it computes in.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
-        yield
+def _check_pipeline(pipeline: Any) -> None:
+    if not hasattr(pipeline, "components"):
+        given = type(pipeline).__name__
+        raise InputError(
+            f"a {given} is given where a pipeline is wanted: DiffusionPipeline.from_pretrained makes one of a folder"
+        )
 
 
 def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:

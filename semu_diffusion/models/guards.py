@@ -18,6 +18,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.sampling import ddim
+from semu_diffusion.patches.weights import is_fused
 from semu_diffusion.patches.wrappers import eager, unwrapped
 
 __all__ = [
@@ -81,7 +82,7 @@ def _adapters(network: nn.Module) -> str | None:
     images = getattr(getattr(network, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj"
     if images or any("IPAdapter" in type(one).__name__ for one in processors.values()):
         return f"the {_called(network)} has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
-    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+    if any(map(is_fused, network.modules())):
         return "the attention's projections are fused: pipe.unfuse_qkv_projections() first"
     return None
 
@@ -95,8 +96,7 @@ def _hooks(network: nn.Module) -> str | None:
     name = _called(network)
     for module in network.modules():
         if hasattr(module, "_hf_hook"):
-            place = f"call pipe.remove_all_hooks() and put pipe.{name.lower()} on one device"
-            return f"the {name} is offloaded or spread over devices: {place}"
+            return f"the {name} is offloaded or spread over devices: pipe.remove_all_hooks(), then put it on one device"
         registry = getattr(module, "_diffusers_hook", None)
         if registry is not None and registry.hooks:
             return (

@@ -30,8 +30,7 @@ class LayerPatch:
 
     def delta(self) -> torch.Tensor:
         """The weight update U R V^T in the layer's shape, float32."""
-        with torch.autocast(self.left.device.type, enabled=False):  # a caller's casts would make another update
-            product = self.left.float() @ self.core.float() @ self.right.float().transpose(1, 2)
+        product = self.left.float() @ self.core.float() @ self.right.float().transpose(1, 2)
         return from_matrices(product, self.shape, self.matricisation)
 
     def same_as(self, other: LayerPatch) -> bool:
@@ -47,8 +46,7 @@ class LayerPatch:
     def inner(self, weight: torch.Tensor) -> float:
         """<W, U R V^T>_F = <U^T W V, R> for a weight W of the layer's shape."""
         matrices = to_matrices(weight.detach().cpu().float(), self.matricisation)
-        with torch.autocast(self.left.device.type, enabled=False):
-            small = self.left.float().transpose(1, 2) @ matrices @ self.right.float()
+        small = self.left.float().transpose(1, 2) @ matrices @ self.right.float()
         return float((small.double() * self.core.double()).sum())
 
 

@@ -18,6 +18,7 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import save_tensors, write_text
 from semu_diffusion.patch import ErasurePatch, LayerPatch
+from semu_diffusion.patches.modes import own_defaults
 from semu_diffusion.patches.original_names import original_unet_name
 from semu_diffusion.patches.transformer_names import original_place
 
@@ -53,6 +54,7 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> Factors:
     return up.float(), down.float()
 
 
+@own_defaults()
 def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None) -> Path:
     """Write the patch as LoRA files that other tools load, and return the folder.
 
@@ -118,6 +120,7 @@ def _shaped_factors(layer: LayerPatch, strength: float) -> Factors:
     return up.contiguous(), down.contiguous()
 
 
+@own_defaults()
 def save_peft_folder(patch: ErasurePatch, folder: str | Path) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them.
 

@@ -45,7 +45,8 @@ PREFIXES = (
     (re.compile(r"lora_te3_|text_encoder_3\."), "text_encoder_3"),
     (re.compile(r"lora_te2_|text_encoder_2\."), "text_encoder_2"),
     (re.compile(r"lora_te1?_|text_encoder\."), "text_encoder"),
-    (re.compile(r"(base_model\.model\.)?((model\.)?diffusion_model\.|lora_(unet|transformer)_|(unet|transformer)\.)?"), ""),
+    (re.compile(
+        r"(base_model\.model\.)?((model\.)?diffusion_model\.|(lora_(unet|transformer)|lycoris)_|(unet|transformer)\.)?"), ""),
 )  # fmt: skip
 OTHER_FORMATS = (
     (("dora_scale", "lora_magnitude_vector"), "a DoRA"),

@@ -43,6 +43,8 @@ class PatchContent(NamedTuple):
 
 def write_patch(path: Path, patch: PatchContent) -> Path:
     """Write one safetensors file: the factors, and everything else as JSON in its header. Appears complete or not at all."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file, as {path / 'patch.safetensors'}")
     tensors: dict[str, torch.Tensor] = {"fingerprint": patch.fingerprint.probes}
     for name, layer in patch.layers.items():
         _check_layer(name, layer)
