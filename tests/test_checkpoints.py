@@ -122,6 +122,8 @@ def test_a_pointer_or_a_web_page_is_said_to_be_one(folder: Path, tmp_path: Path)
         ("lycoris_unet_down_blocks_0.hada_w1_a", "a LoRA"),
         ("control_model.input_blocks.0.0.weight", "a ControlNet"),
         ("emb_params", "a textual inversion"),
+        ("model.diffusion_model.input_blocks.0.0.scale_weight", "quantised weights"),
+        ("scaled_fp8", "quantised weights"),
         ("double_blocks.0.img_attn.qkv.weight", "a diffusion transformer"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "a diffusion transformer"),
         ("down_blocks.0.resnets.0.conv1.weight", "a UNet alone"),

@@ -351,6 +351,9 @@ def test_a_model_saved_in_half_precision_is_no_edit_but_what_was_edited_in_it_is
     with pytest.raises(InputError, match="has the very weights of the model"):
         checkpoint_edit(model, other.pipeline, "other")
     other.denoiser.conv_in.weight.data += 0.1
+    for strength in (float("nan"), float("inf"), 1e39):
+        with pytest.raises(InputError, match="would no longer be finite numbers"):
+            checkpoint_edit(model, other.pipeline, "other", strength)
     assert checkpoint_edit(model, other.pipeline, "other").layers == ("unet.conv_in",)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.options import require
 from semu_diffusion.patches.lora_file import lora_patches, read_lora
 from semu_diffusion.peers.edit import Edit, WeightEdit
 
@@ -118,5 +119,8 @@ def _differences(part: str, network: nn.Module, other: nn.Module, source: str, s
             continue
         if strength != 1:
             given = (value.float() + strength * (given.float() - value.float())).to(value.dtype)
+            require(
+                bool(torch.isfinite(given).all()), f"--strength {strength}: {part}.{name} would no longer be finite numbers"
+            )
         found[name] = given.detach().to("cpu", copy=True)
     return found

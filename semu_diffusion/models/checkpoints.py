@@ -236,7 +236,7 @@ def hub_revision(source: str) -> str | None:
 
 def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
     """Of one file. diffusers takes each SD 2.x for the 768 pixel model, which predicts v; the base of 512 predicts noise."""
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path} is no safetensors file; pickled checkpoints are not read: convert it first")
     keys = names_of(path)
     xl = any(key.startswith("conditioner.embedders.1.") for key in keys)

@@ -44,6 +44,7 @@ OTHER_FILES = (
     (("down_blocks.",), "a UNet alone, not a model: give the diffusers folder that it belongs to"),
     (("encoder.down.", "decoder.up."), "an autoencoder alone, not a model"),
 )
+QUANTISED = (".scale_weight", ".weight_scale", "scaled_fp8", ".quant_state.", ".absmax", ".comfy_quant")  # beside the weights
 WHOLE = "model.diffusion_model.input_blocks."  # so begin the UNet's tensors of a whole model
 
 
@@ -93,6 +94,9 @@ def names_of(path: Path) -> set[str]:
             names = set(content.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be loaded: it is no whole safetensors file ({error})") from error
+    quantised = next((name for name in sorted(names) if _has([name], QUANTISED)), None)
+    if quantised is not None:
+        raise InputError(f"{path} has quantised weights ({quantised}): take the model in half or full precision")
     if not any(name.startswith(WHOLE) for name in names):
         for words, what in OTHER_FILES:
             if _has(names, words):
