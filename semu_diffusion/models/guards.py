@@ -96,7 +96,7 @@ def _hooks(network: nn.Module) -> str | None:
     name = _called(network)
     for module in network.modules():
         if hasattr(module, "_hf_hook"):
-            return f"the {name} is offloaded or spread over devices: pipe.remove_all_hooks(), and pipe.{name.lower()} on one device"
+            return f"the {name} is offloaded or spread out: pipe.remove_all_hooks() and put pipe.{name.lower()} on one device"
         registry = getattr(module, "_diffusers_hook", None)
         if registry is not None and registry.hooks:
             return (
