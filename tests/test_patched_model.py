@@ -12,6 +12,7 @@ from patches import random_patch, weight_bytes
 from text_models import tiny_pipeline
 from tiny_models import tiny_unet
 from torch import nn
+from torch.nn.utils import prune
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patch import ErasurePatch
@@ -235,7 +236,7 @@ def parametrised(unet: nn.Module) -> None:
 
 
 def pruned(unet: nn.Module) -> None:
-    torch.nn.utils.prune.l1_unstructured(unet.conv_out, "weight", amount=0.3)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(unet.conv_out, "weight", amount=0.3)  # type: ignore[no-untyped-call]
 
 
 def in_eight_bits(unet: nn.Module) -> None:
