@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from family_models import built
 from safetensors.torch import load_file, save_file
 from saved_models import saved_model
 from text_models import tiny_pipeline
@@ -334,3 +335,13 @@ def test_a_level_too_high_or_too_deep_and_a_run_folder_are_answered_with_what_to
     (run / "patch.safetensors").write_bytes(b"")
     for load in (load_class_conditional, load_text_pipeline):
         refused(run, f"it is a run of this program: semu evaluate {run} scores its patch", load)
+
+
+def test_a_pipeline_saved_without_its_t5_loads_without_it(tmp_path: Path) -> None:
+    pipeline = built("sd3")
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    pipeline.save_pretrained(tmp_path)
+    edit_json(tmp_path / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    loaded = load_text_pipeline(str(tmp_path))
+    assert loaded.text_encoder_3 is None
+    predicts_as(loaded, pipeline)

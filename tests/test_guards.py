@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderTiny,
     DDPMPipeline,
+    DDPMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     StableDiffusionXLImg2ImgPipeline,
@@ -329,6 +330,24 @@ def test_every_schedule_of_diffusers_is_sampled_as_it_was_trained(schedule: str)
     assert torch.allclose(pipeline.scheduler.alphas_cumprod, trained.alphas_cumprod)
     (images,) = adapt_pipeline(pipeline).sample([0], [0], steps=2)
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler, LCMScheduler])
+def test_another_scheduler_on_a_pipeline_of_classes_is_sampled_by_its_schedule_without_other_random_numbers(
+    scheduler: Any,
+) -> None:
+    plain, other = class_pipeline(), with_scheduler(class_pipeline(), scheduler)
+    before = torch.get_rng_state()
+    first, second = (
+        [next(iter(adapt_pipeline(one).sample([0], [3], steps=4))), one([1], generator=torch.Generator().manual_seed(1),
+         num_inference_steps=3, output_type="pt").images]
+        for one in (plain, other)
+    )  # fmt: skip
+    assert all(torch.allclose(mine, theirs, atol=1e-5) for mine, theirs in zip(first, second, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 60])
+    noised = [adapt_pipeline(one).process.add_noise(x, x.flip(0), t) for one in (plain, other)]
+    assert torch.allclose(*noised)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,8 @@ def _of_parts(folder: Path, index: dict[str, Any], source: str, dtype: torch.dty
         if part in index and not (folder / part).is_dir():  # people delete what they do not need
             given |= {part: None} | ({"requires_safety_checker": False} if part == OPTIONAL[0] else {})
     for part, described in index.items():
+        if described == [None, None]:  # as a pipeline is saved without its T5
+            given.setdefault(part, None)
         kind = _network_class(described)
         if kind is None and part in ("unet", "transformer"):
             raise InputError(f"{source}: its {part} is {described!r}, which is no network of diffusers {diffusers.__version__}")
@@ -236,8 +238,8 @@ def hub_revision(source: str) -> str | None:
 
 def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
     """Of one file. diffusers takes each SD 2.x for the 768 pixel model, which predicts v; the base of 512 predicts noise."""
-    if path.suffix.lower() != ".safetensors":
-        raise InputError(f"{path} is no safetensors file; pickled checkpoints are not read: convert it first")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} does not end in .safetensors; pickled checkpoints are not read: convert it first")
     keys = names_of(path)
     xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
     second = False

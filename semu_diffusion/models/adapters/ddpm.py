@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
 
 from semu_diffusion.errors import InputError
@@ -142,7 +142,8 @@ class PixelDdpm(ClassConditional):
         noise_schedule(pipeline.scheduler.config, "the pipeline")
         saved = {name: pipeline.config.get(name) for name in ("id2label", "null_class")}
         found = class_names("the pipeline", pipeline.unet.config.num_class_embeds, (), saved, None)
-        if not isinstance(pipeline, ClassConditionalPipeline) or saved["null_class"] != found.null:
+        ours = isinstance(pipeline, ClassConditionalPipeline) and isinstance(pipeline.scheduler, DDIMScheduler)
+        if not ours or saved["null_class"] != found.null:
             pipeline = ClassConditionalPipeline(pipeline.unet, pipeline.scheduler, found.labels(), found.null)
         return cls(pipeline, found.names, None if found.null is None else len(found.names))
 
