@@ -129,7 +129,7 @@ class Ddpm:
         return later.sqrt() * clean + (1 - later - variance).clamp(min=0).sqrt() * noise + variance.sqrt() * fresh
 
     def _limited(self, clean: torch.Tensor) -> torch.Tensor:
-        """The predicted clean sample as the model's sampler clips it, by each image's own quantile (Imagen) or a fixed range."""
+        """The predicted clean sample as the model's sampler clips it, by its own quantile (Imagen) or a fixed range."""
         config = self.scheduler.config
         if config.get("thresholding", False):
             sizes = torch.quantile(clean.float().abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
