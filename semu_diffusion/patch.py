@@ -156,10 +156,10 @@ class ErasurePatch:
     @own_defaults()
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: the factors, and everything else as JSON in its header. Written beside and renamed."""
-        return write_patch(Path(path), PatchContent(*(getattr(self, name) for name in PatchContent._fields)))
+        return write_patch(Path(path).expanduser(), PatchContent(*(getattr(self, name) for name in PatchContent._fields)))
 
     @classmethod
     @own_defaults()
     def load(cls, path: str | Path) -> ErasurePatch:
         """Read a patch; raises InputError for a file that is missing, broken, no patch, or not as it was written."""
-        return cls(*read_patch(Path(path)))
+        return cls(*read_patch(Path(path).expanduser()))
