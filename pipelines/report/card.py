@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import product
@@ -61,8 +62,8 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 def _inline(text: str) -> str:
     """The text in one line of Markdown: a name may hold what ends a line, a cell of a table or begins HTML."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join(printable.split()).replace("|", "\\|").replace("<", "&lt;")
+    shown = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text)
+    return " ".join(shown.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def for_repository(card: str, repository: str) -> str:
