@@ -62,7 +62,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 def _inline(text: str) -> str:
     """The text in one line of Markdown: a name may hold what ends a line, a cell of a table or begins HTML."""
-    shown = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text)
+    shown = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", " ", text)
     return " ".join(shown.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
