@@ -477,6 +477,10 @@ def test_a_pipeline_without_its_parts_or_in_accelerates_precision_is_refused() -
         for erase in (semu_diffusion.erase_concept, semu_diffusion.erase_class):
             with pytest.raises(InputError, match="is given where a pipeline is wanted"):
                 erase(given, "cat")
+    for part in ("vae", "text_encoder"):
+        pipeline = tiny_pipeline()
+        setattr(pipeline, part, nn.DataParallel(getattr(pipeline, part)))
+        refused(pipeline, rf"the {part} is wrapped \(DataParallel\)")
     pipeline = tiny_pipeline()
     pipeline.unet._original_forward = pipeline.unet.forward  # as Accelerator.prepare leaves it
     refused(pipeline, "keep_fp32_wrapper=False")
