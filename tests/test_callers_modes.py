@@ -78,3 +78,15 @@ def test_a_patch_is_the_same_update_in_whatever_mode_it_is_applied_and_comes_off
     plain, found = (load_file(tmp_path / one / DIFFUSERS_LORA) for one in ("plain", "mode"))
     assert all(torch.equal(value, found[name]) for name, value in plain.items())
     assert not any(parameter.is_inference() for parameter in unet.parameters())
+
+
+def test_forget_images_count_by_their_numbers_however_they_were_made() -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        inferred = images.clone()
+    plain, *others = (
+        semu_diffusion.erase_class(tiny_model().pipeline, "red", forget_images=given, **QUICK)
+        for given in (images, inferred, images.clone().requires_grad_(), images.to(memory_format=torch.channels_last))
+    )
+    for patch in others:
+        assert all(torch.allclose(patch.delta(name), plain.delta(name), atol=1e-5) for name in plain.layers)

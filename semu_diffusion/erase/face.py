@@ -31,7 +31,7 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
     command line does that.
     """
     _check_pipeline(pipeline)
-    config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
+    config, forget_images = _config(ClassErasureConfig, {"forget": names, **settings}), _images(forget_images)
     with own_modes():
         planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
         model = classes.bind(planned.model, planned)
@@ -48,7 +48,7 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
     """
     _check_pipeline(pipeline)
-    config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)
+    config, forget_images = _config(ConceptErasureConfig, {"concept": words, **settings}), _images(forget_images)
     with own_modes():
         source = str(getattr(pipeline.config, "_name_or_path", ""))
         vocabulary = read_vocabulary(source) if source else None
@@ -66,10 +66,15 @@ def _check_pipeline(pipeline: Any) -> None:
         )
 
 
-def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:
+def _images(given: Any) -> torch.Tensor | None:
+    """The forget images as numbers alone, whatever made them."""
+    if given is not None and not isinstance(given, torch.Tensor):
+        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
+    return None if given is None else given.detach()
+
+
+def _config(kind: type, settings: dict[str, Any]) -> Any:
     unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise InputError(f"unknown settings: {', '.join(unknown)}")
-    if forget_images is not None and not isinstance(forget_images, torch.Tensor):
-        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
     return build_config(kind, settings, PRESETS if kind is ClassErasureConfig else CONCEPT_PRESETS)

@@ -190,7 +190,8 @@ def _adapter(pipeline: Any, kind: Literal["class", "concept"], name: str) -> typ
 
 def _check_whole(pipeline: Any, name: str, parts: Sequence[str]) -> None:
     """InputError for a part that was left out to save memory, of a pipeline that is known otherwise."""
-    known = any(type(pipeline).__name__ in family.pipelines for family in FAMILIES.values())
+    names = {base.__name__ for base in type(pipeline).__mro__}
+    known = any(not names.isdisjoint(family.pipelines) for family in FAMILIES.values())
     missing = [part for part in parts if getattr(pipeline, part, pipeline) is None]
     if known and missing:
         raise InputError(f"{name} has no {missing[0]}: load the pipeline with all of its parts")
