@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_unet
 
 import semu_diffusion
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.lora import DIFFUSERS_LORA, save_lora
 
@@ -90,3 +91,18 @@ def test_forget_images_count_by_their_numbers_however_they_were_made() -> None:
     )
     for patch in others:
         assert all(torch.allclose(patch.delta(name), plain.delta(name), atol=1e-5) for name in plain.layers)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda x: (x * 127 + 128).to(torch.uint8), lambda x: (x + 1) * 127, lambda x: x * float("nan")]
+)
+def test_forget_images_of_another_range_are_refused(wrong: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with pytest.raises(InputError, match=r"forget_images must be floats in \[-1, 1\], and are"):
+        semu_diffusion.erase_class(tiny_model().pipeline, "red", forget_images=wrong(images), **QUICK)
+
+
+def test_forget_images_that_look_like_those_of_to_tensor_are_spoken_of() -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(Notice, match=r"ToTensor gives \[0, 1\]"):
+        semu_diffusion.erase_class(tiny_model().pipeline, "red", forget_images=images, **QUICK)

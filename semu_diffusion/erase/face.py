@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from semu_diffusion.domains import classes, concepts
 from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS, ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.run import run_erasure, run_to_end
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.options import build_config
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.modes import own_modes
 
 __all__ = ["erase_class", "erase_concept"]
+
+BEYOND = 1.05  # a picture that was scaled goes a little over its bounds
 
 
 def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
@@ -68,9 +71,17 @@ def _check_pipeline(pipeline: Any) -> None:
 
 def _images(given: Any) -> torch.Tensor | None:
     """The forget images as numbers alone, whatever made them."""
-    if given is not None and not isinstance(given, torch.Tensor):
+    if given is None:
+        return None
+    if not isinstance(given, torch.Tensor):
         raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
-    return None if given is None else given.detach()
+    images = given.detach()
+    low, high = (float(bound) for bound in images.aminmax()) if images.numel() else (0.0, 0.0)
+    if not (images.is_floating_point() and low >= -BEYOND and high <= BEYOND):
+        raise InputError(f"forget_images must be floats in [-1, 1], and are {images.dtype} from {low:g} to {high:g}")
+    if 0 <= low < high:
+        warnings.warn("forget_images: no number is below 0; [-1, 1] is wanted, and ToTensor gives [0, 1]", Notice, stacklevel=3)
+    return images
 
 
 def _config(kind: type, settings: dict[str, Any]) -> Any:
