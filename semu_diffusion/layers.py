@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.patches.weights import fused_copies
 
 __all__ = ["KINDS", "layer_words", "select_layers"]
 
@@ -33,8 +34,9 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
     layers: dict[str, nn.Linear | nn.Conv2d] = {}
     seen: set[int] = set()
     candidates: list[str] = []
+    copies = fused_copies(dict(model.named_modules()))
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d) or not _is_plain(module):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or not _is_plain(module) or name in copies:
             continue
         candidates.append(name)
         if id(module.weight) in seen or not any(_matches(name, module, pattern) for pattern in taken):

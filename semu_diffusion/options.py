@@ -88,11 +88,22 @@ def build_config(
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if isinstance(field.default, tuple) and isinstance(merged.get(field.name), str):
             merged[field.name] = (merged[field.name],)  # one word is no list of letters
-        kind, _ = element_type(hints[field.name])
+        kind, several = element_type(hints[field.name])
         value = merged.get(field.name)
+        left = value is None and (field.name not in merged or type(None) in typing.get_args(hints[field.name]))
+        if kind in (int, float) and not several and not left:
+            merged[field.name] = _number(field.name, kind, value)
         if value is not None and typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
             raise InputError(f"{field.name} cannot be {value!r}: choose from {', '.join(typing.get_args(kind))}")
     return config_class(**merged)
+
+
+def _number(name: str, kind: type, value: Any) -> int | float:
+    """A number of any library (NumPy) as Python's own. Raises InputError for what is none of its kind."""
+    plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    if isinstance(plain, bool) or not isinstance(plain, int if kind is int else (int, float)):
+        raise InputError(f"{name} cannot be {value!r}: it is a {'whole ' if kind is int else ''}number")
+    return plain
 
 
 def _read_saved(config_class: type, path: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.patches.application import applied_to, forget_application, set_patches
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch, overlap
+from semu_diffusion.patches.modes import own_defaults
 from semu_diffusion.patches.patch_file import MAX_STRENGTH, PatchContent, read_patch, write_patch
 from semu_diffusion.patches.weights import weight_of
 from semu_diffusion.patches.wrappers import modules_of, unwrapped
@@ -72,12 +73,14 @@ class ErasurePatch:
         """The same patch at another ``strength``, the factor on the update as trained: 0 changes nothing, 1 is as trained."""
         return dataclasses.replace(self, strength=float(strength))
 
+    @own_defaults()
     def delta(self, name: str) -> torch.Tensor:
         """The weight update of layer ``name``, strength included, float32, in the layer's shape."""
         return self.layers[name].delta() * self.strength
 
     # ------------------------------------------------------------------ on a model
 
+    @own_defaults()
     def check(self, model: nn.Module, originals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Raise InputError unless ``model`` is the one this patch was made for, without it in its weights.
 
@@ -96,6 +99,7 @@ class ErasurePatch:
         if abs(merged) > now.noise and merged / self.strength > _CARRIED:
             raise InputError(f"the model's weights carry this patch already, at strength {merged:.2g} (merged into them)")
 
+    @own_defaults()
     def apply(self, model: nn.Module) -> None:
         """Add the update to ``model``'s weights in place. Patches stack; the originals are kept aside for `remove`.
 
@@ -114,6 +118,7 @@ class ErasurePatch:
             self.check(model)  # made for the model as patched so far
         set_patches(model, (*before.patches, self))
 
+    @own_defaults()
     def remove(self, model: nn.Module) -> None:
         """Take the update off again: with no other patch left, every weight has the very bytes it had before `apply`.
 
@@ -135,6 +140,7 @@ class ErasurePatch:
         finally:
             self.remove(model.denoiser)
 
+    @own_defaults()
     def merge(self, model: nn.Module) -> None:
         """Write the update into the weights for good: `remove` is not possible afterwards, and no copy is kept.
 
@@ -148,11 +154,13 @@ class ErasurePatch:
 
     # ------------------------------------------------------------------ on disk
 
+    @own_defaults()
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: the factors, and everything else as JSON in its header. Written beside and renamed."""
-        return write_patch(Path(path), PatchContent(*(getattr(self, name) for name in PatchContent._fields)))
+        return write_patch(Path(path).expanduser(), PatchContent(*(getattr(self, name) for name in PatchContent._fields)))
 
     @classmethod
+    @own_defaults()
     def load(cls, path: str | Path) -> ErasurePatch:
         """Read a patch; raises InputError for a file that is missing, broken, no patch, or not as it was written."""
-        return cls(*read_patch(Path(path)))
+        return cls(*read_patch(Path(path).expanduser()))

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
+from family_models import built
+from safetensors.torch import load_file, save_file
 from saved_models import saved_model
 from text_models import tiny_pipeline
 from tiny_models import tiny_model, tiny_unet
@@ -122,6 +123,8 @@ def test_a_pointer_or_a_web_page_is_said_to_be_one(folder: Path, tmp_path: Path)
         ("lycoris_unet_down_blocks_0.hada_w1_a", "a LoRA"),
         ("control_model.input_blocks.0.0.weight", "a ControlNet"),
         ("emb_params", "a textual inversion"),
+        ("model.diffusion_model.input_blocks.0.0.scale_weight", "quantised weights"),
+        ("scaled_fp8", "quantised weights"),
         ("double_blocks.0.img_attn.qkv.weight", "a diffusion transformer"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "a diffusion transformer"),
         ("down_blocks.0.resnets.0.conv1.weight", "a UNet alone"),
@@ -263,3 +266,82 @@ def test_an_embedded_model_goes_by_its_name_unless_something_here_is_called_so(
     assert [kind_of(assets.placed(name)) for name in assets.MODELS.values()] == list(assets.MODELS)
     (tmp_path / "tiny-sd").mkdir()
     assert assets.placed("tiny-sd", "concept") == "tiny-sd"
+
+
+# ------------------------------------------------------------------ folders as people have them
+
+
+def renamed(file: Path, change: Callable[[str], str]) -> None:
+    save_file({change(name): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+
+def old_attention(name: str) -> str:
+    """As diffusers called an attention's layers in 2022, and the Hub's SD 1 and google/ddpm do."""
+    for new, old in (("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")):
+        name = name.replace(new, old) if ".attentions." in name else name
+    return name
+
+
+def test_names_of_older_libraries_are_read(folder: Path, tmp_path: Path) -> None:
+    renamed(folder / "vae" / UNET, old_attention)
+    renamed(folder / "text_encoder" / "model.safetensors", lambda name: f"text_model.{name.removeprefix('text_model.')}")
+    edit_json(folder / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])  # which is gone
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text('{"feature_extractor_type": "CLIPFeatureExtractor"}')
+    loaded, expected = load_text_pipeline(str(folder)), tiny_pipeline()
+    for part in ("vae", "text_encoder"):
+        found = getattr(loaded, part).state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in getattr(expected, part).state_dict().items())
+    saved_model(tmp_path / "ddpm")
+    renamed(tmp_path / "ddpm" / "unet" / UNET, old_attention)
+    found = load_class_conditional(tmp_path / "ddpm").denoiser.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in tiny_unet().state_dict().items())
+
+
+def test_optional_parts_whose_folders_were_deleted_are_done_without(folder: Path) -> None:
+    parts = {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": ["stable_diffusion", "SafetyChecker"],
+    }
+    edit_json(folder / "model_index.json", **parts)
+    for checked in (False, True):
+        pipeline = load_text_pipeline(str(folder), checked=checked)
+        assert pipeline.feature_extractor is None
+        assert pipeline.safety_checker is None
+    predicts_as(pipeline, tiny_pipeline())
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"_class_name": "StableDiffusionLongPromptWeightingPipeline"}, "is no pipeline of diffusers"),
+    ({"_class_name": ["my_pipeline", "MyPipeline"]}, "is no pipeline of diffusers"),
+    ({"unet": ["my_unet", "MyUNet"]}, r"its unet is \['my_unet', 'MyUNet'\], which is no network of diffusers"),
+    ({"unet": ["diffusers", "UNetOfTomorrow"]}, "no network of diffusers"),
+    ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "no network of diffusers"),
+    ({"unet": [None, None]}, "no network of diffusers"),
+])  # fmt: skip
+def test_a_pipeline_or_network_of_other_code_is_one_line(folder: Path, changes: dict[str, Any], said: str) -> None:
+    edit_json(folder / "model_index.json", **changes)
+    refused(folder, said)
+
+
+def test_a_level_too_high_or_too_deep_and_a_run_folder_are_answered_with_what_to_give(folder: Path, tmp_path: Path) -> None:
+    saved_model(tmp_path / "ddpm")
+    refused(folder / "unet", f"it is a part of a model: give {folder}$")
+    shutil.rmtree(tmp_path / "ddpm" / "scheduler")
+    refused(tmp_path / "ddpm" / "unet", f"it is a part of a model: give {tmp_path / 'ddpm'}$", load_class_conditional)
+    refused(tmp_path, f"there is a model in it: give {tmp_path / 'ddpm'}$", load_class_conditional)
+    run = tmp_path / "runs" / "cat"
+    run.mkdir(parents=True)
+    (run / "patch.safetensors").write_bytes(b"")
+    for load in (load_class_conditional, load_text_pipeline):
+        refused(run, f"it is a run of this program: semu evaluate {run} scores its patch", load)
+
+
+def test_a_pipeline_saved_without_its_t5_loads_without_it(tmp_path: Path) -> None:
+    pipeline = built("sd3")
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    pipeline.save_pretrained(tmp_path)
+    edit_json(tmp_path / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    loaded = load_text_pipeline(str(tmp_path))
+    assert loaded.text_encoder_3 is None
+    predicts_as(loaded, pipeline)

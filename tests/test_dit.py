@@ -79,3 +79,18 @@ def test_a_refusal_speaks_of_the_network_that_there_is() -> None:
     transformer.pos_embed._hf_hook = object()
     with pytest.raises(InputError, match=r"the transformer is offloaded .* pipe\.transformer on one device"):
         check_network(transformer, "the pipeline")
+
+
+def test_vectors_in_checkpointed_blocks_have_their_own_gradient_and_checkpointing_stays_on() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        pipeline = built("dit")
+        if checkpointing:
+            pipeline.transformer.enable_gradient_checkpointing()
+        model = DiT.adapt(pipeline)
+        vectors = model.condition_vectors(torch.tensor([1, 2])).requires_grad_()
+        (gradient,) = torch.autograd.grad(model.predict(latents(), T, vectors).square().sum(), vectors)
+        gradients.append(gradient)
+        assert pipeline.transformer.is_gradient_checkpointing == checkpointing
+    assert float(gradients[0].abs().max()) > 0
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -232,6 +232,9 @@ def test_no_file_that_may_be_shared_holds_a_path_of_this_machine(finished: Path,
     [
         (["export", "PATCH"], "say what to write"),
         (["export", "PATCH", "--merged", "HERE"], "exists already"),
+        (["export", "PATCH", "--merged", "NEW", "--lora", "NEW"], "one is or lies in the other"),
+        (["export", "PATCH", "--merged", "NEW", "--lora", "NEW/lora"], "one is or lies in the other"),
+        (["export", "PATCH", "--merged", "PATCH/new"], "lies in what is a file"),
         (["export", "PATCH", "--merged", "NEW", "--model", "OTHER"], "made for|other weights|not the model"),
         (["export", "nothing.safetensors", "--lora", "NEW"], "no such patch file"),
         (["apply", "PATCH", "PATCH", "--model", "MODEL", "--output", "NEW"], "already applied"),
@@ -250,7 +253,8 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
         "PATCH": patches[0], "HERE": tmp_path, "NEW": tmp_path / "new", "OTHER": tmp_path / "other", "MODEL": model,
         "CLASS": tmp_path / "class.safetensors",
     }  # fmt: skip
-    assert main([str(places.get(word, word)) for word in arguments]) == 2
+    words = [re.sub(r"^[A-Z]+", lambda found: str(places.get(found[0], found[0])), word) for word in arguments]
+    assert main(words) == 2
     assert re.search(said, capsys.readouterr().err.splitlines()[-1])
     assert not (tmp_path / "new").exists()
 
@@ -273,6 +277,25 @@ def test_the_card_says_what_was_measured_and_what_was_not(finished: Path) -> Non
     judged = patch_card(json.loads((finished / "run.json").read_text()), {**metrics, "after": after})
     assert "| unlearning accuracy | – | 87.5 % |" in judged
     assert "Asked for cat it now makes what the judge calls dog 88 %, cat 12 %." in judged
+
+
+@pytest.mark.parametrize("name", ["a: b", "# x", "{{ 7*7 }}", "a|b", "<script>", "x\n---\ny: z", "\x1b[31mred", "yes", "猫"])
+def test_the_card_of_any_name_is_one_heading_whole_tables_and_its_own_metadata(name: str, finished: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    record, metrics = (json.loads((finished / one).read_text()) for one in ("run.json", "metrics.json"))
+    plain = patch_card(record, metrics)
+    record["config"]["concept"], record["anchors"], metrics["erased"] = [name], {name: name}, [name]
+    metrics["after"]["judged_as"] = {name: {name: 1.0}}
+    card = patch_card(record, metrics)
+    assert ModelCard(card).data.to_dict() == ModelCard(plain).data.to_dict()
+    assert [line[0] for line in card.splitlines() if line.startswith("#")] == [
+        line[0] for line in plain.splitlines() if line.startswith("#")
+    ]
+    assert "49" not in card.split("## Load it")[0]
+    assert all(line.replace("\\|", "").count("|") == 4 for line in card.splitlines() if line.startswith("|"))
+    assert "\x1b" not in card
+    assert "<script>" not in card
 
 
 def run_the_cards_python(folder: Path, card: str, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.adapters.ddpm import check_unet
 from semu_diffusion.models.checkpoints import load_class_conditional, load_text_pipeline
 from semu_diffusion.models.families import adapt_text_pipeline
-from semu_diffusion.models.guards import noise_schedule, sides, small_sides
+from semu_diffusion.models.guards import sides, small_sides
+from semu_diffusion.models.sampling import noise_schedule
 
 
 def edited(folder: Path, file: str, **changes: Any) -> None:
@@ -62,7 +63,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     (SCHEDULER, {"timestep_spacing": "even"}, "not the config of a noise schedule"),
     (SCHEDULER, {"steps_offset": -5}, "steps_offset -5"),
     (SCHEDULER, {"thresholding": True, "dynamic_thresholding_ratio": 7}, "not the config of a noise schedule"),
-    (SCHEDULER, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "other than finite numbers"),
+    (SCHEDULER, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "rescale_betas_zero_snr leaves no signal"),
 ]
 
 

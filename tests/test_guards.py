@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderTiny,
     DDPMPipeline,
+    DDPMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     StableDiffusionXLImg2ImgPipeline,
@@ -27,6 +28,7 @@ from semu_diffusion.layers import select_layers
 from semu_diffusion.models.families import adapt_pipeline, adapt_text_pipeline, encode_prompts
 from semu_diffusion.models.guards import noise_schedule
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.patches.wrappers import eager, unwrapped
 from semu_diffusion.protection import collect_moments
@@ -98,6 +100,28 @@ def test_a_compiled_stable_diffusion_gives_the_patch_of_the_plain_one() -> None:
     with pytest.warns(Notice, match="wrapped"):
         patch = semu_diffusion.erase_concept(pipeline, "cat", **settings)
     assert all(torch.allclose(patch.delta(name), expected.delta(name), atol=1e-6) for name in expected.layers)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, a_block], ids=lambda wrap: wrap.__name__)
+def test_the_layers_of_a_wrapped_network_go_by_their_own_names(wrap: Callable[[Any], Any]) -> None:
+    torch._dynamo.reset()
+    settings = {**QUICK, "steps": 1, "anchor": "dog", "retain_prompts": ("a bird",), "adversarial": 0.0}
+    pipeline = tiny_pipeline()
+    pipeline.unet = wrap(pipeline.unet)
+    with pytest.warns(Notice, match="is wrapped"):
+        patch = semu_diffusion.erase_concept(pipeline, "cat", layers=("mid_block.*.to_k",), method="trained", **settings)
+    assert patch.layers.keys() == {f"mid_block.attentions.0.transformer_blocks.0.attn{which}.to_k" for which in (1, 2)}
+    patch.apply(pipeline.unet)
+
+
+def test_projections_that_were_fused_and_are_no_longer_leave_nothing_behind() -> None:
+    plain, undone = tiny_pipeline(), tiny_pipeline()
+    undone.fuse_qkv_projections()
+    undone.unfuse_qkv_projections()
+    assert any(name.endswith("to_qkv") for name, _ in undone.unet.named_modules())  # diffusers leaves the copies
+    assert adapt_text_pipeline(undone, ["a cat"]).names == ("a cat",)
+    assert select_layers(undone.unet).keys() == select_layers(plain.unet).keys()
+    assert Fingerprint.of(undone.unet, ()).structure == Fingerprint.of(plain.unet, ()).structure
 
 
 def test_the_eager_twin_has_the_same_weights_and_none_without_compilation() -> None:
@@ -187,6 +211,17 @@ def broken(unet: Any) -> None:
     unet.conv_in.weight.data[0] = float("nan")
 
 
+def spread_over_processes(unet: Any) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(unet, mesh=distributed.init_device_mesh("cpu", (1,)))
+    finally:
+        distributed.destroy_process_group()
+
+
 def tied(unet: Any) -> None:
     first, second, *_ = (m for m in unet.modules() if isinstance(m, nn.Conv2d) and m.weight.shape == (16, 16, 3, 3))
     second.weight = first.weight
@@ -206,6 +241,7 @@ CHANGES = [
     (mixed, r"several precisions \(float16, float32\)"),
     (spread_out, "not loaded"),
     (broken, "conv_in.weight are not finite"),
+    (spread_over_processes, "of DTensor, whose weights are spread over processes"),
     (tied, "share one weight"),
     (from_inference, "torch.inference_mode"),
 ]
@@ -294,6 +330,24 @@ def test_every_schedule_of_diffusers_is_sampled_as_it_was_trained(schedule: str)
     assert torch.allclose(pipeline.scheduler.alphas_cumprod, trained.alphas_cumprod)
     (images,) = adapt_pipeline(pipeline).sample([0], [0], steps=2)
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler, LCMScheduler])
+def test_another_scheduler_on_a_pipeline_of_classes_is_sampled_by_its_schedule_without_other_random_numbers(
+    scheduler: Any,
+) -> None:
+    plain, other = class_pipeline(), with_scheduler(class_pipeline(), scheduler)
+    before = torch.get_rng_state()
+    first, second = (
+        [next(iter(adapt_pipeline(one).sample([0], [3], steps=4))), one([1], generator=torch.Generator().manual_seed(1),
+         num_inference_steps=3, output_type="pt").images]
+        for one in (plain, other)
+    )  # fmt: skip
+    assert all(torch.allclose(mine, theirs, atol=1e-5) for mine, theirs in zip(first, second, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 60])
+    noised = [adapt_pipeline(one).process.add_noise(x, x.flip(0), t) for one in (plain, other)]
+    assert torch.allclose(*noised)
 
 
 @pytest.mark.parametrize(
@@ -406,10 +460,27 @@ def test_a_patch_goes_on_a_wrapped_network_and_off_again(wrap: Callable[[Any], A
 
 
 def test_a_pipeline_without_its_parts_or_in_accelerates_precision_is_refused() -> None:
-    for part in ("text_encoder", "tokenizer"):
-        pipeline = tiny_pipeline("sdxl")
-        setattr(pipeline, part, None)
-        refused(pipeline, f"has no {part}")
+    for family in ("sd15", "sdxl"):
+        for part in (
+            "text_encoder",
+            "tokenizer",
+            "scheduler",
+            "unet",
+            "vae",
+            *(("text_encoder_2",) if family == "sdxl" else ()),
+        ):
+            pipeline = tiny_pipeline(family)
+            setattr(pipeline, part, None)  # people leave out what they do not need, to save memory
+            with pytest.raises(InputError, match=f"has no {part}: load the pipeline with all of its parts$"):
+                semu_diffusion.erase_concept(pipeline, "cat", anchor="dog")
+    for given in ("my-model", tiny_unet(), None):
+        for erase in (semu_diffusion.erase_concept, semu_diffusion.erase_class):
+            with pytest.raises(InputError, match="is given where a pipeline is wanted"):
+                erase(given, "cat")
+    for part in ("vae", "text_encoder"):
+        pipeline = tiny_pipeline()
+        setattr(pipeline, part, nn.DataParallel(getattr(pipeline, part)))
+        refused(pipeline, rf"the {part} is wrapped \(DataParallel\)")
     pipeline = tiny_pipeline()
     pipeline.unet._original_forward = pipeline.unet.forward  # as Accelerator.prepare leaves it
     refused(pipeline, "keep_fp32_wrapper=False")

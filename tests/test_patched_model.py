@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from patches import random_patch, weight_bytes
+from text_models import tiny_pipeline
 from tiny_models import tiny_unet
 from torch import nn
+from torch.nn.utils import prune
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patch import ErasurePatch
@@ -223,3 +226,64 @@ def test_an_update_that_a_dtype_cannot_hold_never_reaches_the_model() -> None:
     with pytest.raises(InputError, match="infinite: take a smaller strength"):
         patch.apply(model)
     assert weight_bytes(model) == before
+
+
+# ---------------------------------------------------------------------------------- weights that are not simply there
+
+
+def parametrised(unet: nn.Module) -> None:
+    torch.nn.utils.parametrizations.weight_norm(unet.conv_out)  # type: ignore[arg-type]
+
+
+def pruned(unet: nn.Module) -> None:
+    prune.l1_unstructured(unet.conv_out, "weight", amount=0.3)  # type: ignore[no-untyped-call]
+
+
+def in_eight_bits(unet: nn.Module) -> None:
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)  # type: ignore[operator]
+
+
+def in_inference_mode(unet: nn.Module) -> None:
+    with torch.inference_mode():
+        unet.conv_out.weight = nn.Parameter(unet.conv_out.weight.clone())  # type: ignore[union-attr, operator]
+
+
+def fused(unet: nn.Module) -> None:
+    unet.fuse_qkv_projections()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (parametrised, "made anew in every call"), (pruned, "made anew in every call"), (fused, "unfuse_qkv_projections"),
+    (in_inference_mode, r"torch\.inference_mode"), (in_eight_bits, "quantised .*float8_e4m3fn"),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_a_weight_that_is_made_of_others_or_copied_takes_no_patch(change: Callable[[nn.Module], None], said: str) -> None:
+    unet = tiny_pipeline().unet
+    patch = random_patch(unet, only="*.to_k" if change in (fused, in_eight_bits) else "conv_out")
+    change(unet)
+    before = weight_bytes(unet)
+    with pytest.raises(InputError, match=said) as caught:
+        patch.apply(unet)
+    assert "\n" not in str(caught.value)
+    assert weight_bytes(unet) == before
+
+
+def test_a_patch_does_not_come_off_layers_that_were_fused_with_it_before_they_are_apart_again() -> None:
+    pipeline = tiny_pipeline()
+    patch, before = random_patch(pipeline.unet), weight_bytes(pipeline.unet)
+    patch.apply(pipeline.unet)
+    pipeline.fuse_qkv_projections()
+    with pytest.raises(InputError, match="unfuse_qkv_projections"):  # the copies would keep it
+        patch.remove(pipeline.unet)
+    pipeline.unfuse_qkv_projections()
+    patch.remove(pipeline.unet)
+    assert before.items() <= weight_bytes(pipeline.unet).items()
+
+
+def test_a_pipeline_in_place_of_its_network_is_answered_with_the_network(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    patch = random_patch(pipeline.unet)
+    for use in (patch.apply, patch.remove, patch.merge, patch.check):
+        with pytest.raises(InputError, match=r"a StableDiffusionPipeline is given where a network is wanted, as pipe\.unet$"):
+            use(pipeline)
+    with pytest.raises(InputError, match="is a folder: name the file"):
+        patch.save(tmp_path)

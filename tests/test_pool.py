@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from semu_diffusion.models.sampling import ddim
 SEEDS = [2**62 + 5, 2**62 + 9, 2**62 + 11]
 
 
+@pytest.mark.parametrize("limits", [{}, {"clip_sample_range": 0.5}, {"thresholding": True, "sample_max_value": 1.5}])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_a_step_is_that_of_diffusers_ddim(prediction_type: str, generator: torch.Generator) -> None:
-    changes = {"prediction_type": prediction_type, "clip_sample": True, "timestep_spacing": "trailing"}
+def test_a_step_is_that_of_diffusers_ddim(prediction_type: str, limits: dict[str, Any], generator: torch.Generator) -> None:
+    changes = {"prediction_type": prediction_type, "clip_sample": True, "timestep_spacing": "trailing", **limits}
     scheduler = ddim(tiny_model().scheduler.config, **changes)
     scheduler.set_timesteps(scheduler.config.num_train_timesteps // 2)
     process, t = Ddpm(scheduler), int(scheduler.timesteps[3])

@@ -304,6 +304,59 @@ def test_a_patch_given_as_a_lora_is_said(tmp_path: Path, text_model: Path, capsy
     )
 
 
+def test_a_run_folder_a_model_and_a_lora_in_each_others_place_are_answered_with_what_to_give(
+    tmp_path: Path, text_model: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    patch = random_patch(tiny_pipeline().unet, rank=1)
+    patch.save(run / "patch.safetensors")
+    save_lora(patch, run / "lora", "sd1")
+    (tmp_path / "unnamed").mkdir()
+    lora = tmp_path / "unnamed" / "style.safetensors"
+    save_file(leco(tiny_pipeline().unet), lora)
+    model = ["--model", str(text_model), "--forget", "cat"]
+    for arguments, said in (
+        (
+            ["--lora", str(run), *model],
+            f"is a run folder of this program: semu evaluate {run} scores its patch, or --lora {run}/lora",
+        ),
+        (["--lora", str(lora.parent), *model], f"name the file, as {lora}"),
+        (["--edited", str(run), *model], f"it is a run of this program: semu evaluate {run} scores its patch"),
+        (["--edited", str(run / "lora"), *model], "it holds a LoRA"),
+        ([str(text_model)], f"is a model, no patch: semu evaluate --edited {text_model}"),
+        ([str(run / "lora")], f"is a LoRA, no patch: semu evaluate --lora {run}/lora"),
+        ([str(lora)], f"semu evaluate --lora {lora} scores a LoRA"),
+    ):
+        refused(capsys, said, semu(["evaluate", *arguments, "--output", str(tmp_path / "no")]))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "alpha", [torch.tensor(1), torch.tensor([1.0]), torch.tensor(1.0).bfloat16(), torch.tensor(1.0).double()]
+)
+@pytest.mark.parametrize("key", [KEY, KEY.replace("lora_unet", "lycoris")])
+def test_an_alpha_of_any_kind_of_number_is_the_same_scale(tmp_path: Path, alpha: torch.Tensor, key: str) -> None:
+    pipeline = tiny_pipeline()
+    tensors = {name: value for name, value in leco(pipeline.unet).items() if name.startswith(KEY)}
+    up, down = (tensors[f"{KEY}.lora_{which}.weight"].float() for which in ("up", "down"))
+    file = {name.replace(KEY, key): value for name, value in {**tensors, f"{KEY}.alpha": alpha}.items()}
+    save_file(file, tmp_path / "lora.safetensors")
+    edit = lora_edit(adapt_text_pipeline(pipeline, PROMPTS), tmp_path / "lora.safetensors")
+    assert torch.allclose(edit.parts["unet"].delta(LAYER), up @ down / 2)  # type: ignore[attr-defined]
+
+
+def test_a_model_saved_in_half_precision_is_no_edit_but_what_was_edited_in_it_is() -> None:
+    model, other = tiny_model(), tiny_model()
+    other.denoiser.half().float()
+    with pytest.raises(InputError, match="has the very weights of the model"):
+        checkpoint_edit(model, other.pipeline, "other")
+    other.denoiser.conv_in.weight.data += 0.1
+    for strength in (float("nan"), float("inf"), 1e39):
+        with pytest.raises(InputError, match="would no longer be finite numbers"):
+            checkpoint_edit(model, other.pipeline, "other", strength)
+    assert checkpoint_edit(model, other.pipeline, "other").layers == ("unet.conv_in",)
+
+
 def test_dora_and_other_tuners_of_peft_are_refused(tmp_path: Path) -> None:
     model = tiny_model()
     save_peft_folder(random_patch(model.denoiser), tmp_path)

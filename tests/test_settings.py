@@ -17,13 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from semu_diffusion.domains.config import PRESETS
+from semu_diffusion.domains.config import PRESETS, ClassErasureConfig
 from semu_diffusion.errors import InputError, Notice
-from semu_diffusion.options import option
+from semu_diffusion.options import build_config, option
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.cli.commands.erase_class import COMMAND, main, parse
 from semu_diffusion.pipelines.cli.commands.erase_concept import parse as parse_concept
@@ -434,3 +435,20 @@ def test_the_page_of_commands_is_what_the_commands_say() -> None:
 
     page = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
     assert page.read_text(encoding="utf-8") == reference(), "make commands writes it anew"
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("steps", 1.5, "whole number"), ("steps", "1", "whole number"), ("steps", True, "whole number"), ("lr", "high", "a number"),
+    ("seed", None, "whole number"), ("steps", np.array([1, 2]), "whole number"),
+])  # fmt: skip
+def test_a_setting_in_python_that_is_no_number_of_its_kind_is_one_line(name: str, value: Any, said: str) -> None:
+    with pytest.raises(InputError, match=f"{name} cannot be .*{said}"):
+        build_config(ClassErasureConfig, {"forget": ("cat",), name: value})
+
+
+def test_numbers_of_numpy_are_pythons_own_in_a_config() -> None:
+    given = {"steps": np.int64(3), "lr": np.float32(0.5), "max_rank": np.int32(4), "guidance_scale": np.array(2.0)}
+    config = build_config(ClassErasureConfig, {"forget": ("cat",), **given})
+    found = [getattr(config, name) for name in given]
+    assert found == [3, 0.5, 4, 2.0]
+    assert [type(value) for value in found] == [int, float, int, float]

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from patches import random_patch
 from safetensors.torch import load_file
 from text_models import tiny_pipeline
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.checkpoints import load_text_pipeline
 from semu_diffusion.models.families import FAMILIES
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.cli.main import main as semu
@@ -70,3 +71,32 @@ def test_what_has_no_single_file_form_is_one_line_and_leaves_nothing(tmp_path: P
     with pytest.raises(InputError, match="AutoencoderTiny"):
         original_tensors(pipeline, "sd1")
     assert [path.name for path in tmp_path.iterdir()] == ["patch.safetensors"]
+
+
+@pytest.mark.parametrize(("predicts", "ends", "keys"), [
+    ("epsilon", False, set()), ("v_prediction", False, {"v_pred"}), ("v_prediction", True, {"v_pred", "ztsnr"}),
+])  # fmt: skip
+def test_a_single_file_says_what_its_network_predicts_and_is_read_so(
+    predicts: str, ends: bool, keys: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tiny_pipeline("sdxl")
+    noise = {"prediction_type": predicts, "rescale_betas_zero_snr": ends}
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, **noise)
+    pipeline.save_pretrained(tmp_path / "model")
+    patch = random_patch(pipeline.unet, rank=1)
+    patch = ErasurePatch(patch.layers, patch.fingerprint, {"concept": ["cat"], "family": "sdxl"})
+    saved, file = patch.save(tmp_path / "patch.safetensors"), tmp_path / "one.safetensors"
+    assert semu(["export", str(saved), "--model", str(tmp_path / "model"), "--single-file", str(file)]) == 0
+    assert {name for name in load_file(file) if "." not in name} == keys
+    # diffusers takes every XL for one that predicts noise, as its config on the Hub does
+    tiny_pipeline("sdxl").save_pretrained(tmp_path / "hub")
+    read = StableDiffusionXLPipeline.from_single_file
+
+    def as_on_the_hub(source: str, **settings: Any) -> Any:
+        return read(source, config=str(tmp_path / "hub"), local_files_only=True, **settings)
+
+    monkeypatch.setattr(StableDiffusionXLPipeline, "from_single_file", as_on_the_hub)
+    config = load_text_pipeline(str(file)).scheduler.config
+    assert (config.prediction_type, config.get("rescale_betas_zero_snr", False)) == (predicts, ends)
+    if not ends:  # what a user says goes before what the file says
+        assert load_text_pipeline(str(file), prediction="epsilon").scheduler.config.prediction_type == "epsilon"

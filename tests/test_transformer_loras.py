@@ -12,13 +12,15 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from family_models import built
 from patches import random_patch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.patch import ErasurePatch, LayerPatch
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.lora import KOHYA_LORA, save_lora
 from semu_diffusion.patches.transformer_names import original_place
+from semu_diffusion.pipelines.patches.published import lora_edit
 
 WIDTH = 3072  # that of the published Flux, which diffusers' reader of kohya's files counts with
 FLUX = {
@@ -92,3 +94,21 @@ def test_every_layer_of_the_network_has_a_place_and_another_none(family: str) ->
     assert len({(place.name, place.index) for place in places}) == len(places)
     with pytest.raises(InputError, match="has no mid_block"):
         original_place("mid_block", family, (2, 2))
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_lora_by_the_original_names_is_read_as_the_patch_it_is_of(family: str, tmp_path: Path) -> None:
+    pipeline = built(family)
+    patch = random_patch(pipeline.transformer, size=0.3).scale(0.5)
+    save_lora(patch, tmp_path, family)
+    file = tmp_path / KOHYA_LORA
+    model = adapt_text_pipeline(pipeline, ["a cat"])
+    edit = lora_edit(model, file).parts["transformer"]
+    assert edit.layers.keys() == patch.layers.keys()  # type: ignore[attr-defined]
+    for name in patch.layers:
+        torch.testing.assert_close(edit.delta(name), patch.delta(name), rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
+    tensors = load_file(file)
+    key = next(name for name in tensors if name.endswith("attn_qkv.lora_up.weight"))
+    save_file({**tensors, key: tensors[key][:-1].clone()}, tmp_path / "short.safetensors")
+    with pytest.raises(InputError, match="outputs, the model's layer"):
+        lora_edit(model, tmp_path / "short.safetensors")

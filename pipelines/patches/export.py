@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ def export(
     single_file: Path | None = None,
 ) -> Iterator[str]:
     """Write one patch as the full pipeline ``merged`` or ``single_file``, or as LoRA files. Yields a line for each."""
+    places = [place.resolve() for place in (merged, lora, single_file) if place is not None]
+    if any(one.is_relative_to(other) for one, other in permutations(places, 2)):
+        raise InputError("of --merged, --lora and --single-file one is or lies in the other: choose places of their own")
     patch = load_patch(path, strength)
     base = base_model([path], [patch], config)
     family = family_of(base.pipeline)
@@ -76,7 +79,8 @@ def export(
             family.save_lora(patch, beside)
         yield f"{lora}: LoRA files for {family.clients}"
     if single_file is not None:
-        save_tensors(tensors, single_file, {"format": "pt"})
+        predicts = "v" if "v_pred" in tensors else "epsilon"
+        save_tensors(tensors, single_file, {"format": "pt", "modelspec.prediction_type": predicts})
         yield f"{single_file}: the model with the patch in its weights, in the original layout"
     if merged is not None:
         _save(base, merged)
@@ -90,6 +94,8 @@ def new_place(flag: str, given: str | None) -> Path | None:
     path = Path(given)
     if path.exists():
         raise InputError(f"{flag} {path} exists already: choose another name")
+    if any(parent.is_file() for parent in path.parents):
+        raise InputError(f"{flag} {path} lies in what is a file: choose another place")
     return path
 
 

@@ -26,7 +26,7 @@ class PublishedEdit(PatchFile):
 
     patch: str = option("", "patch.safetensors, or the run folder that holds it", metavar="PATCH", positional=True)
     lora: str | None = option(
-        None, "in place of a patch: a LoRA of diffusers, PEFT or kohya (LECO, SPM, sliders), a file or a folder",
+        None, "in place of a patch: a LoRA of diffusers, PEFT, kohya or ComfyUI (LECO, SPM, sliders), a file or a folder",
         metavar="FILE", group="edits of others",
     )  # fmt: skip
     edited: str | None = option(

@@ -12,12 +12,13 @@ from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name, read_json
-from semu_diffusion.models.checkpoints import FILES, load_text_pipeline
+from semu_diffusion.models.checkpoints import FILES, INDEX, load_text_pipeline
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.families import network_of
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.lora_file import FOLDER_FILES
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.runs.config import ClassModelConfig
 from semu_diffusion.pipelines.runs.folder import status_of
@@ -28,8 +29,12 @@ __all__ = ["LoadedBase", "base_model", "base_of", "describe", "is_of_concepts", 
 
 
 def patch_file(given: str) -> Path:
-    """The patch itself, where a run folder stands for the patch it holds."""
+    """The patch itself, where a run folder stands for the patch it holds. Raises InputError for a folder of something else."""
     path = Path(given)
+    if (path / INDEX).is_file():
+        raise InputError(f"{given} is a model, no patch: semu evaluate --edited {given} scores one that somebody edited")
+    if any((path / name).is_file() for name in FOLDER_FILES):
+        raise InputError(f"{given} is a LoRA, no patch: semu evaluate --lora {given} scores it")
     return path / "patch.safetensors" if path.is_dir() else path
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.options import require
 from semu_diffusion.patches.lora_file import lora_patches, read_lora
 from semu_diffusion.peers.edit import Edit, WeightEdit
 
@@ -89,6 +90,15 @@ def _check_process(model: Any, other: Any, source: str) -> None:
         raise InputError(f"--edited {source} is another kind of model: it predicts {their}, the model {own}")
 
 
+def _is_rounded(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """True if one of the two is the other, saved in half precision: no edit."""
+    return any(
+        torch.equal(mine.to(half).to(theirs.dtype), theirs)
+        for half in (torch.float16, torch.bfloat16)
+        for mine, theirs in ((one, other), (other, one))
+    )
+
+
 def _differences(part: str, network: nn.Module, other: nn.Module, source: str, strength: float) -> dict[str, torch.Tensor]:
     old, new = network.state_dict(), other.state_dict()
     wrong = next((name for name in (*old, *new) if name not in old or name not in new), None)
@@ -101,7 +111,7 @@ def _differences(part: str, network: nn.Module, other: nn.Module, source: str, s
             shapes = f"{tuple(given.shape)}, the model's {tuple(value.shape)}"
             raise InputError(f"--edited {source} is of another architecture: its {part}.{name} is {shapes}")
         given = given.to(value.device, value.dtype)
-        if torch.equal(given, value):
+        if torch.equal(given, value) or _is_rounded(given, value):
             continue
         if not torch.isfinite(given).all():
             raise InputError(f"--edited {source}: {part}.{name} holds other than finite numbers")
@@ -109,5 +119,8 @@ def _differences(part: str, network: nn.Module, other: nn.Module, source: str, s
             continue
         if strength != 1:
             given = (value.float() + strength * (given.float() - value.float())).to(value.dtype)
+            require(
+                bool(torch.isfinite(given).all()), f"--strength {strength}: {part}.{name} would no longer be finite numbers"
+            )
         found[name] = given.detach().to("cpu", copy=True)
     return found

@@ -46,7 +46,13 @@ def original_tensors(pipeline: Any, family: str) -> dict[str, torch.Tensor]:
     if family in OPEN_CLIP:
         encoder = pipeline.text_encoder_2 if family == "sdxl" else pipeline.text_encoder
         parts.append(_open_clip(encoder, OPEN_CLIP[family]))
-    return {name: value.detach().cpu().contiguous() for part in parts for name, value in part}
+    found = {name: value.detach().cpu().contiguous() for part in parts for name, value in part}
+    config = pipeline.scheduler.config
+    if config.get("prediction_type") == "v_prediction":  # else ComfyUI and A1111 take it for one that predicts noise
+        found["v_pred"] = torch.zeros(0)
+    if config.get("rescale_betas_zero_snr"):
+        found["ztsnr"] = torch.zeros(0)
+    return found
 
 
 def _unet(unet: Any) -> Tensors:

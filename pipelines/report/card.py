@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import product
@@ -46,17 +47,23 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        erased=erased,
+        erased=_inline(erased),
         base=base,
-        anchors="; ".join(f"{name} is replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items()),
+        anchors=_inline("; ".join(f"{name} is replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items())),
         patch=evaluation.patch,
         loading=_loading("none" if config.get("matricisation") != "full" else lora, network),
-        rows=rows,
-        said=_said(evaluation),
+        rows=[tuple(map(_inline, row)) for row in rows],
+        said=[_inline(line) for line in _said(evaluation)],
         protocol=_protocol(evaluation),
-        missing="; ".join(missing),
+        missing=_inline("; ".join(missing)),
     )
     return f"{card}".rstrip() + "\n"
+
+
+def _inline(text: str) -> str:
+    """The text in one line of Markdown: a name may hold what ends a line, a cell of a table or begins HTML."""
+    shown = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", " ", text)
+    return " ".join(shown.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def for_repository(card: str, repository: str) -> str:

@@ -25,6 +25,7 @@ from semu_diffusion.files import public_name
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.families import adapt_text_pipeline, check_family, network_of
 from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.patches.wrappers import eager, unwrapped
 
 __all__ = ["ConceptsPlan", "bind", "plan", "task", "with_guidance_scale"]
 
@@ -72,8 +73,9 @@ def plan(
     """
     concepts, kept = plan_words(config, vocabulary)
     check_family(pipeline, source)
-    require_trainable(network_of(pipeline), config)
-    select_layers(network_of(pipeline), config.layers)
+    network = eager(unwrapped(network_of(pipeline)))
+    require_trainable(network, config)
+    select_layers(network, config.layers)
     if images_given and len(concepts) > 1:
         raise InputError("--forget-images shows one concept: erase several in runs of their own, then semu apply")
     return ConceptsPlan(tuple(concepts), tuple(kept), vocabulary, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from semu_diffusion.domains import classes, concepts
 from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS, ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.run import run_erasure, run_to_end
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.options import build_config
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.modes import own_modes
 
 __all__ = ["erase_class", "erase_concept"]
+
+BEYOND = 1.05  # a picture that was scaled goes a little over its bounds
 
 
 def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
@@ -29,10 +33,12 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
     unknown class or setting, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch: the
     command line does that.
     """
-    config = _config(ClassErasureConfig, {"forget": names, **settings}, forget_images)
-    planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
-    model = classes.bind(planned.model, planned)
-    return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).edit
+    _check_pipeline(pipeline)
+    config, forget_images = _config(ClassErasureConfig, {"forget": names, **settings}), _images(forget_images)
+    with own_modes():
+        planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
+        model = classes.bind(planned.model, planned)
+        return run_to_end(run_erasure(classes.task(model, planned, config, forget_images=forget_images), config)).edit
 
 
 def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
@@ -44,19 +50,42 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     The pipeline is unchanged: apply the patch to its network. Raises InputError for settings that make no sense together
     or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
     """
-    config = _config(ConceptErasureConfig, {"concept": words, **settings}, forget_images)
-    source = str(getattr(pipeline.config, "_name_or_path", ""))
-    vocabulary = read_vocabulary(source) if source else None
-    planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
-    model = concepts.bind(pipeline, planned)
-    config = concepts.with_guidance_scale(config, vocabulary, model.usual)
-    return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
+    _check_pipeline(pipeline)
+    config, forget_images = _config(ConceptErasureConfig, {"concept": words, **settings}), _images(forget_images)
+    with own_modes():
+        source = str(getattr(pipeline.config, "_name_or_path", ""))
+        vocabulary = read_vocabulary(source) if source else None
+        planned = concepts.plan(pipeline, config, vocabulary, source, forget_images is not None)
+        model = concepts.bind(pipeline, planned)
+        config = concepts.with_guidance_scale(config, vocabulary, model.usual)
+        return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
 
 
-def _config(kind: type, settings: dict[str, Any], forget_images: Any) -> Any:
+def _check_pipeline(pipeline: Any) -> None:
+    if not hasattr(pipeline, "components"):
+        given = type(pipeline).__name__
+        raise InputError(
+            f"a {given} is given where a pipeline is wanted: DiffusionPipeline.from_pretrained makes one of a folder"
+        )
+
+
+def _images(given: Any) -> torch.Tensor | None:
+    """The forget images as numbers alone, whatever made them."""
+    if given is None:
+        return None
+    if not isinstance(given, torch.Tensor):
+        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
+    images = given.detach()
+    low, high = (float(bound) for bound in images.aminmax()) if images.numel() else (0.0, 0.0)
+    if not (images.is_floating_point() and low >= -BEYOND and high <= BEYOND):
+        raise InputError(f"forget_images must be floats in [-1, 1], and are {images.dtype} from {low:g} to {high:g}")
+    if 0 <= low < high:
+        warnings.warn("forget_images: no number is below 0; [-1, 1] is wanted, and ToTensor gives [0, 1]", Notice, stacklevel=3)
+    return images
+
+
+def _config(kind: type, settings: dict[str, Any]) -> Any:
     unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise InputError(f"unknown settings: {', '.join(unknown)}")
-    if forget_images is not None and not isinstance(forget_images, torch.Tensor):
-        raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
     return build_config(kind, settings, PRESETS if kind is ClassErasureConfig else CONCEPT_PRESETS)

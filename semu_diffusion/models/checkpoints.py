@@ -22,14 +22,14 @@ from semu_diffusion.models.adapters.dit import DiT
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import class_names as names_of_classes
 from semu_diffusion.models.families import FAMILIES, adapt_pipeline, check_family, family_of_folder, network_of, takes
-from semu_diffusion.models.guards import check_network, count_timesteps, noise_schedule
+from semu_diffusion.models.guards import check_network
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
-from semu_diffusion.models.weight_files import load_network, names_of
+from semu_diffusion.models.sampling import count_timesteps, noise_schedule
+from semu_diffusion.models.weight_files import INDEX, load_network, names_of, said_of_prediction, what_instead
 
 __all__ = ["FILES", "INDEX", "adapt_pipeline", "hub_revision", "kind_of", "load_class_conditional", "load_text_pipeline"]
 
-INDEX = "model_index.json"
 PLACES = ("", *(f"{part}/" for part in ("unet", "transformer", "vae", "scheduler")))
 # nothing that carries code; the card says under which license
 FILES = (*(f"{place}*.{kind}" for place in PLACES for kind in ("json", "safetensors")), "README.md")
@@ -77,7 +77,8 @@ def _require_unet2d(folder: Path, unet_folder: Path, index: dict[str, Any], sour
     if any(part in index for part in ("vae", "vqvae")) or "transformer" in index:
         raise InputError(f"{source} is {family_of_folder(index)}; {takes('class')}")
     if not (unet_folder / "config.json").is_file():
-        raise InputError(f"{source} is not a diffusers model: it has neither unet/config.json nor config.json")
+        lacks = "it has neither unet/config.json nor config.json"
+        raise InputError(f"{source} is not a diffusers model: {lacks}{what_instead(folder)}")
     found = _read_object(unet_folder / "config.json").get("_class_name")
     if found != "UNet2DModel":
         what = f"a {found}" if found else "a config.json without a _class_name"
@@ -87,7 +88,8 @@ def _require_unet2d(folder: Path, unet_folder: Path, index: dict[str, Any], sour
 def _load_scheduler(folder: Path, source: str) -> DDPMScheduler:
     path = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
     if not path.is_file():
-        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown")
+        hint = what_instead(folder)
+        raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown{hint}")
     return noise_schedule(_read_object(path), source)
 
 
@@ -155,13 +157,15 @@ def _loaded(source: str, load: Callable[[], Any]) -> Any:
 
 def _text_index(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / INDEX).is_file():
-        raise InputError(f"{source} is no diffusers pipeline: it has no {INDEX}")
+        raise InputError(f"{source} is no diffusers pipeline: it has no {INDEX}{what_instead(folder)}")
     index = _read_object(folder / INDEX)
     texts = "text_encoder" in index or "text_encoder_2" in index
-    pipeline = str(index.get("_class_name"))
+    pipeline = str(index.get("_class_name") or "pipeline without a name")
     if pipeline in FAMILIES["dit"].pipelines or ("unet" in index and not texts and "vae" not in index and "vqvae" not in index):
         raise InputError(f"{source} is a class-conditional model: erase-class takes classes out of it")
     known = any(pipeline in family.pipelines for family in FAMILIES.values())
+    if not hasattr(diffusers, pipeline):
+        raise InputError(f"{source} is a {pipeline}, which is no pipeline of diffusers {diffusers.__version__} itself")
     if not texts or not ("unet" in index or known):
         raise InputError(f"{source} is {family_of_folder(index)}; {takes('concept')}")
     return index
@@ -196,9 +200,16 @@ def _of_parts(folder: Path, index: dict[str, Any], source: str, dtype: torch.dty
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         count_timesteps(_read_object(scheduler), source)  # before one is made of them
-    networks = {}
+    networks, given = {}, dict(given)
+    for part in OPTIONAL:
+        if part in index and not (folder / part).is_dir():  # people delete what they do not need
+            given |= {part: None} | ({"requires_safety_checker": False} if part == OPTIONAL[0] else {})
     for part, described in index.items():
+        if described == [None, None]:  # as a pipeline is saved without its T5
+            given.setdefault(part, None)
         kind = _network_class(described)
+        if kind is None and part in ("unet", "transformer"):
+            raise InputError(f"{source}: its {part} is {described!r}, which is no network of diffusers {diffusers.__version__}")
         if kind is not None and part not in given:
             if not (folder / part).is_dir():
                 raise InputError(f"{source} has no folder {part}/, which its {INDEX} names")
@@ -229,13 +240,15 @@ def hub_revision(source: str) -> str | None:
 def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
     """Of one file. diffusers takes each SD 2.x for the 768 pixel model, which predicts v; the base of 512 predicts noise."""
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no safetensors file; pickled checkpoints are not read: convert it first")
+        raise InputError(f"{path} does not end in .safetensors; pickled checkpoints are not read: convert it first")
     keys = names_of(path)
     xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
     second = False
     if TEXT_KEY in keys:
         with safe_open(path, "pt") as content:
             second = content.get_slice(TEXT_KEY).get_shape()[-1] == SD2_TEXT_WIDTH
+    said, without_signal = said_of_prediction(path)
+    prediction = prediction or said
     if second and prediction is None:
         raise InputError(
             f"{path} is a Stable Diffusion 2.x, and the file does not say what it predicts: give --prediction epsilon (the "
@@ -246,7 +259,8 @@ def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
         pipeline = kind.from_single_file(str(path), dtype=dtype)
     if prediction is not None:
         scheduler = pipeline.scheduler
-        pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+        ends = {"rescale_betas_zero_snr": True} if without_signal else {}
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction, **ends)
     if second and prediction == "epsilon":
         pipeline.unet.register_to_config(sample_size=64)
     return pipeline

@@ -115,15 +115,25 @@ class ClassConditional(DiffusionModel):
 
     @contextmanager
     def _given(self, vectors: torch.Tensor) -> Iterator[None]:
-        """Inside, the embeddings answer with these vectors, whatever they are asked."""
+        """Inside, the embeddings answer with these vectors, whatever they are asked.
+
+        Blocks with an embedding are not checkpointed meanwhile: the backward pass would compute them anew without the vectors.
+        """
         embeddings = [getattr(module, name) for module, name in self.class_embeddings]
+        within = any(module is not self.denoiser for module, _ in self.class_embeddings)
+        modules: list[Any] = list(self.denoiser.modules()) if within else []
+        checkpointed = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
         try:
+            for module in checkpointed:
+                module.gradient_checkpointing = False
             for embedding, part in zip(embeddings, self.vector_parts, strict=True):
                 embedding.forward = partial(_answer, vectors[:, part].to(embedding.weight.dtype))
             yield
         finally:
             for embedding in embeddings:
                 embedding.__dict__.pop("forward", None)
+            for module in checkpointed:
+                module.gradient_checkpointing = True
 
 
 def _answer(vectors: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any
 
 from semu_diffusion.domains.words import find_name, fold
@@ -113,9 +114,9 @@ def row_of(wanted: str | int, names: Sequence[str]) -> int:
 
     Raises InputError with the nearest names if there is none.
     """
-    if isinstance(wanted, bool) or not isinstance(wanted, str | int):
+    if isinstance(wanted, bool) or not isinstance(wanted, str | Integral):
         raise InputError(f"a class is given by its name or its number, several as values of their own, not as {wanted!r}")
-    name = str(wanted)
+    name = wanted if isinstance(wanted, str) else str(int(wanted))
     found = find_name(name, names)
     if found is not None:
         return found

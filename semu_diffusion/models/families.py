@@ -170,6 +170,7 @@ def _text_adapter(pipeline: Any, source: str) -> type[Any]:
     name = source or "the pipeline"
     texts = any(getattr(pipeline, f"tokenizer{ending}", None) is not None for ending in ENCODERS)
     if not texts or any(getattr(pipeline, part, None) is None for part in ("vae", "encode_prompt")):
+        _check_whole(pipeline, name, ("vae", "text_encoder", "tokenizer"))
         raise InputError(f"{name} is a {type(pipeline).__name__}; {takes('concept')}")
     return _adapter(pipeline, "concept", name)
 
@@ -183,4 +184,14 @@ def _adapter(pipeline: Any, kind: Literal["class", "concept"], name: str) -> typ
     for part in ("unet", "transformer"):
         if isinstance(getattr(pipeline, part, None), nn.Module):
             check_network(getattr(pipeline, part), name)  # what is wrapped around it (PEFT) says more than that it is unknown
+    _check_whole(pipeline, name, ("unet", "transformer"))
     raise InputError(f"{name} is a {type(pipeline).__name__}; {takes(kind)}")
+
+
+def _check_whole(pipeline: Any, name: str, parts: Sequence[str]) -> None:
+    """InputError for a part that was left out to save memory, of a pipeline that is known otherwise."""
+    names = {base.__name__ for base in type(pipeline).__mro__}
+    known = any(not names.isdisjoint(family.pipelines) for family in FAMILIES.values())
+    missing = [part for part in parts if getattr(pipeline, part, pipeline) is None]
+    if known and missing:
+        raise InputError(f"{name} has no {missing[0]}: load the pipeline with all of its parts")

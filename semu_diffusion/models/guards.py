@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
-from semu_diffusion.models.sampling import ddim
 from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, readable
+from semu_diffusion.patches.weights import is_fused
 from semu_diffusion.patches.wrappers import eager, unwrapped
 
 __all__ = [
@@ -27,8 +26,6 @@ __all__ = [
     "check_runs",
     "check_text_condition",
     "check_tokenizer",
-    "count_timesteps",
-    "noise_schedule",
     "refusing",
     "require_finite",
     "sides",
@@ -37,11 +34,9 @@ __all__ = [
 ]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-MOST_TIMESTEPS = 100_000
 LARGEST_SIDE = 8192
 NETWORKS = {"unet": "UNet", "transformer": "transformer"}
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+SPREAD = "the {} is of {}, whose weights are spread over processes: gather them first"
 
 
 def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
@@ -84,7 +79,7 @@ def _adapters(network: nn.Module) -> str | None:
     images = getattr(getattr(network, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj"
     if images or any("IPAdapter" in type(one).__name__ for one in processors.values()):
         return f"the {_called(network)} has an IP-Adapter, which wants a picture in every call: pipe.unload_ip_adapter() first"
-    if any(getattr(module, "fused_projections", False) for module in network.modules()):
+    if any(map(is_fused, network.modules())):
         return "the attention's projections are fused: pipe.unfuse_qkv_projections() first"
     return None
 
@@ -98,15 +93,14 @@ def _hooks(network: nn.Module) -> str | None:
     name = _called(network)
     for module in network.modules():
         if hasattr(module, "_hf_hook"):
-            place = f"call pipe.remove_all_hooks() and put pipe.{name.lower()} on one device"
-            return f"the {name} is offloaded or spread over devices: {place}"
+            return f"the {name} is offloaded or spread out: pipe.remove_all_hooks() and put pipe.{name.lower()} on one device"
         registry = getattr(module, "_diffusers_hook", None)
         if registry is not None and registry.hooks:
             return (
                 f"the {name} has diffusers hooks ({', '.join(registry.hooks)}), which change how it computes: load it without"
             )
         if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
-            return f"the {name} is a {type(module).__name__}, whose weights are spread over processes: gather them first"
+            return SPREAD.format(name, type(module).__name__)
     return None
 
 
@@ -117,13 +111,14 @@ def _weights(network: nn.Module) -> str | None:
     for name, parameter in parameters.items():
         if parameter.is_meta:
             return f"the weights of {name} are not loaded (they are on the meta device)"
+        if type(parameter.data).__name__ == "DTensor":
+            return SPREAD.format(_called(network), "DTensor")
         if parameter.dtype not in FLOATS or type(parameter.data) not in (torch.Tensor, FrozenWeight):
             return f"the weights are quantised ({name}: {parameter.dtype}): load them in float32 or bfloat16"
         if parameter.is_inference():
             return "the weights were made in torch.inference_mode, so that no gradient can be taken: load them outside of it"
     if len(dtypes) > 1:
-        how = f"pipe.{_called(network).lower()}.to(torch.float32)"
-        return f"the weights are of several precisions ({', '.join(dtypes)}): give them one, as {how}"
+        return f"the weights are of several precisions ({', '.join(dtypes)}): pipe.{_called(network).lower()}.float() first"
     places = sorted({str(parameter.device) for parameter in parameters.values()})
     if len(places) > 1:
         return f"the weights are on several devices ({', '.join(places)}): put the {_called(network)} on one"
@@ -142,47 +137,6 @@ def _tied(network: nn.Module) -> str | None:
             if first != name:
                 return f"{first} and {name} share one weight, so that neither can be edited alone"
     return None
-
-
-def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DDPMScheduler:
-    """The noise schedule that a scheduler's config describes, tried by a step of its DDIM sampler (with changes ``sampler``).
-
-    Raises InputError for what is no DDPM's, or cannot be sampled.
-    """
-    name = config.get("_class_name", "scheduler")
-    if "beta_schedule" not in config:
-        raise InputError(f"{source}: {name} has no beta_schedule, so the model is no DDPM")
-    prediction = config.get("prediction_type", "epsilon")
-    if config.get("use_flow_sigmas") or "flow" in str(prediction):
-        raise InputError(f"{source}: the scheduler ({name}) is one of flow matching, and the network is a DDPM's")
-    if prediction not in PREDICTIONS:
-        raise InputError(f"{source}: prediction_type {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
-    if config.get("timestep_type") == "continuous":
-        raise InputError(f"{source}: timestep_type 'continuous' is EDM's, and only DDPMs are erased from")
-    count = count_timesteps(config, source)
-    with refusing(f"{source}: the scheduler's is not the config of a noise schedule"):
-        schedule = DDPMScheduler.from_config(dict(config))
-        if not bool((schedule.alphas_cumprod >= 0).all() and (schedule.alphas_cumprod <= 1).all()):
-            raise ValueError("its betas are none")
-        if len(schedule.alphas_cumprod) != count:
-            raise ValueError(f"{len(schedule.alphas_cumprod)} betas for {count} timesteps")
-        sampled, x = ddim(schedule.config, **sampler), torch.zeros(1, 1, 2, 2)
-        for steps in (count, min(count, 20), 1):
-            sampled.set_timesteps(steps)
-            t = sampled.timesteps - max(int(sampled.timesteps.max()) - count + 1, 0)  # see ClassConditionalPipeline
-            if int(t.min()) < 0:
-                raise ValueError(f"steps_offset {config.get('steps_offset')!r}")
-            for one in t[:20]:
-                require_finite(sampled.step(x, int(one), x).prev_sample)
-    return schedule
-
-
-def count_timesteps(config: Mapping[str, Any], source: str) -> int:
-    """The timesteps of a scheduler's config. Raises InputError for what is no number of them, or one that no memory holds."""
-    count = config.get("num_train_timesteps", 1000)
-    if type(count) is not int or not 0 < count <= MOST_TIMESTEPS:
-        raise InputError(f"{source}: num_train_timesteps is {count!r}, which is no number of timesteps")
-    return count
 
 
 @contextmanager
@@ -271,7 +225,8 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
         )
     if pipeline.config.get("requires_aesthetics_score"):
         raise InputError(f"{source} is the refiner of Stable Diffusion XL: erase from the base model, which draws the picture")
-    missing = [part for part in ("text_encoder", "tokenizer") if getattr(pipeline, part, None) is None]
+    texts = ("text_encoder", "tokenizer", *(("text_encoder_2", "tokenizer_2") if hasattr(pipeline, "text_encoder_2") else ()))
+    missing = [part for part in texts if getattr(pipeline, part, None) is None]
     if missing:
         raise InputError(f"{source} has no {missing[0]}: load the pipeline with all of its parts")
     if config.get("time_cond_proj_dim") is not None:
@@ -291,7 +246,7 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
     if pipeline.vae.config.get("latents_mean") is not None:
         raise InputError(f"{source}: the autoencoder's latents have a mean of their own, which is not supported")
     sides(config.sample_size, source)
-    if type(pipeline.scheduler).__name__ in DISTILLED:
+    if type(pipeline.scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
         warnings.warn(
             f"{source}: {type(pipeline.scheduler).__name__} is for networks distilled to few steps; here it is sampled by DDIM "
             "with guidance",

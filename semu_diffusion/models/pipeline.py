@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from semu_diffusion.models.sampling import ddim, set_steps
@@ -93,14 +93,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
             if guided:
                 labels = torch.cat([labels, torch.full_like(labels, self.config.null_class)])
 
-        set_steps(self.scheduler, num_inference_steps, device)
-        for t in self.progress_bar(self.scheduler.timesteps):
+        # another scheduler may have been put in its place since: some draw noise of their own, or scale the sample otherwise
+        own = isinstance(self.scheduler, DDIMScheduler)
+        sampler = set_steps(self.scheduler if own else ddim(self.scheduler.config), num_inference_steps, device)
+        for t in self.progress_bar(sampler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
             noise_pred = self.unet(inputs.to(dtype), t.expand(len(inputs)), class_labels=labels).sample.float()
             if guided:
                 conditional, unconditional = noise_pred.chunk(2)
                 noise_pred = unconditional + guidance_scale * (conditional - unconditional)
-            x = self.scheduler.step(noise_pred, t, x).prev_sample
+            x = sampler.step(noise_pred, t, x).prev_sample
         images: Any = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()

@@ -121,13 +121,23 @@ class Ddpm:
         abar = torch.cat([abar, abar.new_ones(1)])  # at -1 the last: of a clean sample
         now, later = (_per_sample(abar[one], x_t) for one in (t, torch.full_like(t, CLEAN) if then is None else then))
         clean, noise = self._parts(x_t, prediction, now.sqrt(), (1 - now).sqrt())
-        config = self.scheduler.config
-        if pixels and config.get("clip_sample", False):
-            clean = torch.where(later > now, clean.clamp(-config.clip_sample_range, config.clip_sample_range), clean)
+        if pixels:
+            clean = torch.where(later > now, self._limited(clean), clean)
         if fresh is None:
             return later.sqrt() * clean + (1 - later).sqrt() * noise
         variance = (1 - later) / (1 - now) * (1 - now / later)
         return later.sqrt() * clean + (1 - later - variance).clamp(min=0).sqrt() * noise + variance.sqrt() * fresh
+
+    def _limited(self, clean: torch.Tensor) -> torch.Tensor:
+        """The predicted clean sample as the model's sampler clips it, by its own quantile (Imagen) or a fixed range."""
+        config = self.scheduler.config
+        if config.get("thresholding", False):
+            sizes = torch.quantile(clean.float().abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
+            bound = _per_sample(sizes.clamp(1, config.sample_max_value), clean)
+            return clean.clamp(-bound, bound) / bound
+        if config.get("clip_sample", False):
+            return clean.clamp(-config.clip_sample_range, config.clip_sample_range)
+        return clean
 
     def _parts(
         self, x_t: torch.Tensor, prediction: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor

@@ -1,4 +1,4 @@
-"""Samples from one seed each, made in pieces of a fixed size, so that none depends on the batch around it."""
+"""Noise schedules, and samples from one seed each, made in pieces of a fixed size, so that none depends on the batch around it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,57 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
 from semu_diffusion import distributed
+from semu_diffusion.errors import InputError
+from semu_diffusion.models.guards import refusing, require_finite
 
-__all__ = ["ddim", "in_pieces", "piece_size", "set_steps", "start_noise"]
+__all__ = ["count_timesteps", "ddim", "in_pieces", "noise_schedule", "piece_size", "set_steps", "start_noise"]
 
 DDIM_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 100_000
+
+
+def noise_schedule(config: Mapping[str, Any], source: str, **sampler: Any) -> DDPMScheduler:
+    """The noise schedule that a scheduler's config describes, tried by a step of its DDIM sampler (with changes ``sampler``).
+
+    Raises InputError for what is no DDPM's, or cannot be sampled.
+    """
+    name = config.get("_class_name", "scheduler")
+    if "beta_schedule" not in config:
+        raise InputError(f"{source}: {name} has no beta_schedule, so the model is no DDPM")
+    prediction = config.get("prediction_type", "epsilon")
+    if config.get("use_flow_sigmas") or "flow" in str(prediction):
+        raise InputError(f"{source}: the scheduler ({name}) is one of flow matching, and the network is a DDPM's")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"{source}: prediction_type {prediction!r} is not known; it is one of {', '.join(PREDICTIONS)}")
+    if config.get("timestep_type") == "continuous":
+        raise InputError(f"{source}: timestep_type 'continuous' is EDM's, and only DDPMs are erased from")
+    count = count_timesteps(config, source)
+    if config.get("rescale_betas_zero_snr") and prediction == "epsilon":
+        raise InputError(f"{source}: rescale_betas_zero_snr leaves no signal at the end, where predicted noise tells nothing")
+    with refusing(f"{source}: the scheduler's is not the config of a noise schedule"):
+        schedule = DDPMScheduler.from_config(dict(config))
+        if not bool((schedule.alphas_cumprod >= 0).all() and (schedule.alphas_cumprod <= 1).all()):
+            raise ValueError("its betas are none")
+        if len(schedule.alphas_cumprod) != count:
+            raise ValueError(f"{len(schedule.alphas_cumprod)} betas for {count} timesteps")
+        sampled, x = ddim(schedule.config, **sampler), torch.zeros(1, 1, 2, 2)
+        for steps in (count, min(count, 20), 1):
+            sampled.set_timesteps(steps)
+            t = sampled.timesteps - max(int(sampled.timesteps.max()) - count + 1, 0)  # see ClassConditionalPipeline
+            if int(t.min()) < 0:
+                raise ValueError(f"steps_offset {config.get('steps_offset')!r}")
+            for one in t[:20]:
+                require_finite(sampled.step(x, int(one), x).prev_sample)
+    return schedule
+
+
+def count_timesteps(config: Mapping[str, Any], source: str) -> int:
+    """The timesteps of a scheduler's config. Raises InputError for what is no number of them, or one that no memory holds."""
+    count = config.get("num_train_timesteps", 1000)
+    if type(count) is not int or not 0 < count <= MOST_TIMESTEPS:
+        raise InputError(f"{source}: num_train_timesteps is {count!r}, which is no number of timesteps")
+    return count
 
 
 def ddim(config: Mapping[str, Any], **changes: Any) -> Any:

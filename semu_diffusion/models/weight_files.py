@@ -15,7 +15,18 @@ from safetensors import SafetensorError, safe_open
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 
-__all__ = ["check_not_something_else", "load_network", "names_of", "read_config", "variant_of"]
+__all__ = [
+    "INDEX",
+    "check_not_something_else",
+    "load_network",
+    "names_of",
+    "read_config",
+    "said_of_prediction",
+    "variant_of",
+    "what_instead",
+]
+
+INDEX = "model_index.json"
 
 LARGEST = 2**20  # of any size in the config of a network, so that none is made that no machine holds
 MOST_LAYERS = 1000
@@ -33,6 +44,7 @@ OTHER_FILES = (
     (("down_blocks.",), "a UNet alone, not a model: give the diffusers folder that it belongs to"),
     (("encoder.down.", "decoder.up."), "an autoencoder alone, not a model"),
 )
+QUANTISED = (".scale_weight", ".weight_scale", "scaled_fp8", ".quant_state.", ".absmax", ".comfy_quant")  # beside the weights
 WHOLE = "model.diffusion_model.input_blocks."  # so begin the UNet's tensors of a whole model
 
 
@@ -49,6 +61,31 @@ def check_not_something_else(path: Path, source: str) -> None:
         raise InputError(f"{source}: {path.name} is a web page, not weights: download the file itself")
 
 
+def what_instead(folder: Path) -> str:
+    """What to do with a folder that is no model: it is one of this program's runs, a LoRA, or a level beside a model."""
+    inside = sorted(found.parent for found in folder.glob(f"*/{INDEX}"))
+    if (folder / "patch.safetensors").is_file():
+        return f"; it is a run of this program: semu evaluate {folder} scores its patch, semu merge makes a model with it"
+    if any((folder / name).is_file() for name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")):
+        return "; it holds a LoRA: give the model that it belongs to"
+    if (folder.parent / INDEX).is_file():
+        return f"; it is a part of a model: give {folder.parent}"
+    return f"; there is a model in it: give {inside[0]}" if inside else ""
+
+
+def said_of_prediction(path: Path) -> tuple[str | None, bool]:
+    """What the network of a single file predicts, if the file says so, and whether its schedule ends without signal.
+
+    Said by tensors without numbers, as ComfyUI and A1111 know them (``v_pred``, ``ztsnr``), or by the header's modelspec.
+    """
+    with safe_open(path, "pt") as content:
+        names, header = set(content.keys()), content.metadata() or {}
+    said = str(header.get("modelspec.prediction_type", "")).lower()
+    if "v_pred" in names or said in ("v", "v_prediction", "v-prediction"):
+        return "v_prediction", "ztsnr" in names
+    return ("epsilon" if said in ("epsilon", "eps") else None), "ztsnr" in names
+
+
 def names_of(path: Path) -> set[str]:
     """The names of a safetensors file's tensors. Raises InputError for another file, and for one that is no whole model."""
     check_not_something_else(path, str(path))
@@ -57,6 +94,9 @@ def names_of(path: Path) -> set[str]:
             names = set(content.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be loaded: it is no whole safetensors file ({error})") from error
+    quantised = next((name for name in sorted(names) if _has([name], QUANTISED)), None)
+    if quantised is not None:
+        raise InputError(f"{path} has quantised weights ({quantised}): take the model in half or full precision")
     if not any(name.startswith(WHOLE) for name in names):
         for words, what in OTHER_FILES:
             if _has(names, words):

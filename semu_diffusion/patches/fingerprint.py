@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.patches.weights import adapter_names, weight_of
+from semu_diffusion.patches.weights import adapter_names, fused_copies, weight_of
 from semu_diffusion.patches.wrappers import modules_of
 
 __all__ = ["Fingerprint"]
@@ -73,10 +73,11 @@ class Fingerprint:
 
 
 def _structure(modules: Mapping[str, nn.Module]) -> str:
+    copies = fused_copies(modules)
     lines = [
         f"{name} {tuple(module.weight.shape)}"
         for name, module in sorted(modules.items())
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        if isinstance(module, nn.Linear | nn.Conv2d) and name not in copies
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

@@ -18,6 +18,7 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import save_tensors, write_text
 from semu_diffusion.patch import ErasurePatch, LayerPatch
+from semu_diffusion.patches.modes import own_defaults
 from semu_diffusion.patches.original_names import original_unet_name
 from semu_diffusion.patches.transformer_names import original_place
 
@@ -33,6 +34,7 @@ FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 and Forg
     "flux": {"ss_base_model_version": "flux1"},
 }
 UNETS = ("sd1", "sd2", "sdxl")
+OF_A_UNET = ("conv_", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.", "up_blocks.")
 Factors = tuple[torch.Tensor, torch.Tensor]  # up and down
 
 
@@ -53,6 +55,7 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> Factors:
     return up.float(), down.float()
 
 
+@own_defaults()
 def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None) -> Path:
     """Write the patch as LoRA files that other tools load, and return the folder.
 
@@ -63,10 +66,13 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
     SDXL, SD3 and Flux.1 it has the original network's names, by which these tools know it, of SD 1 and 2 diffusers' names.
 
     ``family`` (default: the patch's own, else sd1) says whether the network is the pipeline's ``unet`` or its ``transformer``,
-    and is written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions.
+    and is written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions, and
+    a family of other layers.
     """
     family = family or str(patch.metadata.get("family", "sd1"))
     prefix = "unet" if family in UNETS else "transformer"
+    if (family in UNETS) != any(name.startswith(OF_A_UNET) for name in patch.layers):
+        raise InputError(f"family {family!r} has other layers than this patch: of a UNet it is {', '.join(UNETS)}")
     factors = {name: _shaped_factors(layer, patch.strength) for name, layer in patch.layers.items()}
     diffusers: dict[str, torch.Tensor] = {}
     for name, (up, down) in factors.items():
@@ -118,6 +124,7 @@ def _shaped_factors(layer: LayerPatch, strength: float) -> Factors:
     return up.contiguous(), down.contiguous()
 
 
+@own_defaults()
 def save_peft_folder(patch: ErasurePatch, folder: str | Path) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them.
 

@@ -1,8 +1,9 @@
 r"""LoRA files that others wrote, as patches: W' = W + s (alpha / r) up down, with up (m, r) and down (r, in·kh·kw).
 
-Read are the names of diffusers, PEFT, kohya (so LECO, SPM, Concept Sliders too) and of the original UNet; a layer is known by
-its name with every dot an underscore, which is what all of them agree on. The loaders of diffusers and PEFT pass over what
-they do not know without a word, and then score a model in which half of the edit is missing: here every key is accounted for.
+Read are the names of diffusers, PEFT, kohya (so LECO, SPM, Concept Sliders too) and of the original UNet, SD3 and Flux.1; a
+layer is known by its name with every dot an underscore, which is what all of them agree on. The loaders of diffusers and PEFT
+pass over what they do not know without a word, and then score a model in which half of the edit is missing: here every key is
+accounted for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,11 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch
 from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.patches.transformer_names import Part, parts_of_originals
 from semu_diffusion.patches.weights import weight_of
-from semu_diffusion.patches.wrappers import modules_of
+from semu_diffusion.patches.wrappers import modules_of, unwrapped
 
-__all__ = ["LoraFile", "lora_patches", "read_lora"]
+__all__ = ["FOLDER_FILES", "LoraFile", "lora_patches", "read_lora"]
 
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # of diffusers' folder, of PEFT's
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")  # Concept Sliders are published so
@@ -43,7 +45,8 @@ PREFIXES = (
     (re.compile(r"lora_te3_|text_encoder_3\."), "text_encoder_3"),
     (re.compile(r"lora_te2_|text_encoder_2\."), "text_encoder_2"),
     (re.compile(r"lora_te1?_|text_encoder\."), "text_encoder"),
-    (re.compile(r"(base_model\.model\.)?((model\.)?diffusion_model\.|lora_(unet|transformer)_|(unet|transformer)\.)?"), ""),
+    (re.compile(
+        r"(base_model\.model\.)?((model\.)?diffusion_model\.|(lora_(unet|transformer)|lycoris)_|(unet|transformer)\.)?"), ""),
 )  # fmt: skip
 OTHER_FORMATS = (
     (("dora_scale", "lora_magnitude_vector"), "a DoRA"),
@@ -56,6 +59,7 @@ OTHER_FORMATS = (
     (("ia3_", ".on_input$"), "an (IA)3"),
     ((".lora_B.bias$", ".lora_up.bias$", "modules_to_save"), "a LoRA with weights or biases of its own"),
 )
+JOINED = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}  # whose originals have several layers in one
 SUPPORTED = "LoRA in the format of diffusers, PEFT or kohya (LECO, SPM, sliders) is"
 
 
@@ -78,8 +82,13 @@ def read_lora(given: str | Path) -> LoraFile:
     path = Path(given).expanduser()
     if path.is_dir():
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+        if not inside and (path / "patch.safetensors").is_file():
+            hint = f", or --lora {path / 'lora'} for its LoRA" if (path / "lora").is_dir() else ""
+            raise InputError(f"--lora {given} is a run folder of this program: semu evaluate {given} scores its patch{hint}")
         if not inside:
-            raise InputError(f"--lora {given}: the folder has no {' or '.join(FOLDER_FILES)}; name the file")
+            others = sorted(one.name for one in path.glob("*.safetensors"))
+            named = f"name the file, as {path / others[0]}" if others else "name the file"
+            raise InputError(f"--lora {given}: the folder has no {' or '.join(FOLDER_FILES)}; {named}")
         path = inside[0]
     tensors, header = _tensors(path)
     if "semu" in header and not any("lora_" in key for key in tensors):
@@ -89,7 +98,7 @@ def read_lora(given: str | Path) -> LoraFile:
         factor, alpha = FACTOR.fullmatch(key), ALPHA.fullmatch(key)
         if factor is None and alpha is None:
             raise InputError(f"--lora {path}: {_other(key)}")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
+        if not (tensor.is_floating_point() or alpha is not None) or not torch.isfinite(tensor.float()).all():
             raise InputError(f"--lora {path}: {key} holds other than finite numbers")
         role = "alpha" if factor is None else "down" if (factor["named"] or factor["old"]) in DOWN else "up"
         stem = str((factor or alpha)["stem"])  # type: ignore[index]
@@ -114,13 +123,14 @@ def lora_patches(lora: LoraFile, networks: Mapping[str, nn.Module], network: str
     layers: dict[str, dict[str, LayerPatch]] = {}
     lost: list[str] = []
     for stem, pair in lora.factors.items():
-        part, name = _place(stem, known, network)
-        if name is None:
+        part, inside = _place(stem, known, network)
+        if not inside:
             lost.append(stem)
-            continue
-        if name in layers.setdefault(part, {}):
-            raise InputError(f"--lora {lora.path}: two of its layers are {name}")
-        layers[part][name] = _layer(lora, part, name, stem, pair, weight_of(known[part][0], name))
+        for one in inside:
+            if one.name in layers.setdefault(part, {}):
+                raise InputError(f"--lora {lora.path}: two of its layers are {one.name}")
+            own = pair if len(inside) == 1 and not one.swapped else {**pair, "up": _rows(lora, stem, pair["up"], one, inside)}
+            layers[part][one.name] = _layer(lora, part, one.name, stem, own, weight_of(known[part][0], one.name))
     if lost:
         raise InputError(
             f"--lora {lora.path}: {len(lost)} of its {len(lora.factors)} layers are none of the model's, as {lost[0]}: it was "
@@ -130,6 +140,14 @@ def lora_patches(lora: LoraFile, networks: Mapping[str, nn.Module], network: str
         part: ErasurePatch(found, Fingerprint.of(networks[part], found), {"lora": lora.path.name})
         for part, found in layers.items()
     }
+
+
+def _rows(lora: LoraFile, stem: str, up: torch.Tensor, one: Part, inside: Sequence[Part]) -> torch.Tensor:
+    """The outputs of one of the layers ``inside`` an original one, of all of that."""
+    if len(up) != inside[-1].rows.stop:
+        raise InputError(f"--lora {lora.path}: {stem} has {len(up)} outputs, the model's layer {inside[-1].rows.stop}")
+    rows = up[one.rows]
+    return torch.cat(rows.chunk(2)[::-1]) if one.swapped else rows
 
 
 def _layer(
@@ -167,20 +185,23 @@ def _scale(config: Mapping[str, Any], part: str, name: str, rank: int, alpha: to
     return given / (rank**0.5 if own.get("use_rslora") else rank)
 
 
-def _place(stem: str, known: Mapping[str, Any], network: str) -> tuple[str, str | None]:
-    """The part of the pipeline and the layer in it that a stem names; no layer if there is none."""
+def _place(stem: str, known: Mapping[str, Any], network: str) -> tuple[str, list[Part]]:
+    """The part of the pipeline and the layers in it that a stem names: one, several that are one in the original, or none."""
     prefix, part = next((found, part) for pattern, part in PREFIXES if (found := pattern.match(stem)) is not None)
     rest = stem[prefix.end() :].replace(".processor.", ".").replace(".", "_")
     part = part or network
-    return part, known[part][1].get(rest) if part in known else None
+    return part, known[part][1].get(rest, []) if part in known else []
 
 
-def _by_alias(network: nn.Module) -> dict[str, str]:
+def _by_alias(network: nn.Module) -> dict[str, list[Part]]:
     """Every linear and convolutional layer by the names that files have for it, with underscores for dots."""
-    names = [name for name, module in modules_of(network).items() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = modules_of(network).items()
+    shapes = {name: tuple(module.weight.shape) for name, module in layers if isinstance(module, nn.Linear | nn.Conv2d)}
     found: dict[str, str] = {}
+    family = JOINED.get(type(unwrapped(network)).__name__)
+    joined = {} if family is None else parts_of_originals(shapes, family)
     blocks = getattr(getattr(network, "config", None), "layers_per_block", 2)
-    for name in names:
+    for name in shapes:
         others = [name.removesuffix(".0")] if name.endswith(".to_out.0") else []
         others += [f"text_model.{name}", name.removeprefix("text_model.")]  # transformers dropped the prefix
         for upsampler in (1, 2):
@@ -188,7 +209,9 @@ def _by_alias(network: nn.Module) -> dict[str, str]:
                 others.append(original_unet_name(name, blocks if isinstance(blocks, int) else 2, upsampler))
         for other in others:
             found.setdefault(other.replace(".", "_"), name)
-    return {**found, **{name.replace(".", "_"): name for name in names}}
+    found |= {name.replace(".", "_"): name for name in shapes}
+    alone = {alias: [Part(name, slice(0, shapes[name][0]), False)] for alias, name in found.items()}
+    return {**{name.replace(".", "_"): inside for name, inside in joined.items()}, **alone}
 
 
 def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

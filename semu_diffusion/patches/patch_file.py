@@ -43,6 +43,8 @@ class PatchContent(NamedTuple):
 
 def write_patch(path: Path, patch: PatchContent) -> Path:
     """Write one safetensors file: the factors, and everything else as JSON in its header. Appears complete or not at all."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file, as {path / 'patch.safetensors'}")
     tensors: dict[str, torch.Tensor] = {"fingerprint": patch.fingerprint.probes}
     for name, layer in patch.layers.items():
         _check_layer(name, layer)
@@ -71,7 +73,8 @@ def read_patch(path: Path) -> PatchContent:
         raise InputError(f"{path}: no such patch file")
     written, tensors = _open(path)
     if written is None:
-        raise InputError(f"{path} is a safetensors file, but not a patch of this program")
+        hint = f": semu evaluate --lora {path} scores a LoRA" if any("lora_" in name for name in tensors) else ""
+        raise InputError(f"{path} is a safetensors file, but not a patch of this program{hint}")
     try:
         _require(len(written) <= MAX_HEADER, f"a header of {len(written)} characters")
         header = json.loads(written)

@@ -7,11 +7,13 @@ with them: each of ours is a part of such a layer's outputs, one after the other
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["Place", "original_place"]
+__all__ = ["Part", "Place", "original_place", "parts_of_originals"]
 
 QKV = (1, 1, 1)
 NAMES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -74,6 +76,32 @@ class Place:
     index: int = 0
     sizes: tuple[int, ...] = (1,)
     swapped: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Our layer ``name`` in an original one: the ``rows`` of outputs that are its own, in halves the other way round if
+    ``swapped``."""
+
+    name: str
+    rows: slice
+    swapped: bool
+
+
+def parts_of_originals(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, list[Part]]:
+    """The layers of the original network of ``family``, of all of ours by their weights' ``shapes``: what each is made of."""
+    places: dict[str, list[tuple[int, str, bool]]] = {}
+    for name, shape in shapes.items():
+        with suppress(InputError):
+            place = original_place(name, family, shape)
+            places.setdefault(place.name, []).append((place.index, name, place.swapped))
+    found: dict[str, list[Part]] = {}
+    for original, members in places.items():
+        start, found[original] = 0, []
+        for _, name, swapped in sorted(members):
+            found[original].append(Part(name, slice(start, start + shapes[name][0]), swapped))
+            start += shapes[name][0]
+    return found
 
 
 def original_place(name: str, family: str, shape: tuple[int, ...]) -> Place:

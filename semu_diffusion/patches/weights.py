@@ -12,13 +12,14 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from semu_diffusion.errors import InputError
 from semu_diffusion.patches.quantised import FrozenWeight
 
-__all__ = ["adapter_names", "modules_sharing", "weight_of"]
+__all__ = ["adapter_names", "fused_copies", "is_fused", "modules_sharing", "weight_of"]
 
 
 def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
     """The weight of layer ``name`` among a model's named modules, also where PEFT wrapped the layer since.
 
-    Raises InputError if there is no such layer, or its weight cannot be edited: offloaded, or stored as integers.
+    Raises InputError if there is no such layer, or its weight cannot be edited: offloaded, quantised, spread over processes, or
+    no weight of its own but one that is made of others (a parametrisation) or copied into others (fused projections).
     """
     module: Any = modules.get(name)
     while hasattr(module, "base_layer"):
@@ -26,13 +27,35 @@ def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         raise InputError(f"the model has no layer {name} whose weight a patch could change")
+    if "weight" not in module._parameters and "weight" not in module._buffers:
+        raise InputError(f"the weight of {name} is made anew in every call (parametrised, pruned, FSDP): take that off first")
+    if is_fused(modules.get(name.rpartition(".")[0])):
+        raise InputError(f"{name} is fused into another layer, which computes in its place: unfuse_qkv_projections() first")
     if weight.is_meta:
         raise InputError(f"the weight of {name} is offloaded: switch the offloading of the model off for the patch")
     kind = type(weight.data)
-    if not weight.is_floating_point() or kind not in (torch.Tensor, FrozenWeight):
-        stored = weight.dtype if kind is torch.Tensor else kind.__name__
-        raise InputError(f"the weight of {name} is quantised ({stored}): load the model without quantisation")
+    if kind not in (torch.Tensor, FrozenWeight) or not weight.is_floating_point() or weight.itemsize < 2:
+        if kind.__name__ == "DTensor":
+            raise InputError(f"the weight of {name} is spread over processes (FSDP, tensor parallelism): gather it first")
+        how = weight.dtype if kind is torch.Tensor else kind.__name__
+        raise InputError(f"the weight of {name} is quantised ({how}): load the model without quantisation")
+    if weight.is_inference() and not torch.is_inference_mode_enabled():
+        raise InputError(f"the weight of {name} was made in torch.inference_mode, and can be changed in it alone")
     return weight
+
+
+def is_fused(module: Any) -> bool:
+    """Whether an attention of diffusers computes by copies of its projections in one layer (``fuse_qkv_projections``)."""
+    if not getattr(module, "fused_projections", False):
+        return False
+    # diffusers' older class keeps the mark and the copies when it is undone, and has its plain processor again
+    return hasattr(module, "unfuse_projections") or "Fused" in type(getattr(module, "processor", None)).__name__
+
+
+def fused_copies(modules: Mapping[str, Any]) -> set[str]:
+    """Names of the layers that hold copies of an attention's projections."""
+    fused = [name for name, module in modules.items() if getattr(module, "fused_projections", False)]
+    return {f"{name}.{copy}" for name in fused for copy in ("to_qkv", "to_kv", "to_added_qkv")}
 
 
 def adapter_names(modules: Mapping[str, Any]) -> list[str]:

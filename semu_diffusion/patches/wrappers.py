@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from semu_diffusion.errors import InputError
+
 __all__ = ["eager", "eagerly", "modules_of", "unwrapped"]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network that ``torch.compile(network)``, DataParallel or DistributedDataParallel hold; itself without any."""
+    """The network that ``torch.compile(network)``, DataParallel or DistributedDataParallel hold; itself without any.
+
+    Raises InputError for what is no network, as the pipeline around one.
+    """
+    if not isinstance(network, nn.Module):
+        hint = next((f", as pipe.{part}" for part in ("unet", "transformer") if hasattr(network, part)), "")
+        raise InputError(f"a {type(network).__name__} is given where a network is wanted{hint}")
     while (inner := _inner(network)) is not None:
         network = inner
     return network

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import class_names
-from semu_diffusion.models.guards import check_network, check_runs, noise_schedule, sides, small_sides, with_plain_network
+from semu_diffusion.models.guards import check_network, check_runs, sides, small_sides, with_plain_network
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
-from semu_diffusion.models.sampling import in_pieces
+from semu_diffusion.models.sampling import in_pieces, noise_schedule
 
 __all__ = ["PixelDdpm", "check_unet"]
 
@@ -134,13 +134,16 @@ class PixelDdpm(ClassConditional):
             raise InputError(
                 f"the pipeline is a {type(pipeline).__name__}; erase-class takes a UNet2DModel that works on pixels"
             )
+        if pipeline.scheduler is None:
+            raise InputError("the pipeline has no scheduler, so its noise schedule is unknown")
         pipeline = with_plain_network(pipeline, "the pipeline", cls.part)
         check_network(pipeline.unet, "the pipeline")
         check_unet(pipeline.unet, "the pipeline")
         noise_schedule(pipeline.scheduler.config, "the pipeline")
         saved = {name: pipeline.config.get(name) for name in ("id2label", "null_class")}
         found = class_names("the pipeline", pipeline.unet.config.num_class_embeds, (), saved, None)
-        if not isinstance(pipeline, ClassConditionalPipeline) or saved["null_class"] != found.null:
+        ours = isinstance(pipeline, ClassConditionalPipeline) and isinstance(pipeline.scheduler, DDIMScheduler)
+        if not ours or saved["null_class"] != found.null:
             pipeline = ClassConditionalPipeline(pipeline.unet, pipeline.scheduler, found.labels(), found.null)
         return cls(pipeline, found.names, None if found.null is None else len(found.names))
 

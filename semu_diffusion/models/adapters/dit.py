@@ -13,8 +13,8 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.adapters.latents import LatentModel, check_components
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import NO_NULL, class_names
-from semu_diffusion.models.guards import check_network, check_parts, noise_schedule, sides, with_plain_network
-from semu_diffusion.models.sampling import ddim, set_steps
+from semu_diffusion.models.guards import check_network, check_parts, sides, with_plain_network
+from semu_diffusion.models.sampling import ddim, noise_schedule, set_steps
 
 __all__ = ["DiT"]
 

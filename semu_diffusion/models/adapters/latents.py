@@ -12,9 +12,9 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
-from semu_diffusion.models.guards import noise_schedule, sides
+from semu_diffusion.models.guards import sides
 from semu_diffusion.models.prompt_table import on_device
-from semu_diffusion.models.sampling import ddim, in_pieces, set_steps
+from semu_diffusion.models.sampling import ddim, in_pieces, noise_schedule, set_steps
 
 __all__ = ["SAMPLER", "LatentModel", "check_components"]
 
@@ -149,7 +149,7 @@ class LatentModel(DiffusionModel):
 
 def check_components(pipeline: Any, source: str, *parts: str) -> None:
     """InputError for parts that are missing, spread by hooks, or not loaded."""
-    missing = [part for part in parts if getattr(pipeline, part, None) is None]
+    missing = [part for part in ("scheduler", *parts) if getattr(pipeline, part, None) is None]
     if missing:
         raise InputError(f"{source} has no {missing[0]}: load the pipeline with all of its parts")
     components = {part: module for part, module in vars(pipeline).items() if isinstance(module, nn.Module)}
@@ -159,5 +159,7 @@ def check_components(pipeline: Any, source: str, *parts: str) -> None:
             "encoders and the autoencoder leave the GPU by themselves"
         )
     for part, module in components.items():
+        if not hasattr(module, "config") and part not in ("unet", "transformer"):  # DataParallel, what accelerate prepares
+            raise InputError(f"{source}: the {part} is wrapped ({type(module).__name__}): set pipe.{part} to what is inside")
         if any(parameter.is_meta for parameter in module.parameters()):
             raise InputError(f"{source}: the weights of the {part} are not loaded (they are on the meta device)")

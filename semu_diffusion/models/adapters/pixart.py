@@ -10,8 +10,9 @@ from diffusers import PixArtTransformer2DModel
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.adapters.latents import SAMPLER, check_components
-from semu_diffusion.models.guards import check_network, noise_schedule, sides
+from semu_diffusion.models.guards import check_network, sides
 from semu_diffusion.models.prompt_table import Text
+from semu_diffusion.models.sampling import noise_schedule
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patches.wrappers import unwrapped
 

@@ -8,8 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from semu_diffusion.models.adapters.latents import SAMPLER, check_components
-from semu_diffusion.models.guards import check_network, check_text_condition, noise_schedule, sides
+from semu_diffusion.models.guards import check_network, check_text_condition, sides
 from semu_diffusion.models.prompt_table import Text
+from semu_diffusion.models.sampling import noise_schedule
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patches.wrappers import unwrapped
 

@@ -33,7 +33,7 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> dict[str, torch.Tens
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: a folder, name the file in it" if path.is_dir() else f"{path}: no such file")
     check_not_something_else(path, str(path))
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
