@@ -1,4 +1,4 @@
-"""Noise schedules, and samples from one seed each, made in pieces of a fixed size, so that none depends on the batch around it."""
+"""Noise schedules, and samples from one seed each, in pieces of a fixed size, so that none depends on the batch around it."""
 
 from __future__ import annotations
 
