@@ -318,11 +318,10 @@ def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], fe
 
 
 def test_a_method_below_the_number_it_is_known_to_reach_is_named() -> None:
-    class Measured:
-        found = ({}, {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}})
-
-    (line,) = benchmark._below_expected([METHODS["default"]], Measured())  # type: ignore[arg-type]
+    row = {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
+    (line,) = benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "ddpm-cifar10"}}, row])
     assert line == "default: unlearning_accuracy 0.400, expected at least 0.9"
+    assert not list(benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "my-ddpm"}}, row]))
 
 
 def test_what_was_not_measured_is_a_dash() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "as_rgb", "decoded"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 GREY = ("1", "L", "LA", "La")
 DEEP = ("I", "F")  # and I;16 in its byte orders: more than 8 bits a pixel, always grey
 SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")  # formats of several frames; an MPO's other frames are a phone's depth
@@ -42,9 +42,9 @@ def decoded(content: bytes | None, what: str, findings: Findings) -> np.ndarray:
             if image.getexif().get(ORIENTATION, 1) not in (0, 1):
                 findings.changed["turned upright, as their EXIF data say"] += 1
             array = np.asarray(_plain(ImageOps.exif_transpose(image), what, findings))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # of foreign bytes Pillow's decoders raise nearly anything
         raise InputError(f"{what} cannot be read as an image ({type(error).__name__})") from error
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -55,6 +55,8 @@ def _plain(image: Image, what: str, findings: Findings) -> Image:
 
     grey = image.mode in GREY
     if image.mode in DEEP or image.mode.startswith("I;16"):
+        if image.mode != "F" and 255 < image.getextrema()[1] < 4096:  # type: ignore[operator]
+            findings.changed["nearly black, as values of a 12-bit camera are in 16 (if so, multiply them by 16 first)"] += 1
         return pillow.fromarray(_eight_bits(image, what))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from semu_diffusion.domains.words import named
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.options import option, require
 
@@ -134,7 +135,7 @@ class ConceptErasureConfig(ErasureConfig):
         ErasureConfig.__post_init__(self)
         require(self.retain in ("self", "none"), f"retain {self.retain!r}: self or none")
         require(len(self.concept) > 0, "nothing to erase: say what, in words")
-        require(all(words.strip() for words in self.concept), "the concept is empty: say what to erase, in words")
+        require(all(map(named, self.concept)), "the concept is empty: say what to erase, in words")
         require(
             self.anchor is None or self.target == "fixed",
             f"--anchor contradicts --target {self.target}: only --target fixed has an anchor",

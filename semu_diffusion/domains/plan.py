@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from semu_diffusion.domains.prompts import (
     with_article,
 )
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
-from semu_diffusion.domains.words import Noun
+from semu_diffusion.domains.words import Noun, named
 from semu_diffusion.errors import InputError, Notice
 
 __all__ = ["ConceptPlan", "plan_words"]
@@ -82,8 +83,13 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
     """
     plans: list[ConceptPlan] = []
     for number, concept in enumerate(_different(config.concept)):
-        given = tuple(word.strip() for word in config.synonyms if word.strip()) if number == 0 else ()
+        given = tuple(filter(None, map(named, config.synonyms))) if number == 0 else ()
         subject = vocabulary.subject(concept) if vocabulary is not None else None
+        if subject is None and not config.forget_prompts and re.search("[,;、，；]", concept):
+            raise InputError(
+                f"{concept!r} is a list: name several concepts as words of their own ('cat' 'dog'), other names of one with "
+                "--synonyms, and a name that has a comma in prompts with --forget-prompts"
+            )
         if vocabulary is None or subject is None or config.forget_prompts:
             known = vocabulary.words(subject) if vocabulary is not None and subject is not None else ()
             made = [with_article(template, word) for word in (concept, *given) for template in TEMPLATES]
@@ -107,9 +113,9 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
     kept = retained(config.retain_prompts or general, every)
     dropped = [prompt for prompt in config.retain_prompts if prompt.strip() and prompt not in kept]
     if dropped:
-        named = ", ".join(map(repr, dropped[:3])) + (", …" if len(dropped) > 3 else "")
+        shown = ", ".join(map(repr, dropped[:3])) + (", …" if len(dropped) > 3 else "")
         warnings.warn(
-            f"{len(dropped)} retain prompts name what shall be erased, and are left out: {named}", Notice, stacklevel=3
+            f"{len(dropped)} retain prompts name what shall be erased, and are left out: {shown}", Notice, stacklevel=3
         )
     return plans, kept
 
@@ -129,6 +135,9 @@ def _check_anchor(one: ConceptPlan, anchor: str | None) -> None:
 def _different(concepts: Sequence[str]) -> list[str]:
     """The concepts without those that are an earlier one in the plural, in another case or with an article."""
     found: dict[str, str] = {}
-    for concept in concepts:
-        found.setdefault(Noun.of(bare(concept)).singulars[0], concept.strip())
+    for given in concepts:
+        concept = named(given)
+        if concept != given.strip():
+            warnings.warn(f"{given!r} is read as {concept!r}", Notice, stacklevel=4)
+        found.setdefault(Noun.of(bare(concept)).singulars[0], concept)
     return list(found.values())
