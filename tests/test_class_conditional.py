@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -297,6 +298,7 @@ def test_suggestions_are_written_as_the_class_is() -> None:
 
 def test_a_class_may_be_given_by_its_number_as_a_number(model: ClassConditional) -> None:
     assert model.class_index(1) == 1
+    assert model.class_index(np.int64(1)) == model.class_index(torch.tensor(1)) == 1  # type: ignore[arg-type]
     for wrong in (True, ["red", "green"], None, 1.5):
         with pytest.raises(InputError, match="by its name or its number"):
             model.class_index(wrong)  # type: ignore[arg-type]

@@ -138,7 +138,7 @@ def _add_value(group: Any, field: dataclasses.Field[Any], kind: Any, several: bo
 
 def _text(value: str) -> str:
     if not is_text(value):
-        raise argparse.ArgumentTypeError(f"{ascii(value)} is not in UTF-8")
+        raise argparse.ArgumentTypeError(f"{value!a} is not in UTF-8")
     return os.path.expanduser(value) if value == "~" or value.startswith(("~/", f"~{os.sep}")) else value
 
 

@@ -71,8 +71,9 @@ def spread(total: int, count: int) -> list[int]:
 def load_images(source: str | Path, split: str = "train", note: Note | None = None, labelled: bool = True) -> ImageSet:
     """Read the ``split`` of a data set: a folder (parquet, one folder per class, or a table) or a Hub id ``owner/name``.
 
-    Grey among colour is read as RGB. Without ``labelled`` a parquet file may do without labels. ``note`` gets one line of what was found, skipped and changed. Raises InputError, one
-    line, for a source, split or image that cannot be read, and for images of several sizes.
+    Grey among colour is read as RGB. Without ``labelled`` a parquet file may do without labels. ``note`` gets one line of what
+    was found, skipped and changed. Raises InputError, one line, for a source, split or image that cannot be read, and for
+    images of several sizes.
     """
     findings = Findings()
     folder, revision = _local_folder(str(source), split)

@@ -41,12 +41,30 @@ def decoded(content: bytes | None, what: str, findings: Findings) -> np.ndarray:
                 findings.changed["of 16 bits, read as 8"] += 1
             if image.getexif().get(ORIENTATION, 1) not in (0, 1):
                 findings.changed["turned upright, as their EXIF data say"] += 1
-            array = np.asarray(_plain(ImageOps.exif_transpose(image), what, findings))
+            array = np.asarray(_plain(_in_srgb(ImageOps.exif_transpose(image), findings), what, findings))
     except InputError:
         raise
     except Exception as error:  # of foreign bytes Pillow's decoders raise nearly anything
         raise InputError(f"{what} cannot be read as an image ({type(error).__name__})") from error
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _in_srgb(image: Image, findings: Findings) -> Image:
+    """The colours of a phone's or camera's wider gamut (Display P3, Adobe RGB) as sRGB, which models are made of."""
+    from PIL import ImageCms
+
+    content = image.info.get("icc_profile")
+    if not content or image.mode not in ("RGB", "RGBA"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        if profile.profile.xcolor_space.strip() != "RGB" or "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        found = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=image.mode)
+    except (ImageCms.PyCMSError, OSError):
+        return image  # of a broken profile every program shows the numbers as they are
+    findings.changed["of another colour profile, turned into sRGB"] += 1
+    return image if found is None else found
 
 
 def _plain(image: Image, what: str, findings: Findings) -> Image:

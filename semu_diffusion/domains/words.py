@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Noun", "article", "bare", "find_name", "fold", "indefinite", "match_names", "named", "plural", "replace_nouns", "singular"]
+__all__ = [
+    "Noun",
+    "article",
+    "bare",
+    "find_name",
+    "fold",
+    "indefinite",
+    "match_names",
+    "named",
+    "plural",
+    "replace_nouns",
+    "singular",
+]
 
 # Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
 UNSPACED = (

@@ -6,9 +6,11 @@ The rest of the package speaks of rows: 0 to N - 1 are the classes in their orde
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -113,6 +115,9 @@ def row_of(wanted: str | int, names: Sequence[str]) -> int:
 
     Raises InputError with the nearest names if there is none.
     """
+    if not isinstance(wanted, bool | str):
+        with suppress(TypeError):
+            wanted = operator.index(wanted)  # a label as NumPy and PyTorch have them
     if isinstance(wanted, bool) or not isinstance(wanted, str | int):
         raise InputError(f"a class is given by its name or its number, several as values of their own, not as {wanted!r}")
     name = str(wanted)
