@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from semu_diffusion.domains.config import ConceptErasureConfig
@@ -19,10 +19,10 @@ from semu_diffusion.domains.prompts import (
     with_article,
 )
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
-from semu_diffusion.domains.words import Noun, named
+from semu_diffusion.domains.words import Noun
 from semu_diffusion.errors import InputError, Notice
 
-__all__ = ["ConceptPlan", "plan_words"]
+__all__ = ["ConceptPlan", "different", "plan_words"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
     retain prompt is left.
     """
     plans: list[ConceptPlan] = []
-    for number, concept in enumerate(_different(config.concept)):
-        given = tuple(filter(None, map(named, config.synonyms))) if number == 0 else ()
+    for number, concept in enumerate(different(config.concept)):
+        given = config.synonyms if number == 0 else ()
         subject = vocabulary.subject(concept) if vocabulary is not None else None
         if subject is None and not config.forget_prompts and re.search("[,;、，；]", concept):
             raise InputError(
@@ -132,12 +132,9 @@ def _check_anchor(one: ConceptPlan, anchor: str | None) -> None:
         raise InputError(f"{kinds}: name something of its own kind")
 
 
-def _different(concepts: Sequence[str]) -> list[str]:
+def different(concepts: Iterable[str]) -> list[str]:
     """The concepts without those that are an earlier one in the plural, in another case or with an article."""
     found: dict[str, str] = {}
-    for given in concepts:
-        concept = named(given)
-        if concept != given.strip():
-            warnings.warn(f"{given!r} is read as {concept!r}", Notice, stacklevel=4)
+    for concept in concepts:
         found.setdefault(Noun.of(bare(concept)).singulars[0], concept)
     return list(found.values())
