@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,12 @@ def test_a_concept_without_a_word_is_refused(concept: str) -> None:
         ConceptErasureConfig(concept=("dog", concept))
 
 
+@pytest.mark.parametrize("wrong", [{"concept": (["cat", "dog"],)}, {"concept": ("cat",), "anchor": 5}, {"concept": (3,)}])
+def test_what_is_no_text_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="a concept or prompt is text, several are values of their own"):
+        ConceptErasureConfig(**wrong)
+
+
 def test_names_with_marks_of_their_own_keep_them() -> None:
     names = ("C++", "C#", "U.S.A.", "<sks>", "O'Keeffe", "Days of Summer (film)", "Dr. Who", "AT&T", "🐱", "Van Gogh's")
     assert tuple(map(named, names)) == names
@@ -162,7 +169,7 @@ def test_a_vocabulary_knows_its_objects_in_the_plural(concept: str) -> None:
 
 
 def test_a_byte_order_mark_is_no_letter_of_the_first_prompt(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "prompts.TXT").write_bytes(b"\xef\xbb\xbfa photo of a cat\r\n\r\na cat\r\n")
+    (tmp_path / "prompts.TXT").write_bytes(b"\xef\xbb\xbfa photo of a cat\r\n# of cats:\r\n\r\n\ta cat \r\n")
     assert listed([str(tmp_path / "prompts.TXT")]) == ("a photo of a cat", "a cat")
 
 

@@ -137,6 +137,8 @@ class ConceptErasureConfig(ErasureConfig):
         ErasureConfig.__post_init__(self)
         require(self.retain in ("self", "none"), f"retain {self.retain!r}: self or none")
         require(len(self.concept) > 0, "nothing to erase: say what, in words")
+        for given in (*self.concept, *self.synonyms, *self.forget_prompts, *self.retain_prompts, self.anchor or ""):
+            require(isinstance(given, str), f"a concept or prompt is text, several are values of their own, not {given!r}")
         words = tuple(map(named, self.concept))
         require(all(words), "the concept is empty: say what to erase, in words")
         for given, found in zip(self.concept, words, strict=True):

@@ -79,7 +79,8 @@ def is_listed(prompt: str) -> bool:
 
 
 def listed(given: Sequence[str]) -> tuple[str, ...]:
-    """The prompts of a command line: each is itself, or the lines of a UTF-8 file whose name ends in ``.txt``.
+    """The prompts of a command line: each is itself, or the lines of a UTF-8 file whose name ends in ``.txt``,
+    but for comments (``# …``).
 
     Raises InputError for such a file that cannot be read or holds nothing.
     """
@@ -94,9 +95,10 @@ def listed(given: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"{one} cannot be read as a list of prompts ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise InputError(f"{one} is no text in UTF-8: save it as UTF-8, one prompt a line") from error
-        if not any(lines):
+        lines = [line for line in lines if line and not line.startswith("# ")]
+        if not lines:
             raise InputError(f"{one} holds no prompt: one a line is needed")
-        found += [line for line in lines if line]
+        found += lines
     return tuple(found)
 
 
