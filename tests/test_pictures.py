@@ -207,6 +207,8 @@ def test_a_picture_of_a_12_bit_camera_is_said_to_be_dark() -> None:
     said = read(encoded(Image.fromarray(np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)), "TIFF"))[1]
     assert "1 nearly black, as values of a 12-bit camera" in said
     assert "black" not in read(encoded(Image.fromarray(np.full((8, 8), 60000, np.uint16)), "TIFF"))[1]
+    big = Image.fromarray(np.full((8, 8), 60000, ">u2"), "I;16B")
+    assert read(encoded(big, "TIFF"))[0][0, 0, 0] == 233  # of 65,535
 
 
 # ------------------------------------------------------------------ folders

@@ -330,6 +330,7 @@ def test_semu_parses_without_running(tmp_path: Path) -> None:
         (PermissionError(errno.EACCES, "denied", "here"), "prog: no permission to write or read here"),
         (OSError(errno.ENOSPC, "full", "there"), r"prog: no space left on the device \(there\)"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "prog: no space left on the device"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found"), "prog: No usable temporary directory found"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "prog: a/b: Not a directory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "prog: out of memory; take a smaller --batch-size"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "prog: out of memory"),

@@ -140,7 +140,21 @@ def test_what_is_no_text_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_names_with_marks_of_their_own_keep_them() -> None:
-    names = ("C++", "C#", "U.S.A.", "<sks>", "O'Keeffe", "Days of Summer (film)", "Dr. Who", "AT&T", "🐱", "Van Gogh's")
+    names = (
+        "C++",
+        "C#",
+        "U.S.A.",
+        "<sks>",
+        "O'Keeffe",
+        "Days of Summer (film)",
+        "Dr. Who",
+        "AT&T",
+        "🐱",
+        "\u2764\ufe0f",
+        "👨\u200d👩\u200d👧",
+        "می\u200cروم",
+        "Van Gogh's",
+    )
     assert tuple(map(named, names)) == names
 
 

@@ -105,4 +105,6 @@ def _file_trouble(error: Exception) -> str | None:
         return f"no space left on the device ({where}); free some or choose another --output"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write or read {where}; choose another folder with --output"
-    return f"{where}: {error.strerror}" if isinstance(error, OSError) and error.filename else None
+    if isinstance(error, OSError) and error.strerror:
+        return f"{where}: {error.strerror}" if error.filename else error.strerror
+    return None

@@ -130,12 +130,14 @@ def _plain_files(folder: Path, names: Sequence[str], findings: Findings) -> list
     if not names:
         return picture_files(root, findings)
     aside = Findings()
-    classes = listed_classes(root) or class_folders(root, aside)
+    listed = listed_classes(root)
+    classes = listed or class_folders(root, aside)
     if len(classes) < 2:
         return picture_files(root, findings)
     chosen = _one_of(str(folder), tuple(classes), names)
     findings.skipped.update(aside.skipped)
-    findings.remarks.append(f"read {chosen}/ of {len(classes)} folders")
+    what = f"{chosen!r} of {len(classes)} classes in its table" if listed else f"{chosen}/ of {len(classes)} folders"
+    findings.remarks.append(f"read {what}")
     return classes[chosen]
 
 

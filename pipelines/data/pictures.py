@@ -54,7 +54,7 @@ def _in_srgb(image: Image, findings: Findings) -> Image:
     from PIL import ImageCms
 
     content = image.info.get("icc_profile")
-    if not content or image.mode not in ("RGB", "RGBA"):
+    if not content or image.mode not in ("RGB", "RGBA") or "transparency" in image.info:
         return image
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
@@ -73,9 +73,7 @@ def _plain(image: Image, what: str, findings: Findings) -> Image:
 
     grey = image.mode in GREY
     if image.mode in DEEP or image.mode.startswith("I;16"):
-        if image.mode != "F" and 255 < image.getextrema()[1] < 4096:  # type: ignore[operator]
-            findings.changed["nearly black, as values of a 12-bit camera are in 16 (if so, multiply them by 16 first)"] += 1
-        return pillow.fromarray(_eight_bits(image, what))
+        return pillow.fromarray(_eight_bits(image, what, findings))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
@@ -84,7 +82,7 @@ def _plain(image: Image, what: str, findings: Findings) -> Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _eight_bits(image: Image, what: str) -> np.ndarray:
+def _eight_bits(image: Image, what: str, findings: Findings) -> np.ndarray:
     """Grey values of more than 8 bits as 0 to 255: of 65,535 for whole numbers, of 1 or of 255 for fractions."""
     import numpy as np
 
@@ -97,6 +95,8 @@ def _eight_bits(image: Image, what: str) -> np.ndarray:
     top = next((top for top in tops if most <= top), None)
     if top is None or not least >= 0:
         raise InputError(f"{what} has values from {least:g} to {most:g}, which is no known scale: convert it to 8 bits first")
+    if top == 65535.0 and 255 < most < 4096:
+        findings.changed["nearly black, as values of a 12-bit camera are in 16 (if so, multiply them by 16 first)"] += 1
     return (values * (255 / top)).round().astype(np.uint8)
 
 

@@ -102,14 +102,15 @@ def bare(noun: str) -> str:
     return ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
 
 
+DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 PAIRS = dict(zip("\"'`“„‘«‹「『([{", "\"'`”“’»›」』)]}", strict=True))
 
 
 def named(words: str) -> str:
     """What the words name, without quotes and brackets around them, the weight of ``(cat:1.3)`` and the stop at their end."""
-    found, before = " ".join(_UNSEEN.sub("", words).split()), ""
+    found, before = " ".join(words.split()), ""
     while found != before:
-        before, found = found, found.strip(" ,;:!?。，、；：！？")
+        before, found = found, found.strip(f" ,;:!?。，、；：！？{DIRECTIONS}")
         if found.count(".") == 1:
             found = found.removesuffix(".")  # but that of U.S.A.
         if len(found) > 1 and PAIRS.get(found[0]) == found[-1]:

@@ -240,7 +240,8 @@ def _check_lengths(family: type[TextFamily], pipeline: Any, tokenizer: Any, most
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))
     for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False).input_ids, strict=True):
-        if tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id:  # CLIP spells out any letters
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown in ids and unknown != tokenizer.eos_token_id:  # CLIP spells any letters out, and calls its end unknown
             warnings.warn(
                 f"{prompt[:60]!r}: the tokenizer {type(tokenizer).__name__} has no letters for a part of it, which for the "
                 "text encoder is as any other such word: erased or kept with all of them",
