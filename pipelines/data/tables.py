@@ -59,8 +59,8 @@ def read_tables(
         pictures += [(f"image {row} of {path}", _content(entry, row, path, places, anywhere)) for row, entry in enumerate(rows)]
     if labels and all(isinstance(label, str) for label in labels):
         names = tuple(sorted(set(labels)))
-        places = {name: index for index, name in enumerate(names)}
-        return pictures, [places[label] for label in labels], names
+        numbers = {name: index for index, name in enumerate(names)}
+        return pictures, [numbers[label] for label in labels], names
     if not all(isinstance(label, int) for label in labels):
         raise InputError(f"{files[0]}: its labels must be whole numbers, or all of them words")
     if not names and labels and max(labels) >= MAX_CLASSES:

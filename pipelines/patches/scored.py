@@ -122,7 +122,8 @@ def _words(path: Path, made: Any, vocabulary: Vocabulary | None) -> dict[str, An
     run = path.with_name("run.json")
     content = read_json(run, f"{run} (put the run's own back, or move the patch out of this folder)") if run.is_file() else {}
     saved = content.get("config") if isinstance(content, dict) else None
-    erased = saved.get("concept") if isinstance(saved, dict) else None
+    saved = saved if isinstance(saved, dict) else {}
+    erased = saved.get("concept")
     if isinstance(erased, list) and different(map(str, erased)) == list(made["concept"]):
         hints = get_type_hints(EraseConceptConfig)
         given = {name: saved[name] for name in WORDS if saved.get(name) is not None}
