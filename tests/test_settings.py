@@ -256,6 +256,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
         (["info", "nothing.safetensors"], "nothing.safetensors: no such patch file"),
         (["merge", "x", "--strength", "much"], "invalid float value: 'much'"),
         (["grid", "x", "--images", "0"], "must be at least 1"),
+        (["grid", "x", "--output", "a.jpg"], "--output a.jpg: the picture is a PNG, not a .jpg file"),
         (["benchmark", "--methods", "magic"], "--methods magic: unknown; there are default, "),
         (["benchmark", "--images-per-class", "0"], "must be at least 1"),
     ],

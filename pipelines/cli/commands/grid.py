@@ -13,6 +13,8 @@ from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig, PatchedMod
 
 __all__ = ["COMMAND", "GridConfig"]
 
+OTHERS = (".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".svg", ".pdf")
+
 
 @dataclass(frozen=True)
 class GridConfig(PatchedModelConfig, PublishedEdit):
@@ -27,7 +29,7 @@ class GridConfig(PatchedModelConfig, PublishedEdit):
     def __post_init__(self) -> None:
         PublishedEdit.__post_init__(self)
         suffix = PurePath(self.output).suffix.lower()
-        require(suffix in ("", ".png"), f"--output {self.output}: the picture is a PNG, not a {suffix} file")
+        require(suffix not in OTHERS, f"--output {self.output}: the picture is a PNG, not a {suffix} file")
 
     def evaluation(self) -> EvaluatePatchConfig:
         """How it is sampled; InputError for a number that cannot be."""
