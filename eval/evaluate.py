@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -10,7 +11,8 @@ from typing import Protocol
 import torch
 
 from semu_diffusion.domains.questions import conditions
-from semu_diffusion.eval.guards import collapse
+from semu_diffusion.errors import Notice
+from semu_diffusion.eval.guards import blank, collapse
 from semu_diffusion.eval.metrics import load_metrics
 from semu_diffusion.eval.metrics.paired import side_effects
 from semu_diffusion.eval.probes.probe import Probe
@@ -47,6 +49,13 @@ def evaluate(
         with edit.applied(model) as edited:
             scorer, early = scorer.narrowed(edited, progress)
     before = scorer.sample(model, progress, "sampling before", known)
+    if all(map(blank, before.values())):
+        warnings.warn(
+            "the original itself draws pictures of one colour, so that no number says anything of the erasure: look at "
+            "before_after.png (half precision that overflows, another scheduler than the model's?)",
+            Notice,
+            stacklevel=2,
+        )
     first = scorer.score(before).with_probes(_probed(probes, model, progress) if revived is None else revived)
     with edit.applied(model) as edited:
         after = scorer.sample(edited, progress, "sampling after", early)

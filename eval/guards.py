@@ -10,12 +10,13 @@ from torch import nn
 
 from semu_diffusion.eval.results import Scores
 
-__all__ = ["collapse", "fell", "pictures_lost", "recognition_lost"]
+__all__ = ["blank", "collapse", "fell", "pictures_lost", "recognition_lost"]
 
 MIN_CONTRAST = MIN_VARIETY = 0.25  # of the original's
 MIN_RANGE = 0.75  # of the original's share of pixels that are not at the end of their scale
 MAX_ROUGHENING = 0.15
 COARSE = 32  # pixels
+MIN_LEVELS = 1  # of 256
 MIN_ACCURACY = 0.5
 ALPHA = 0.05
 
@@ -31,6 +32,11 @@ def collapse(
         named, count = f"{group.replace('_', '-')} accuracy", first.samples.get(group)
         lost = lost or recognition_lost(first.accuracy(group), last.accuracy(group), named, count)
     return lost
+
+
+def blank(images: torch.Tensor) -> bool:
+    """True for images (n, C, H, W) of one colour each, black mostly: what a broken model draws before anything is erased."""
+    return not _mean(_contrast, images) > MIN_LEVELS / 255
 
 
 def pictures_lost(before: torch.Tensor, after: torch.Tensor, of: str) -> str | None:

@@ -23,6 +23,7 @@ __all__ = [
     "clear_temporaries",
     "depth",
     "final_name",
+    "is_text",
     "public_name",
     "read_json",
     "save_tensors",
@@ -102,6 +103,11 @@ def final_name(name: str) -> str:
     """What a temporary file or folder of this name was to become; any other name is as it is."""
     found = TEMPORARY.fullmatch(name)
     return name if found is None else found[1]
+
+
+def is_text(name: str) -> bool:
+    """Whether a name from a file system or a command line, which take any bytes, is text that a file in UTF-8 can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _runs(process: int) -> bool:

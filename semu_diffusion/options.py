@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import read_json
+from semu_diffusion.files import is_text, read_json
 
 __all__ = ["at_least", "build_config", "byte_size", "checked_value", "element_type", "listed_names", "option", "require"]
 
@@ -139,6 +139,7 @@ def checked_value(where: str, name: str, annotation: Any, value: Any) -> Any:
     else:
         wanted = (int, float) if kind is float else kind
         right = all(isinstance(v, wanted) and (kind is bool or not isinstance(v, bool)) for v in values)
+        right = right and all(is_text(v) and "\0" not in v for v in values if isinstance(v, str))
     if not right or several != isinstance(value, list):
         raise InputError(f"{where}: {name} cannot be {json.dumps(value)[:100]}")
     return tuple(values) if several else value

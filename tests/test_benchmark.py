@@ -303,6 +303,27 @@ def test_a_method_that_diverges_has_no_row_and_the_others_have(
     assert "no row for short of red: the loss is no number" in capsys.readouterr().err
 
 
+def test_a_benchmark_that_is_stopped_before_its_first_row_has_measured_nothing(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "_measure", stopped)
+    assert semu(arguments) == 130
+    assert "stopped by Ctrl-C. Nothing was measured yet." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "code"), [("ddpm-cifar10", 1), ("my-ddpm", 0)])
+def test_a_merged_page_names_a_method_below_its_number(
+    model: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    found = [{"protocol": {"model": model}}, {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}]
+    monkeypatch.setattr(benchmark, "write_page", lambda page, works: [found])
+    assert semu(["benchmark", "--merge", "parts", "--output", "all.md"]) == code
+    assert ("unlearning_accuracy 0.400, expected at least 0.9" in capsys.readouterr().err) is (code == 1)
+
+
 def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], few: list[str], capsys: Capture) -> None:
     unconditional = saved_model(tmp_path / "plain", names=(), num_class_embeds=None)
     for flags, said in (
@@ -318,11 +339,10 @@ def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], fe
 
 
 def test_a_method_below_the_number_it_is_known_to_reach_is_named() -> None:
-    class Measured:
-        found = ({}, {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}})
-
-    (line,) = benchmark._below_expected([METHODS["default"]], Measured())  # type: ignore[arg-type]
+    row = {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
+    (line,) = benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "ddpm-cifar10"}}, row])
     assert line == "default: unlearning_accuracy 0.400, expected at least 0.9"
+    assert not list(benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "my-ddpm"}}, row]))
 
 
 def test_what_was_not_measured_is_a_dash() -> None:

@@ -297,7 +297,8 @@ def test_suggestions_are_written_as_the_class_is() -> None:
 
 
 def test_a_class_may_be_given_by_its_number_as_a_number(model: ClassConditional) -> None:
-    assert model.class_index(1) == model.class_index(np.int64(1)) == 1
+    assert model.class_index(1) == 1
+    assert model.class_index(np.int64(1)) == model.class_index(torch.tensor(1)) == 1  # type: ignore[arg-type]
     for wrong in (True, ["red", "green"], None, 1.5):
         with pytest.raises(InputError, match="by its name or its number"):
             model.class_index(wrong)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from scipy.stats import fisher_exact  # torchmetrics brings it
 from semu_diffusion import assets
 from semu_diffusion.domains.questions import class_questions
 from semu_diffusion.eval.evaluate import evaluate
-from semu_diffusion.eval.guards import fell, pictures_lost
+from semu_diffusion.eval.guards import blank, fell, pictures_lost
 from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 from semu_diffusion.eval.results import Evaluation, Protocol, Scores
@@ -136,3 +136,14 @@ def test_a_class_that_the_model_never_made_is_no_success(tmp_path: Path, capsys:
     again = ["--images-per-class", "2", "--sampling-steps", "2", "--classifier", str(tmp_path / "blind"), "--json"]
     assert semu(["evaluate", str(tmp_path / "run"), *again, "--output", str(tmp_path / "again")]) == 0
     assert said in capsys.readouterr().err
+
+
+def test_an_original_that_draws_one_colour_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As half precision does that overflows: black before and black after is no success."""
+    real = Scorer.sample
+    monkeypatch.setattr(Scorer, "sample", lambda *given, **named: {n: 0 * one for n, one in real(*given, **named).items()})
+    main(["red", "--model", saved_model(tmp_path / "model"), "--classifier", "none", *QUICK, "--output", str(tmp_path / "run")])
+    assert "the original itself draws pictures of one colour" in capsys.readouterr().err
+    assert not blank(torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2))

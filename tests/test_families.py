@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from saved_models import saved_judge
 
 from semu_diffusion.erase.closed_form import name_layers
 from semu_diffusion.erase.pool import paths
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
 from semu_diffusion.models.base import DiffusionModel
@@ -151,6 +152,15 @@ def test_sampling_paths_know_the_predictions_on_them(family: str) -> None:
         for (sample, row), known in pool.known.items():
             expected = model.predict(pool.x_t[sample : sample + 1], pool.t[sample : sample + 1], torch.tensor([row]))
             torch.testing.assert_close(known, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_letter_that_a_tokenizer_does_not_have_is_said() -> None:
+    """For T5 every such word is the same one, which is then erased with the one that was meant."""
+    with pytest.warns(Notice, match="'a 猫': the tokenizer T5.* has no letters for a part of it"):
+        adapt_text_pipeline(built("pixart"), ["a cat", "a 猫"], "tiny")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        adapt_text_pipeline(built("pixart"), ["a cat"], "tiny")
 
 
 NAMED = ("ddpm", "dit of one embedder", "sd1", "sd2", "sdxl", "pixart", "sana")

@@ -4,6 +4,7 @@ dropped.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.results import Evaluation, Protocol, Scores, SideEffects
 from semu_diffusion.pipelines.report import grid as grids
 from semu_diffusion.pipelines.report.grid import before_after, contact_sheet, make_grid, save_png
+from semu_diffusion.pipelines.report.mark import replaceable
 
 RED = (0xCF, 0x22, 0x2E)
 
@@ -165,3 +167,10 @@ def test_a_saved_picture_is_whole_and_nothing_is_left_beside_it(tmp_path: Path, 
         save_png(sheet, path)
     assert path.read_bytes() == kept
     assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_a_pipe_is_never_read_for_the_mark(tmp_path: Path) -> None:
+    """As --output /dev/stdout before ``| less``, which would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="is no file, but a device or a pipe"):
+        replaceable(tmp_path / "pipe.png")

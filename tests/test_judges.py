@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import types
+import unicodedata
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -174,6 +175,15 @@ def test_a_mapping_that_does_not_fit_is_one_line(tmp_path: Path, content: str, s
 def test_imagenet_synonyms_count_but_a_whole_name_counts_first() -> None:
     theirs = ("crane, machine", "crane", "tabby, tabby cat")
     assert map_classes("j", theirs, ("crane", "tabby cat")).targets.tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "names", [("C", "C#", "C++"), ("1", "-1", "+1"), ("🐱", "🐶", "?"), ("का", "की", "कु"), ("caf\u00e9", "cafe", "bar")]
+)
+def test_names_that_differ_in_signs_or_vowel_signs_are_different_classes(names: tuple[str, ...]) -> None:
+    assert map_classes("j", names, names).targets.tolist() == [0, 1, 2]
+    apart = [unicodedata.normalize("NFD", name).upper() for name in names]  # as macOS names folders
+    assert map_classes("j", names, apart[:1]).targets.tolist() == [0, -1, -1]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from tiny_models import NAMES, tiny_model
 
 from semu_diffusion.errors import InputError
@@ -149,6 +151,66 @@ def test_the_first_of_several_frames_is_taken_and_said() -> None:
         assert "several frames, of which the first is taken" in said
 
 
+def wide_gamut() -> bytes:
+    """The profile of Display P3, by its primaries and a power of 2.2."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+    said = b"Display P3\0"
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(said)) + said + bytes(81), b"wtpt": xyz(0.9642, 1, 0.8249),
+        b"rXYZ": xyz(0.5151, 0.2412, -0.0011), b"gXYZ": xyz(0.2920, 0.6922, 0.0419), b"bXYZ": xyz(0.1571, 0.0666, 0.7841),
+        b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
+    }  # fmt: skip
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(content))
+        body += content
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s28x", 128 + len(table) + len(body), b"\0" * 4, 0x02100000, b"mntr", b"RGB ", b"XYZ ", b"acsp"
+    )
+    white = number(0.9642) + number(1) + number(0.8249)
+    return (head + white).ljust(128, b"\0") + table + body
+
+
+def test_the_colours_of_a_phone_are_those_that_one_sees() -> None:
+    pixels, said = read(encoded(plain((200, 40, 0)), icc_profile=wide_gamut()))
+    assert np.abs(pixels[:, 0, 0].astype(int) - (218, 0, 0)).max() <= 4  # as Display P3 is defined
+    assert "1 of another colour profile, turned into sRGB" in said
+    grey, _ = read(encoded(plain((128, 128, 128)), icc_profile=wide_gamut()))
+    assert np.abs(grey.astype(int) - 128).max() <= 3
+    usual = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (usual, b"broken" * 30):
+        pixels, said = read(encoded(plain((200, 40, 0)), icc_profile=profile))
+        assert pixels[:, 0, 0].tolist() == [200, 40, 0]
+        assert "profile" not in said
+
+
+def test_whatever_a_decoder_raises_is_one_line_that_names_the_file() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    content = encoded(noise, "GIF", save_all=True, append_images=[noise.rotate(90)])
+    draw = np.random.default_rng(0)
+    for _ in range(150):
+        broken = bytearray(content)
+        for place in draw.integers(0, 200, 3):
+            broken[place] = int(draw.integers(0, 256))
+        with suppress(InputError):  # anything else is a failure
+            read(bytes(broken))
+
+
+def test_a_picture_of_a_12_bit_camera_is_said_to_be_dark() -> None:
+    said = read(encoded(Image.fromarray(np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)), "TIFF"))[1]
+    assert "1 nearly black, as values of a 12-bit camera" in said
+    assert "black" not in read(encoded(Image.fromarray(np.full((8, 8), 60000, np.uint16)), "TIFF"))[1]
+    big = Image.fromarray(np.full((8, 8), 60000, ">u2"), "I;16B")
+    assert read(encoded(big, "TIFF"))[0][0, 0, 0] == 233  # of 65,535
+
+
 # ------------------------------------------------------------------ folders
 
 
@@ -204,6 +266,52 @@ def test_a_class_that_may_be_a_part_of_the_data_is_asked_for(tmp_path: Path) -> 
         put(tmp_path, f"{name}/0.png")
     with pytest.raises(InputError, match="test/ stands beside cat, dog"):
         load_images(tmp_path)
+
+
+def test_pictures_of_trains_beside_those_of_buses_are_a_class(tmp_path: Path) -> None:
+    for value, name in enumerate(("bus", "car", "train")):
+        put(tmp_path, f"{name}/0.png", plain((value, value, value)))
+    assert load_images(tmp_path).class_names == ("bus", "car", "train")
+    images = load_plain_images(tmp_path, SHAPE, ("bus",))
+    assert images.eq(-1).all()
+    assert len(images) == 1
+
+
+def test_a_table_beside_the_pictures_says_their_classes(tmp_path: Path) -> None:
+    for index in range(4):
+        put(tmp_path, f"train/{index}.png", plain((index, 0, 0)))
+    rows = [{"file_name": f"{index}.png", "label": ("dog", "cat")[index % 2]} for index in range(4)]
+    table = tmp_path / "train" / "metadata.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    data = load_images(tmp_path)
+    assert (data.class_names, data.images[:, 0, 0, 0].tolist()) == (("cat", "dog"), [1, 3, 0, 2])
+    assert len(load_plain_images(tmp_path, SHAPE, ("cats",))) == 2
+    table.unlink()
+    (tmp_path / "train" / "metadata.csv").write_text("\ufefffile_name,label\n0.png,10\n1.png,9\n")
+    assert load_images(tmp_path).class_names == ("9", "10")
+    for broken, said in (("7.png,1", "no file 7.png"), ("../x.png,1", "no file"), ("0.png,", "a whole number or a word")):
+        (tmp_path / "train" / "metadata.csv").write_text(f"file_name,label\n{broken}\n")
+        with pytest.raises(InputError, match=said):
+            load_images(tmp_path)
+
+
+def test_names_of_folders_are_text_without_blanks_around_them(tmp_path: Path) -> None:
+    put(tmp_path, "cat /0.png")
+    put(tmp_path, "dog/0.png")
+    assert load_images(tmp_path).class_names == ("cat", "dog")
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    put(tmp_path, os.fsdecode(b"caf\xe9/0.png"))
+    with pytest.raises(InputError, match="not in UTF-8: rename it"):
+        load_images(tmp_path)
+
+
+def test_formats_of_today_are_pictures_and_others_are_named(tmp_path: Path) -> None:
+    (tmp_path / "photo.HEIC").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds no images .*skipped 1 of \.heic"):
+        load_plain_images(tmp_path, SHAPE)
+    for suffix in ("avif", "jp2", "ppm", "tga"):
+        put(tmp_path, f"0.{suffix}")
+    assert len(load_plain_images(tmp_path, SHAPE)) == 4
 
 
 def test_linked_folders_are_read_and_circles_end(tmp_path: Path) -> None:
@@ -279,6 +387,27 @@ def test_a_table_of_paths_is_read(tmp_path: Path, entry: Any) -> None:
     assert data.images[:, 0, 0, 0].tolist() == [0, 1]
     write_table(tmp_path / "train.parquet", [entry("files/7.png")], [0])
     with pytest.raises(InputError, match=r"no such file files/7\.png"):
+        load_images(tmp_path)
+
+
+def test_pictures_of_one_kind_need_no_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [encoded(plain())] * 3, "text": ["a", "b", "c"]}), tmp_path / "train.parquet")
+    assert len(load_plain_images(tmp_path, SHAPE, ("red",))) == 3
+    with pytest.raises(InputError, match="has no column label"):
+        load_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "said"),
+    [
+        ([[1, 2, 3]], [0], "image 0 of .* is a list, not an encoded picture"),
+        ([b"x"], [2_000_000_000], "has the label 2000000000: number its classes from 0"),
+        ([None], [0], "image 0 of .* is empty"),
+    ],
+)
+def test_columns_that_hold_something_else_are_named(tmp_path: Path, column: list[Any], labels: list[int], said: str) -> None:
+    write_table(tmp_path / "train.parquet", column, labels)
+    with pytest.raises(InputError, match=said):
         load_images(tmp_path)
 
 

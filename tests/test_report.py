@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_co
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report.page.compare import matrix, read_entries
 from semu_diffusion.pipelines.report.page.numbers import about_erased
-from semu_diffusion.pipelines.report.page.run import read_run
+from semu_diffusion.pipelines.report.page.run import TABLES, read_run
 from semu_diffusion.pipelines.report.page.usage import usages
 from semu_diffusion.pipelines.report.page.verdicts import answer_of, verdicts
 
@@ -377,3 +378,16 @@ def test_what_is_no_run_is_one_line_and_nothing_else_is_replaced(run: Path, tmp_
         assert err.count("\n") == 1
     assert mine.read_text() == "my own notes"
     assert not (broken / "report.html").exists()
+
+
+def test_a_run_json_that_was_edited_by_hand_is_one_line(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    words = ["report", str(folder), "--output", str(tmp_path / "page.html")]
+    for name in TABLES:
+        for value in ("x", [], 5):
+            (folder / "run.json").write_text(json.dumps({**record, name: value}))
+            assert semu(words) == 2
+            assert f"is not what a run writes: its {name} is no object" in capsys.readouterr().err
+        (folder / "run.json").write_text(json.dumps({**record, name: None}))
+        assert semu(words) == 0

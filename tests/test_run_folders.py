@@ -105,6 +105,19 @@ def test_only_what_a_run_writes_is_removed(here: Path) -> None:
     assert (pictures / "red" / "00000.png").read_text() == "mine"
 
 
+def test_a_place_that_cannot_be_is_said_to_be_what_it_is(here: Path) -> None:
+    Path("full").mkdir()
+    Path("full", "mine.txt").touch()
+    Path("gone").symlink_to("nowhere")
+    said = {"full": "is not empty and holds no run of this program: choose", "gone": "is a link to nowhere, which is not there"}
+    for output, why in {**said, "": "--output is empty: name a folder"}.items():
+        with pytest.raises(InputError, match=why), RunFolder(output, "cat"):
+            pass
+    with pytest.raises(InputError, match="already holds a run"), RunFolder(run_in(here / "run"), "cat"):
+        pass
+    assert files(here / "full") == {"mine.txt"}
+
+
 @pytest.mark.parametrize("content", ["{}", "no json", '{"status": "complete", "config": {}}', '["written_by"]', "[" * 10**5])
 def test_a_folder_with_a_run_json_of_another_program_is_never_overwritten(content: str) -> None:
     Path("theirs").mkdir()

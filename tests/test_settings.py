@@ -257,6 +257,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
         (["info", "nothing.safetensors"], "nothing.safetensors: no such patch file"),
         (["merge", "x", "--strength", "much"], "invalid float value: 'much'"),
         (["grid", "x", "--images", "0"], "must be at least 1"),
+        (["grid", "x", "--output", "a.jpg"], "--output a.jpg: the picture is a PNG, not a .jpg file"),
         (["benchmark", "--methods", "magic"], "--methods magic: unknown; there are default, "),
         (["benchmark", "--images-per-class", "0"], "must be at least 1"),
     ],
@@ -331,6 +332,7 @@ def test_semu_parses_without_running(tmp_path: Path) -> None:
         (PermissionError(errno.EACCES, "denied", "here"), "prog: no permission to write or read here"),
         (OSError(errno.ENOSPC, "full", "there"), r"prog: no space left on the device \(there\)"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "prog: no space left on the device"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found"), "prog: No usable temporary directory found"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "prog: a/b: Not a directory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "prog: out of memory; take a smaller --batch-size"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "prog: out of memory"),
@@ -422,6 +424,39 @@ def test_a_progress_bar_may_go_back_and_up_a_line(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to write to")
+@pytest.mark.parametrize("argv", [["caf\udce9"], ["cat", "--output", "caf\udce9"], ["cat", "--class-names", "a,\udcff"]])
+def test_words_that_are_no_text_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, argv) == 2
+    assert "is not in UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\ud800b"])
+def test_a_saved_word_that_no_file_can_hold_is_refused(value: str, tmp_path: Path) -> None:
+    saved = write_run(tmp_path, {"forget": ["cat"], "retain": value})
+    with pytest.raises(InputError, match="retain cannot be"):
+        parse(["--config", saved])
+
+
+def test_a_home_that_is_not_known_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_guarded("prog", lambda: Path("~nobody-of-this-name/x").expanduser().stat().st_size) == 2
+    assert capsys.readouterr().err == "prog: no home folder is known here for a path that begins with ~: write the path out\n"
+
+
+def test_a_closed_stream_is_no_other_files(tmp_path: Path) -> None:
+    """With 2>&- the next file opened would be number 2, and an error line would go to standard output."""
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from semu_diffusion.pipelines.cli.errors import run_guarded; "
+        "from semu_diffusion.errors import InputError; number = lambda: open(sys.argv[2], 'w').fileno()\n"
+        "def job():\n if number() < 3: return 7\n raise InputError('wrong')\n"
+        "sys.exit(run_guarded('prog', job))"
+    )
+    root = Path(__file__).parents[1]
+    words = shlex.join([sys.executable, "-c", code, str(root), str(tmp_path / "x")])
+    ended = subprocess.run(["sh", "-c", f"{words} 2>&-"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
+    assert subprocess.run(["sh", "-c", f"{words} >&- 2>&-"]).returncode == 2
+
+
 def test_output_that_cannot_be_written_is_one_line() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", GUARDED], stdout=full, stderr=subprocess.PIPE)

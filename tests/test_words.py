@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 import pytest
 
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import contains, listed, retained, with_anchor, with_article
-from semu_diffusion.domains.words import article, bare, find_name, match_names, plural, singular
+from semu_diffusion.domains.words import article, bare, find_name, match_names, named, plural, singular
+from semu_diffusion.errors import InputError
 from semu_diffusion.options import listed_names
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
@@ -92,6 +94,78 @@ def test_the_anchor_stands_as_the_word_stood(prompt: str, word: str, anchor: str
     assert with_anchor(prompt, [word], anchor) == expected
 
 
+WRITINGS = [
+    ("cat.", "a photo of a cat"), ('"cat"', "a photo of a cat"), ("\u201ccat\u201d", "a cat"), ("(cat:1.3)", "two cats"),
+    ("((cat))", "a cat"), ("cat!", "a cat"), ("\uff43\uff41\uff54", "a cat"), ("cat", "a \uff43\uff41\uff54"),
+    ("cat\u200b", "a cat"), ("\u200fقطة", "صورة قطة"), ("बिल्ली", "एक बिल्ली की तस्वीर"), ("\u2764", "a \u2764\ufe0f"),
+    ("ネコ", "\uff88\uff7aの写真"), ("ガ", "\uff76\uff9e"), ("Pokémon", "two pokemons"), ("fish", "two fishes"),
+    ("octopus", "octopi"), ("spacecraft", "spacecrafts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("concept", "prompt"), WRITINGS)
+def test_what_is_erased_is_not_retained_however_both_are_written(concept: str, prompt: str) -> None:
+    config = ConceptErasureConfig(concept=(concept,), retain_prompts=(prompt, "a tree"))
+    (one,), kept = plan_words(config, None)
+    assert kept == ["a tree"]
+    assert contains(one.prompts[0], one.concept)
+    assert not set('"().!') & set(one.prompts[0])
+    assert one.answers("dog")[0] == "a photo of a dog"
+
+
+def test_vowel_signs_and_accents_are_letters_of_their_word() -> None:
+    assert not contains("एक बिल्ली", "बिल")  # a burrow is no cat
+    assert with_anchor("एक बिल्ली", ["बिल"], "x") == "एक बिल्ली"
+    assert not contains("a q\u0306 sign", "q")
+
+
+@pytest.mark.parametrize("concept", ["cat, dog", "cat,dog", "nudity; sexual", "猫、犬"])
+def test_a_list_in_one_argument_is_refused(concept: str) -> None:
+    with pytest.raises(InputError, match=r"is a list: name several concepts as words of their own .* --synonyms"):
+        plan_words(ConceptErasureConfig(concept=(concept,)), None)
+    (one,), _ = plan_words(ConceptErasureConfig(concept=("Paris, France",), forget_prompts=("a map of Paris, France",)), None)
+    assert one.prompts == ("a map of Paris, France",)
+
+
+@pytest.mark.parametrize("concept", ["", " ", "\u3000", "\u200b", ".", "''", "()"])
+def test_a_concept_without_a_word_is_refused(concept: str) -> None:
+    with pytest.raises(InputError, match="the concept is empty"):
+        ConceptErasureConfig(concept=("dog", concept))
+
+
+@pytest.mark.parametrize("wrong", [{"concept": (["cat", "dog"],)}, {"concept": ("cat",), "anchor": 5}, {"concept": (3,)}])
+def test_what_is_no_text_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="a concept or prompt is text, several are values of their own"):
+        ConceptErasureConfig(**wrong)
+
+
+def test_names_with_marks_of_their_own_keep_them() -> None:
+    names = (
+        "C++",
+        "C#",
+        "U.S.A.",
+        "<sks>",
+        "O'Keeffe",
+        "Days of Summer (film)",
+        "Dr. Who",
+        "AT&T",
+        "🐱",
+        "\u2764\ufe0f",
+        "👨\u200d👩\u200d👧",
+        "می\u200cروم",
+        "Van Gogh's",
+    )
+    assert tuple(map(named, names)) == names
+
+
+def test_a_text_that_is_not_in_utf_8_is_said_to_be(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "prompts.txt"
+    for content in ("a café".encode("latin-1"), "a cat".encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="save it as UTF-8"):
+            listed([str(path)])
+
+
 def test_articles_follow_the_sound() -> None:
     wanted = "an hour, a university, an elephant, an MRI scan, a European, an owl, a one-eyed owl, a house, a unicorn, an X-ray"
     assert article(wanted.replace("an ", "a ")) == wanted
@@ -109,7 +183,7 @@ def test_a_vocabulary_knows_its_objects_in_the_plural(concept: str) -> None:
 
 
 def test_a_byte_order_mark_is_no_letter_of_the_first_prompt(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "prompts.TXT").write_bytes(b"\xef\xbb\xbfa photo of a cat\r\n\r\na cat\r\n")
+    (tmp_path / "prompts.TXT").write_bytes(b"\xef\xbb\xbfa photo of a cat\r\n# of cats:\r\n\r\n\ta cat \r\n")
     assert listed([str(tmp_path / "prompts.TXT")]) == ("a photo of a cat", "a cat")
 
 

@@ -7,7 +7,7 @@ of its names.
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -71,7 +71,7 @@ def map_classes(
             wanted = (_judge_classes(judge, value, known, len(judge_classes)) for value in listed[name])
             found = [position for positions in wanted for position in positions]
         else:
-            found = known.get(_normalised(name), [])
+            found = _found(name, known)
         for position in found:
             if targets[position] not in (-1, index):
                 both = f"{class_names[int(targets[position])]!r} and {name!r}"
@@ -89,25 +89,38 @@ def map_classes(
     return ClassMapping(targets, tuple(unjudged))
 
 
+def _written(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
 def _normalised(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.lower())
+    """Without blanks and punctuation, if more than these is left; signs and the vowels of Hindi are neither."""
+    return "".join(one for one in _written(name) if unicodedata.category(one)[0] not in "PZ") or _written(name)
+
+
+def _found(name: str, known: Mapping[str, list[int]]) -> list[int]:
+    """Judge's classes of this name: those written so, else those that differ in blanks and punctuation alone."""
+    return known.get(_written(name)) or known.get(_normalised(name), [])
 
 
 def _by_name(judge_classes: Sequence[str]) -> dict[str, list[int]]:
-    """Indices by normalised name; a whole name counts before one of several."""
+    """Indices by name as it is written and normalised; so C# is not C, and a whole name counts before one of several."""
+    exact: dict[str, list[int]] = {}
     whole: dict[str, list[int]] = {}
     parts: dict[str, list[int]] = {}
     for index, name in enumerate(judge_classes):
+        exact.setdefault(_written(name), []).append(index)
         whole.setdefault(_normalised(name), []).append(index)
         for part in name.split(","):
             parts.setdefault(_normalised(part), []).append(index)
-    return parts | whole
+    return parts | whole | exact
 
 
 def _model_class(name: str, class_names: Sequence[str]) -> str:
-    for known in class_names:
-        if _normalised(known) == _normalised(name):
-            return known
+    for form in (_written, _normalised):
+        for known in class_names:
+            if form(known) == form(name):
+                return known
     near = _near(name, class_names)
     raise InputError(f"the class mapping speaks of {name!r}, which is no class of the model{near}")
 
@@ -117,10 +130,11 @@ def _judge_classes(judge: str, value: str | int, known: Mapping[str, list[int]],
         if not 0 <= value < count:
             raise InputError(f"the class mapping names class {value}; {judge} has classes 0 to {count - 1}")
         return [value]
-    if _normalised(value) not in known:
+    found = _found(value, known)
+    if not found:
         near = _near(value, list(known))
         raise InputError(f"the class mapping names {value!r}, which is no class of {judge}{near}")
-    return known[_normalised(value)]
+    return found
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -29,7 +29,6 @@ class Subjects:
     names: tuple[str, ...]
     kinds: dict[str, str]
     source: str
-    embedded: bool
     config: BenchmarkConfig
 
     def checked(self, erased: str) -> str:
@@ -72,19 +71,18 @@ class Subjects:
 def subjects_of(config: BenchmarkConfig) -> Subjects:
     """The subjects of the config's model; InputError for a model that names nothing."""
     source = assets.placed(config.model)
-    embedded = source != config.model
     vocabulary = read_vocabulary(source)
     if vocabulary is not None:
-        return _of_vocabulary(vocabulary, source, embedded, config)
+        return _of_vocabulary(vocabulary, source, config)
     model = load_model(ClassModelConfig(model=source, device=config.device))
     if not model.conditional or not model.names:
         raise InputError(f"{config.model} names neither classes nor a vocabulary: there is nothing to erase in turn")
-    return Subjects("class", model.names, dict.fromkeys(model.names, "class"), source, embedded, config)
+    return Subjects("class", model.names, dict.fromkeys(model.names, "class"), source, config)
 
 
-def _of_vocabulary(vocabulary: Vocabulary, source: str, embedded: bool, config: BenchmarkConfig) -> Subjects:
+def _of_vocabulary(vocabulary: Vocabulary, source: str, config: BenchmarkConfig) -> Subjects:
     if not vocabulary.judges and config.classifier == "auto":
         raise InputError(f"the vocabulary of {config.model} names no judge: the benchmark measures by them")
     kinds = dict.fromkeys(vocabulary.objects, "object")
     kinds |= {style: "style" for style in vocabulary.styles if style != vocabulary.plain_style}
-    return Subjects("concept", tuple(kinds), kinds, source, embedded, config)
+    return Subjects("concept", tuple(kinds), kinds, source, config)

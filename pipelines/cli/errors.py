@@ -95,6 +95,8 @@ def _memory_trouble(error: Exception) -> str | None:
 def _file_trouble(error: Exception) -> str | None:
     """One line on an error of the file system; None for any other. safetensors hides the code in its message."""
     hidden = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "no home folder is known here for a path that begins with ~: write the path out"
     if not isinstance(error, OSError) and hidden is None:
         return None
     code = error.errno if isinstance(error, OSError) else int(hidden.group(1)) if hidden else None
@@ -103,4 +105,6 @@ def _file_trouble(error: Exception) -> str | None:
         return f"no space left on the device ({where}); free some or choose another --output"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write or read {where}; choose another folder with --output"
-    return f"{where}: {error.strerror}" if isinstance(error, OSError) and error.filename else None
+    if isinstance(error, OSError) and error.strerror:
+        return f"{where}: {error.strerror}" if error.filename else error.strerror
+    return None

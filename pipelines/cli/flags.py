@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
+from semu_diffusion.files import is_text
 from semu_diffusion.options import element_type, listed_names
 
 __all__ = ["Parser", "add_config_flags", "epilog"]
@@ -136,6 +137,8 @@ def _add_value(group: Any, field: dataclasses.Field[Any], kind: Any, several: bo
 
 
 def _text(value: str) -> str:
+    if not is_text(value):
+        raise argparse.ArgumentTypeError(f"{value!a} is not in UTF-8")
     return os.path.expanduser(value) if value == "~" or value.startswith(("~/", f"~{os.sep}")) else value
 
 

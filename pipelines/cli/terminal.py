@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 __all__ = ["only_letters", "silence"]
@@ -33,17 +33,20 @@ class _Printed:
 
 @contextmanager
 def only_letters() -> Iterator[None]:
-    """Inside, standard output and error take any text."""
+    """Inside, standard output and error take any text; one that is closed (``2>&-``, pythonw) leads nowhere, and its number
+    is no other file's, into which the messages of C libraries would go."""
     before = sys.stdout, sys.stderr
-    for stream in before:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    found: Any = (before[0] and _Printed(before[0], OBEYED), before[1] and _Printed(before[1], BARS))  # pythonw has neither
-    sys.stdout, sys.stderr = found
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    with ExitStack() as opened:
+        there: list[Any] = [stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")) for stream in before]
+        for stream in before:
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        found: Any = (_Printed(there[0], OBEYED), _Printed(there[1], BARS))
+        sys.stdout, sys.stderr = found
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 @contextmanager

@@ -34,6 +34,10 @@ class Findings:
             of = f" of {len(classes)} class{'' if len(classes) == 1 else 'es'} ({shown}{more})"
         parts = [f"{source}: {total} image{'' if total == 1 else 's'}{of}", *self.remarks]
         if self.skipped:
-            parts.append("skipped " + ", ".join(f"{count} {reason}" for reason, count in self.skipped.items()))
+            parts.append(self.left_out)
         parts += [f"{count} {reason}" for reason, count in self.changed.items()]
         return "; ".join(parts)
+
+    @property
+    def left_out(self) -> str:
+        return "skipped " + ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())

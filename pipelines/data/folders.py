@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semu_diffusion.domains.words import fold
 from semu_diffusion.errors import InputError
+from semu_diffusion.files import is_text
 from semu_diffusion.pipelines.data.findings import Findings
 from semu_diffusion.pipelines.data.pictures import SUFFIXES
 
@@ -71,8 +72,13 @@ def _direct(folder: Path) -> bool:
 
 
 def _name_of(folder: Path) -> str:
-    """What a class is called by its folder; macOS writes accents apart from their letters."""
-    return unicodedata.normalize("NFC", folder.name)
+    """What a class is called by its folder; macOS writes accents apart from their letters, and a blank at an end is not seen.
+
+    Raises InputError for a name of another alphabet than UTF-8, which no file of ours could hold.
+    """
+    if not is_text(folder.name):
+        raise InputError(f"{folder}: the folder's name is not in UTF-8: rename it")
+    return unicodedata.normalize("NFC", folder.name).strip()
 
 
 def data_root(folder: Path, split: str, findings: Findings) -> tuple[Path, bool]:
@@ -84,6 +90,8 @@ def data_root(folder: Path, split: str, findings: Findings) -> tuple[Path, bool]
     inside = _folders(folder)
     named = {path: next((one for one, names in SPLITS.items() if fold(path.name) in names), None) for path in inside}
     splits = [path for path, one in named.items() if one is not None]
+    if len(splits) == 1 < len(inside) and named[splits[0]] == "train" and _direct(splits[0]):
+        splits = []  # pictures of trains, beside those of buses
     if splits and ("train" in named.values() or len(splits) == len(inside)):
         chosen = [path for path in splits if named[path] == split]
         if len(chosen) != 1:

@@ -1,7 +1,8 @@
 """Images from disk or from the Hub: labelled data sets, and plain folders of pictures.
 
-Three layouts are read: a Hub id or a folder with parquet files in the Hub's layout (``train-*.parquet``, also below
-``data/``), and an image folder with one sub-folder per class (``train/cat/1.png`` or ``cat/1.png``).
+Four layouts are read: a Hub id or a folder with parquet files in the Hub's layout (``train-*.parquet``, also below
+``data/``), an image folder with one sub-folder per class (``train/cat/1.png`` or ``cat/1.png``), or with a table of labels
+beside its pictures (``metadata.jsonl``, ``metadata.csv``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
 from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
+from semu_diffusion.pipelines.data.metadata import listed_classes
 from semu_diffusion.pipelines.data.pictures import SUFFIXES, as_rgb, decoded
 from semu_diffusion.pipelines.data.tables import parquet_files, read_tables
 
@@ -66,17 +68,18 @@ def spread(total: int, count: int) -> list[int]:
     return [index * total // count for index in range(count)]
 
 
-def load_images(source: str | Path, split: str = "train", note: Note | None = None) -> ImageSet:
-    """Read the ``split`` of a data set: a folder (parquet or one folder per class) or a Hub id ``owner/name``.
+def load_images(source: str | Path, split: str = "train", note: Note | None = None, labelled: bool = True) -> ImageSet:
+    """Read the ``split`` of a data set: a folder (parquet, one folder per class, or a table) or a Hub id ``owner/name``.
 
-    Grey among colour is read as RGB. ``note`` gets one line of what was found, skipped and changed. Raises InputError, one
-    line, for a source, split or image that cannot be read, and for images of several sizes.
+    Grey among colour is read as RGB. Without ``labelled`` a parquet file may do without labels. ``note`` gets one line of what
+    was found, skipped and changed. Raises InputError, one line, for a source, split or image that cannot be read, and for
+    images of several sizes.
     """
     findings = Findings()
     folder, revision = _local_folder(str(source), split)
     parquet = parquet_files(folder, split)
     if parquet:
-        pictures, labels, names = read_tables(parquet, folder, revision is None)
+        pictures, labels, names = read_tables(parquet, folder, revision is None, labelled)
     elif parquet_files(folder, None):
         raise InputError(f"{source} has no parquet file of the split {split!r} (expected {split}-*.parquet)")
     else:
@@ -112,9 +115,10 @@ def load_plain_images(
             _require_shape(str(path), _shape(image), image_shape)
         images = torch.from_numpy(_stacked(pixels, str(source)))
     elif folder.is_dir() and not parquet_files(folder, None):
-        raise InputError(f"{source} holds no images (looked for {', '.join(SUFFIXES)} in it and below)")
+        skipped = f"; {findings.left_out}" if findings.skipped else ""
+        raise InputError(f"{source} holds no images (looked for {', '.join(SUFFIXES)} in it and below{skipped})")
     else:
-        images = _of_one_class(load_images(source), names, findings)
+        images = _of_one_class(load_images(source, labelled=False), names, findings)
         _require_shape(str(source), _shape(images[0]), image_shape)
     if note is not None:
         note(findings.line(str(source), len(images)))
@@ -126,12 +130,14 @@ def _plain_files(folder: Path, names: Sequence[str], findings: Findings) -> list
     if not names:
         return picture_files(root, findings)
     aside = Findings()
-    classes = class_folders(root, aside)
+    listed = listed_classes(root)
+    classes = listed or class_folders(root, aside)
     if len(classes) < 2:
         return picture_files(root, findings)
     chosen = _one_of(str(folder), tuple(classes), names)
     findings.skipped.update(aside.skipped)
-    findings.remarks.append(f"read {chosen}/ of {len(classes)} folders")
+    what = f"{chosen!r} of {len(classes)} classes in its table" if listed else f"{chosen}/ of {len(classes)} folders"
+    findings.remarks.append(f"read {what}")
     return classes[chosen]
 
 
@@ -177,7 +183,7 @@ def _from_class_folders(
     root, of_split = data_root(folder, split, findings)
     if not of_split and split != "train":
         raise InputError(f"{source} has no split {split!r}: neither {split}-*.parquet nor a folder {split}/")
-    classes = class_folders(root, findings)
+    classes = listed_classes(root) or class_folders(root, findings)
     if not classes:
         raise InputError(f"{source} is no data set: neither parquet files nor one folder of images per class")
     pictures = [(str(path), path) for files in classes.values() for path in files]

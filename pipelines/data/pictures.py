@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "as_rgb", "decoded"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 GREY = ("1", "L", "LA", "La")
 DEEP = ("I", "F")  # and I;16 in its byte orders: more than 8 bits a pixel, always grey
 SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")  # formats of several frames; an MPO's other frames are a phone's depth
@@ -41,12 +41,30 @@ def decoded(content: bytes | None, what: str, findings: Findings) -> np.ndarray:
                 findings.changed["of 16 bits, read as 8"] += 1
             if image.getexif().get(ORIENTATION, 1) not in (0, 1):
                 findings.changed["turned upright, as their EXIF data say"] += 1
-            array = np.asarray(_plain(ImageOps.exif_transpose(image), what, findings))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
+            array = np.asarray(_plain(_in_srgb(ImageOps.exif_transpose(image), findings), what, findings))
+    except InputError:
+        raise
+    except Exception as error:  # of foreign bytes Pillow's decoders raise nearly anything
         raise InputError(f"{what} cannot be read as an image ({type(error).__name__})") from error
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _in_srgb(image: Image, findings: Findings) -> Image:
+    """The colours of a phone's or camera's wider gamut (Display P3, Adobe RGB) as sRGB, which models are made of."""
+    from PIL import ImageCms
+
+    content = image.info.get("icc_profile")
+    if not content or image.mode not in ("RGB", "RGBA") or "transparency" in image.info:
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        if profile.profile.xcolor_space.strip() != "RGB" or "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        found = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=image.mode)
+    except (ImageCms.PyCMSError, OSError):
+        return image  # of a broken profile every program shows the numbers as they are
+    findings.changed["of another colour profile, turned into sRGB"] += 1
+    return image if found is None else found
 
 
 def _plain(image: Image, what: str, findings: Findings) -> Image:
@@ -55,7 +73,7 @@ def _plain(image: Image, what: str, findings: Findings) -> Image:
 
     grey = image.mode in GREY
     if image.mode in DEEP or image.mode.startswith("I;16"):
-        return pillow.fromarray(_eight_bits(image, what))
+        return pillow.fromarray(_eight_bits(image, what, findings))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
@@ -64,7 +82,7 @@ def _plain(image: Image, what: str, findings: Findings) -> Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _eight_bits(image: Image, what: str) -> np.ndarray:
+def _eight_bits(image: Image, what: str, findings: Findings) -> np.ndarray:
     """Grey values of more than 8 bits as 0 to 255: of 65,535 for whole numbers, of 1 or of 255 for fractions."""
     import numpy as np
 
@@ -77,6 +95,8 @@ def _eight_bits(image: Image, what: str) -> np.ndarray:
     top = next((top for top in tops if most <= top), None)
     if top is None or not least >= 0:
         raise InputError(f"{what} has values from {least:g} to {most:g}, which is no known scale: convert it to 8 bits first")
+    if top == 65535.0 and 255 < most < 4096:
+        findings.changed["nearly black, as values of a 12-bit camera are in 16 (if so, multiply them by 16 first)"] += 1
     return (values * (255 / top)).round().astype(np.uint8)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.data.folders import hidden
 
-__all__ = ["parquet_files", "read_tables"]
+__all__ = ["LABEL_COLUMNS", "parquet_files", "read_tables"]
 
 IMAGE_COLUMNS = ("img", "image", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 SPLITS = ("train", "test", "validation")
+MAX_CLASSES = 100_000  # of labels without names
 
 
 def parquet_files(folder: Path, split: str | None) -> list[Path]:
@@ -38,36 +39,45 @@ def parquet_files(folder: Path, split: str | None) -> list[Path]:
     return found
 
 
-def read_tables(files: list[Path], folder: Path, anywhere: bool) -> tuple[list[tuple[str, Any]], list[int], tuple[str, ...]]:
+def read_tables(
+    files: list[Path], folder: Path, anywhere: bool, labelled: bool = True
+) -> tuple[list[tuple[str, Any]], list[int], tuple[str, ...]]:
     """(what it is, its bytes or the file that holds them) of every picture, labels, and names of the classes, () for none.
 
     A column of paths is read from beside the parquet file or from ``folder``, and, if ``anywhere``, by whole paths.
-    Labels are whole numbers, or words, whose classes are then in the order of the alphabet.
+    Labels are whole numbers, or words, whose classes are then in the order of the alphabet; without ``labelled`` they are 0
+    where there is no column of them.
     """
     pictures: list[tuple[str, Any]] = []
     labels: list[Any] = []
     names: tuple[str, ...] = ()
     for path in files:
-        rows, column, found = _rows(path)
+        rows, column, found = _rows(path, labelled)
         names = found or names
         labels += column
         places = (path.parent, folder)
         pictures += [(f"image {row} of {path}", _content(entry, row, path, places, anywhere)) for row, entry in enumerate(rows)]
     if labels and all(isinstance(label, str) for label in labels):
         names = tuple(sorted(set(labels)))
-        return pictures, [names.index(label) for label in labels], names
+        numbers = {name: index for index, name in enumerate(names)}
+        return pictures, [numbers[label] for label in labels], names
     if not all(isinstance(label, int) for label in labels):
         raise InputError(f"{files[0]}: its labels must be whole numbers, or all of them words")
+    if not names and labels and max(labels) >= MAX_CLASSES:
+        raise InputError(f"{files[0]} has the label {max(labels)}: number its classes from 0, or call them by words")
     return pictures, labels, names
 
 
-def _rows(path: Path) -> tuple[list[Any], list[Any], tuple[str, ...]]:
+def _rows(path: Path, labelled: bool) -> tuple[list[Any], list[Any], tuple[str, ...]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
         image_column = _column(path, schema.names, IMAGE_COLUMNS)
+        if not labelled and not set(LABEL_COLUMNS) & set(schema.names):
+            pictures = pq.read_table(path, columns=[image_column])[image_column].to_pylist()
+            return pictures, [0] * len(pictures), ()
         label_column = _column(path, schema.names, LABEL_COLUMNS)
         table = pq.read_table(path, columns=[image_column, label_column])
     except (pa.ArrowException, OSError) as error:
@@ -104,6 +114,8 @@ def _content(entry: Any, row: int, path: Path, places: tuple[Path, ...], anywher
         if entry.get("bytes"):
             return bytes(entry["bytes"])
         given = entry.get("path")
+    elif entry is not None and given is None:
+        raise InputError(f"image {row} of {path} is a {type(entry).__name__}, not an encoded picture or the path of one")
     if not given:
         return None
     file = next(_existing(given, places), None)

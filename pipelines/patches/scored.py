@@ -12,7 +12,7 @@ from semu_diffusion import assets
 from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains.classes import ClassPlan
 from semu_diffusion.domains.concepts import ConceptsPlan
-from semu_diffusion.domains.plan import plan_words
+from semu_diffusion.domains.plan import different, plan_words
 from semu_diffusion.domains.prompts import bare, contains
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.files import read_json
@@ -122,7 +122,9 @@ def _words(path: Path, made: Any, vocabulary: Vocabulary | None) -> dict[str, An
     run = path.with_name("run.json")
     content = read_json(run, f"{run} (put the run's own back, or move the patch out of this folder)") if run.is_file() else {}
     saved = content.get("config") if isinstance(content, dict) else None
-    if isinstance(saved, dict) and saved.get("concept") == list(made["concept"]):
+    saved = saved if isinstance(saved, dict) else {}
+    erased = saved.get("concept")
+    if isinstance(erased, list) and different(map(str, erased)) == list(made["concept"]):
         hints = get_type_hints(EraseConceptConfig)
         given = {name: saved[name] for name in WORDS if saved.get(name) is not None}
         return {name: checked_value(str(run), name, hints[name], value) for name, value in given.items()}

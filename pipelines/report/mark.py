@@ -17,6 +17,8 @@ def replaceable(path: str | Path, flag: str = "--output") -> Path:
     path = Path(path).expanduser()
     if path.is_dir():
         raise InputError(f"{flag} {path} is a folder: name a file")
+    if path.exists() and not path.is_file():  # /dev/stdout, whose reading may never end
+        raise InputError(f"{flag} {path} is no file, but a device or a pipe: choose another file")
     if path.exists():
         with path.open("rb") as file:
             if MARK.encode() not in file.read(WITHIN):

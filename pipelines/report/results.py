@@ -126,8 +126,10 @@ PROBES = (
 )
 
 
-def write_page(path: Path, works: Sequence[Path]) -> None:
+def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
     """Write `page` of the rows in the folders ``works`` and their shards, and beside it its pictures, a CSV and a JSON file.
+
+    Returns the rows of each section after their protocol.
 
     Raises InputError for folders without rows, or with rows of different protocols.
     """
@@ -147,6 +149,7 @@ def write_page(path: Path, works: Sequence[Path]) -> None:
     columns = {column.heading: column.value for column in (*_measured(COLUMNS, every), *_probe_columns(every))}
     write_data(path, sections, columns, {title: list(_means(rows)) for title, (_, *rows) in sections.items()})
     write_text(path, page(sections, pictures))
+    return list(sections.values())
 
 
 def _measured(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:

@@ -49,7 +49,7 @@ class RunFolder:
         """
         self._name, self._overwrite, self._new = folder_names([name])[name], overwrite, path is None and not overwrite
         self._inputs = [str(given) for given in inputs if given]
-        self._held = ExitStack()
+        self._held, self._given = ExitStack(), path
         self.path = Path("runs", self._name) if path is None else Path(path).expanduser()
 
     def __enter__(self) -> RunFolder:
@@ -85,6 +85,10 @@ class RunFolder:
             self._held = stack.pop_all()
 
     def _check_place(self) -> None:
+        if self._given == "":
+            raise InputError("--output is empty: name a folder")
+        if self.path.is_symlink() and not self.path.exists():
+            raise InputError(f"--output {self.path} is a link to {os.readlink(self.path)}, which is not there")
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file, not a folder")
         parent = self.path
@@ -101,12 +105,11 @@ class RunFolder:
         if all(name == LOCK or (final_name(name) != name and final_name(name) in WRITES) for name in names):
             return  # nothing, or what a run left that was killed at its very beginning
         path, whole = self.path, self.path.resolve()
+        if not is_ours(path / "run.json"):
+            kept = ", so it is not overwritten" if self._overwrite else ""
+            raise _Taken(f"{path} is not empty and holds no run of this program{kept}: choose another --output")
         if not self._overwrite:
             raise _Taken(f"{path} already holds a run: choose another --output, or replace it with --overwrite")
-        if not is_ours(path / "run.json"):
-            raise InputError(
-                f"{path} is not empty and holds no run of this program, so it is not overwritten: choose another --output"
-            )
         if Path.cwd().is_relative_to(whole):
             raise InputError(f"--output {path} with --overwrite would empty the folder you are in: choose another --output")
         for given in self._inputs:

@@ -36,7 +36,7 @@ class TrainingConfig:
 
     fewest_steps: ClassVar[int] = 1
 
-    data: str = option("", "Hub id, folder of parquet files, or one folder per class", budget=True, metavar="DATASET")
+    data: str = option("", "Hub id, or folder: parquet, one folder per class, or metadata.csv", budget=True, metavar="DATASET")
     output: str = option("", "folder for the checkpoint, the log and model/", budget=True, metavar="DIR")
     steps: int = option(20_000, "optimiser steps in all", budget=True)
     max_minutes: float = option(0.0, "minutes of training in all; 0 for no limit", budget=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from semu_diffusion.domains.words import named
 from semu_diffusion.erase.config import ErasureConfig
+from semu_diffusion.errors import Notice
 from semu_diffusion.options import option, require
 
 __all__ = ["CONCEPT_PRESETS", "DEEP", "PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
@@ -134,7 +137,15 @@ class ConceptErasureConfig(ErasureConfig):
         ErasureConfig.__post_init__(self)
         require(self.retain in ("self", "none"), f"retain {self.retain!r}: self or none")
         require(len(self.concept) > 0, "nothing to erase: say what, in words")
-        require(all(words.strip() for words in self.concept), "the concept is empty: say what to erase, in words")
+        for given in (*self.concept, *self.synonyms, *self.forget_prompts, *self.retain_prompts, self.anchor or ""):
+            require(isinstance(given, str), f"a concept or prompt is text, several are values of their own, not {given!r}")
+        words = tuple(map(named, self.concept))
+        require(all(words), "the concept is empty: say what to erase, in words")
+        for given, found in zip(self.concept, words, strict=True):
+            if found != given.strip():
+                warnings.warn(f"{given!r} is read as {found!r}", Notice, stacklevel=4)
+        object.__setattr__(self, "concept", words)
+        object.__setattr__(self, "synonyms", tuple(filter(None, map(named, self.synonyms))))
         require(
             self.anchor is None or self.target == "fixed",
             f"--anchor contradicts --target {self.target}: only --target fixed has an anchor",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from semu_diffusion.domains.config import ConceptErasureConfig
@@ -21,7 +22,7 @@ from semu_diffusion.domains.vocabulary import Subject, Vocabulary
 from semu_diffusion.domains.words import Noun
 from semu_diffusion.errors import InputError, Notice
 
-__all__ = ["ConceptPlan", "plan_words"]
+__all__ = ["ConceptPlan", "different", "plan_words"]
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,14 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
     retain prompt is left.
     """
     plans: list[ConceptPlan] = []
-    for number, concept in enumerate(_different(config.concept)):
-        given = tuple(word.strip() for word in config.synonyms if word.strip()) if number == 0 else ()
+    for number, concept in enumerate(different(config.concept)):
+        given = config.synonyms if number == 0 else ()
         subject = vocabulary.subject(concept) if vocabulary is not None else None
+        if subject is None and not config.forget_prompts and re.search("[,;、，；]", concept):
+            raise InputError(
+                f"{concept!r} is a list: name several concepts as words of their own ('cat' 'dog'), other names of one with "
+                "--synonyms, and a name that has a comma in prompts with --forget-prompts"
+            )
         if vocabulary is None or subject is None or config.forget_prompts:
             known = vocabulary.words(subject) if vocabulary is not None and subject is not None else ()
             made = [with_article(template, word) for word in (concept, *given) for template in TEMPLATES]
@@ -107,9 +113,9 @@ def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> t
     kept = retained(config.retain_prompts or general, every)
     dropped = [prompt for prompt in config.retain_prompts if prompt.strip() and prompt not in kept]
     if dropped:
-        named = ", ".join(map(repr, dropped[:3])) + (", …" if len(dropped) > 3 else "")
+        shown = ", ".join(map(repr, dropped[:3])) + (", …" if len(dropped) > 3 else "")
         warnings.warn(
-            f"{len(dropped)} retain prompts name what shall be erased, and are left out: {named}", Notice, stacklevel=3
+            f"{len(dropped)} retain prompts name what shall be erased, and are left out: {shown}", Notice, stacklevel=3
         )
     return plans, kept
 
@@ -126,9 +132,9 @@ def _check_anchor(one: ConceptPlan, anchor: str | None) -> None:
         raise InputError(f"{kinds}: name something of its own kind")
 
 
-def _different(concepts: Sequence[str]) -> list[str]:
+def different(concepts: Iterable[str]) -> list[str]:
     """The concepts without those that are an earlier one in the plural, in another case or with an article."""
     found: dict[str, str] = {}
     for concept in concepts:
-        found.setdefault(Noun.of(bare(concept)).singulars[0], concept.strip())
+        found.setdefault(Noun.of(bare(concept)).singulars[0], concept)
     return list(found.values())

@@ -17,6 +17,7 @@ __all__ = [
     "article",
     "bare",
     "contains",
+    "is_listed",
     "listed",
     "retained",
     "singular",
@@ -72,23 +73,32 @@ def retained(prompts: Sequence[str], words: Sequence[str]) -> list[str]:
     return kept
 
 
+def is_listed(prompt: str) -> bool:
+    """Whether a prompt of a command line is a file of prompts."""
+    return prompt.lower().endswith(".txt")
+
+
 def listed(given: Sequence[str]) -> tuple[str, ...]:
-    """The prompts of a command line: each is itself, or the lines of a UTF-8 file whose name ends in ``.txt``.
+    """The prompts of a command line: each is itself, or the lines of a UTF-8 file whose name ends in ``.txt``,
+    but for comments (``# …``).
 
     Raises InputError for such a file that cannot be read or holds nothing.
     """
     found: list[str] = []
     for one in given:
-        if not one.lower().endswith(".txt"):
+        if not is_listed(one):
             found.append(one)
             continue
         try:  # a byte order mark, as editors on Windows write it, is no letter of the first prompt
             lines = [line.strip() for line in Path(one).expanduser().read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{one} cannot be read as a list of prompts ({error})") from error
-        if not any(lines):
+        except OSError as error:
+            raise InputError(f"{one} cannot be read as a list of prompts ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{one} is no text in UTF-8: save it as UTF-8, one prompt a line") from error
+        lines = [line for line in lines if line and not line.startswith("# ")]
+        if not lines:
             raise InputError(f"{one} holds no prompt: one a line is needed")
-        found += [line for line in lines if line]
+        found += lines
     return tuple(found)
 
 

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Noun", "article", "bare", "find_name", "fold", "indefinite", "match_names", "plural", "replace_nouns", "singular"]
+__all__ = [
+    "Noun",
+    "article",
+    "bare",
+    "find_name",
+    "fold",
+    "indefinite",
+    "match_names",
+    "named",
+    "plural",
+    "replace_nouns",
+    "singular",
+]
 
 # Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
 UNSPACED = (
@@ -22,7 +34,8 @@ UNSPACED = (
     "\U00020000-\U0003ffff"
 )
 _UNSPACED = re.compile(f"[{UNSPACED}]")
-_LETTER = rf"[^\W_{UNSPACED}]"
+_WIDE = re.compile("[\uff00-\uffef]+")  # Latin letters as wide as Chinese ones, kana half as wide
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")  # directions, joiners, variants
 _BETWEEN = re.compile(r"[\s_\-/]+")
 _LATIN = re.compile(r"[a-z]+")
 ARTICLE = re.compile(r"^(?:a|an|the)\s+", re.IGNORECASE)  # at the very start: "van gogh" has none
@@ -34,13 +47,25 @@ def fold(text: str) -> str:
 
 
 def _folded(text: str) -> tuple[str, list[int]]:
-    """The composed text without case, and for each of its letters the one of ``NFC(text)`` that it comes from."""
+    """The composed text without case, and for each of its letters the one of `_composed` that it comes from."""
     letters, places = [], []
-    for place, letter in enumerate(unicodedata.normalize("NFC", text)):
-        for one in letter.casefold().replace("\u0307", "").replace("\u2019", "'"):  # a dot remains of a Turkish capital i
+    for place, letter in enumerate(_composed(text)):
+        for one in _UNSEEN.sub("", letter.casefold()).replace("\u0307", "").replace("\u2019", "'"):  # the dot of a Turkish I
             letters.append(one)
             places.append(place)
     return "".join(letters), places
+
+
+def _composed(text: str) -> str:
+    """NFC, with the letters of East Asian keyboards at their usual width."""
+    return unicodedata.normalize("NFC", _WIDE.sub(lambda wide: unicodedata.normalize("NFKC", wide[0]), text))
+
+
+@lru_cache(maxsize=1)
+def _letter() -> str:
+    """A letter of a script with blanks between words: Hindi's vowels and the accents that no letter has built in are marks."""
+    marks = (chr(code) for code in range(0x300, 0xFE00) if unicodedata.category(chr(code))[0] == "M")
+    return rf"(?:[^\W_{UNSPACED}]|[{''.join(mark for mark in marks if not _UNSPACED.match(mark))}])"
 
 
 def find_name(wanted: str, names: Sequence[str]) -> int | None:
@@ -75,6 +100,22 @@ def match_names(given: Sequence[str], names: Sequence[str]) -> list[int | None]:
 def bare(noun: str) -> str:
     """A noun without its article and in lower case, for looking it up."""
     return ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
+
+
+DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+PAIRS = dict(zip("\"'`“„‘«‹「『([{", "\"'`”“’»›」』)]}", strict=True))
+
+
+def named(words: str) -> str:
+    """What the words name, without quotes and brackets around them, the weight of ``(cat:1.3)`` and the stop at their end."""
+    found, before = " ".join(words.split()), ""
+    while found != before:
+        before, found = found, found.strip(f" ,;:!?。，、；：！？{DIRECTIONS}")
+        if found.count(".") == 1:
+            found = found.removesuffix(".")  # but that of U.S.A.
+        if len(found) > 1 and PAIRS.get(found[0]) == found[-1]:
+            found = re.sub(r":\s*[\d.]+$", "", found[1:-1])
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -147,8 +188,10 @@ class Noun:
         if not last.isalpha() or _UNSPACED.search(last):
             return cls((given,), ())
         if not _LATIN.fullmatch(last):
-            return cls((given,), (given + "s",))
-        many = {given, fold(plural(given)), fold(plural(one)), fold(str(_inflect(True).plural_noun(one)))}
+            plain = "".join(letter for letter in unicodedata.normalize("NFD", given) if not unicodedata.combining(letter))
+            said = (given, plain) if len(plain) > 3 and _LATIN.fullmatch(_last_word(plain)[1]) else (given,)  # Pokémon, Pokemon
+            return cls(said, tuple(one + "s" for one in said))
+        many = {given, fold(plural(given)), fold(plural(one)), fold(str(_inflect(True).plural_noun(one))), *_regular(one)}
         guess = _singular(given)  # menus: not told from a bus, so that both are looked for
         return cls((one,) if guess in (None, one) else (one, str(guess)), tuple(sorted(many - {one})))
 
@@ -161,19 +204,25 @@ class Noun:
         return _pattern((self,)).search(_folded(text)[0]) is not None
 
 
+def _regular(noun: str) -> tuple[str, ...]:
+    """Plurals that people make where the dictionary has another: fishes, spacecrafts, octopi."""
+    latin = (noun[:-2] + "i",) if noun.endswith("us") and len(_last_word(noun)[1]) > 4 else ()
+    return (noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s"), *latin)
+
+
 @lru_cache(maxsize=1024)
 def _pattern(nouns: tuple[Noun, ...], article: bool = False) -> re.Pattern[str]:
     """Finds the longest of the nouns' forms; with ``article``, the group ``article`` is the one before it."""
     forms = sorted({form for noun in nouns for form in noun.forms if form}, key=len, reverse=True)
     alternatives = "|".join(map(_bounded, forms))
-    before = rf"(?:(?<!{_LETTER})(?P<article>an?|the)\s+)?" if article else ""
+    before = rf"(?:(?<!{_letter()})(?P<article>an?|the)\s+)?" if article else ""
     return re.compile(f"{before}(?P<noun>{alternatives})" if forms else r"(?!)")
 
 
 def _bounded(form: str) -> str:
     words = r"[\s_\-/]+".join(re.escape(word) for word in form.split(" "))
-    left = "" if _UNSPACED.match(form[0]) else rf"(?<!{_LETTER})"
-    right = "" if _UNSPACED.match(form[-1]) else rf"(?!{_LETTER})"
+    left = "" if _UNSPACED.match(form[0]) else rf"(?<!{_letter()})"
+    right = "" if _UNSPACED.match(form[-1]) else rf"(?!{_letter()})"
     return left + words + right
 
 
@@ -182,7 +231,7 @@ def replace_nouns(text: str, nouns: Sequence[str], other: str) -> str:
 
     An article of the other's own takes the place of the one before the noun.
     """
-    composed = unicodedata.normalize("NFC", text)
+    composed = _composed(text)
     folded, places = _folded(text)
     known = tuple(Noun.of(noun) for noun in nouns)
     many = {form for noun in known for form in noun.plurals} - set(map(fold, nouns))  # Texas, and what was said as it is

@@ -6,12 +6,13 @@ The rest of the package speaks of rows: 0 to N - 1 are the classes in their orde
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from numbers import Integral
 from typing import Any
 
 from semu_diffusion.domains.words import find_name, fold
@@ -114,9 +115,12 @@ def row_of(wanted: str | int, names: Sequence[str]) -> int:
 
     Raises InputError with the nearest names if there is none.
     """
-    if isinstance(wanted, bool) or not isinstance(wanted, str | Integral):
+    if not isinstance(wanted, bool | str):
+        with suppress(TypeError):
+            wanted = operator.index(wanted)  # a label as NumPy and PyTorch have them
+    if isinstance(wanted, bool) or not isinstance(wanted, str | int):
         raise InputError(f"a class is given by its name or its number, several as values of their own, not as {wanted!r}")
-    name = wanted if isinstance(wanted, str) else str(int(wanted))
+    name = str(wanted)
     found = find_name(name, names)
     if found is not None:
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.guards import check_tokenizer, refusing, require_finite
 
 __all__ = [
@@ -239,5 +240,13 @@ def _check_lengths(family: type[TextFamily], pipeline: Any, tokenizer: Any, most
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))
     for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False).input_ids, strict=True):
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown in ids and unknown != tokenizer.eos_token_id:  # CLIP spells any letters out, and calls its end unknown
+            warnings.warn(
+                f"{prompt[:60]!r}: the tokenizer {type(tokenizer).__name__} has no letters for a part of it, which for the "
+                "text encoder is as any other such word: erased or kept with all of them",
+                Notice,
+                stacklevel=2,
+            )
         if len(ids) > most:
             raise InputError(f"the prompt {prompt[:60]!r} has {len(ids)} tokens, the text encoder takes {most}: shorten it")

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from semu_diffusion.domains.config import CONCEPT_PRESETS
-from semu_diffusion.domains.prompts import listed
+from semu_diffusion.domains.prompts import is_listed, listed
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.runs.config import EraseConceptConfig
 
@@ -24,7 +24,7 @@ def run(config: EraseConceptConfig) -> int:
 def read(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags with the lines of text files in the files' place. Raises InputError for a file that holds none."""
     given = {name: flags[name] for name in LISTED if name in flags}
-    files = tuple(word for words in given.values() for word in words if word.endswith(".txt"))
+    files = tuple(word for words in given.values() for word in words if is_listed(word))
     lines = {name: listed(words) for name, words in given.items()}
     return {**flags, **lines, **({"prompt_files": files} if files else {})}
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import PurePath
 
-from semu_diffusion.options import option
+from semu_diffusion.options import option, require
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.cli.commands.erase_concept import read
 from semu_diffusion.pipelines.patches.patch_settings import PublishedEdit
 from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig, PatchedModelConfig
 
 __all__ = ["COMMAND", "GridConfig"]
+
+OTHERS = (".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class GridConfig(PatchedModelConfig, PublishedEdit):
         None, "classifier-free guidance w (default: 3 for classes; the model's own, else 7.5)", metavar="W"
     )
     seed: int = option(0, "other seeds, other pictures", metavar="SEED")
+
+    def __post_init__(self) -> None:
+        PublishedEdit.__post_init__(self)
+        suffix = PurePath(self.output).suffix.lower()
+        require(suffix not in OTHERS, f"--output {self.output}: the picture is a PNG, not a {suffix} file")
 
     def evaluation(self) -> EvaluatePatchConfig:
         """How it is sampled; InputError for a number that cannot be."""

@@ -19,6 +19,7 @@ __all__ = ["Layer", "Run", "read_run"]
 
 STAGES = ("conv_in", "time_", "class_", "add_", "down_", "mid_", "up_", "conv_norm_out", "conv_out")
 PATCHES = ("patch.safetensors", "patch.collapsed.safetensors")
+TABLES = ("config", "base_model", "anchors", "packages", "protection")  # of run.json
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ def read_run(folder: Path, record: Mapping[str, Any] | None = None) -> Run:
 
     Raises InputError for a folder that holds no evaluated run.
     """
-    record = _json(folder / "run.json") if record is None else record
+    record = _record(folder / "run.json") if record is None else record
     scored = Path(str(record["patch"])) if "patch" in record else folder / PATCHES[0]  # elsewhere, or gone
     patch = next((folder / name for name in PATCHES if (folder / name).is_file()), scored)
     home = patch.parent
-    made = record if home == folder or not (home / "run.json").is_file() else _json(home / "run.json")
+    made = record if home == folder or not (home / "run.json").is_file() else _record(home / "run.json")
     return Run(
         folder=folder,
         record=record,
@@ -98,6 +99,15 @@ def _json(path: Path) -> dict[str, Any]:
     content = read_json(path, f"{path.parent} holds no evaluated run: {path.name}", None)
     if not isinstance(content, dict):
         raise InputError(f"{path} is not what a run writes")
+    return content
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What a run.json says, without what it says nothing of."""
+    content = {name: value for name, value in _json(path).items() if name not in TABLES or value is not None}
+    wrong = [name for name in TABLES if not isinstance(content.get(name, {}), dict)]
+    if wrong:
+        raise InputError(f"{path} is not what a run writes: its {wrong[0]} is no object")
     return content
 
 

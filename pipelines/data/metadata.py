@@ -1,0 +1,48 @@
+"""Labels that stand in a table beside the pictures: ``metadata.jsonl`` or ``metadata.csv`` with a column ``file_name``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.data.tables import LABEL_COLUMNS
+
+__all__ = ["listed_classes"]
+
+FILES = ("metadata.jsonl", "metadata.csv")
+
+
+def listed_classes(folder: Path) -> dict[str, list[Path]]:
+    """Pictures by class as the folder's table has them, in the Hub's layout; {} if it has none, or none of labels.
+
+    Classes are in the order of their numbers or of the alphabet. Raises InputError for a table that cannot be read, or that
+    names a file outside of its folder, or none.
+    """
+    table = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    rows = [] if table is None else _rows(table)
+    column = next((name for name in LABEL_COLUMNS if rows and name in rows[0]), None)
+    found: dict[str, list[Path]] = {}
+    for number, row in enumerate(rows if column else (), 1):
+        file, label = folder / str(row.get("file_name")), row.get(str(column))
+        if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{table}, row {number}: no file {row.get('file_name')} in its folder")
+        if label in (None, "") or not isinstance(label, str | int):
+            raise InputError(f"{table}, row {number}: its {column} must be a whole number or a word")
+        found.setdefault(str(label), []).append(file)
+    return dict(sorted(found.items(), key=lambda one: (not one[0].isdecimal(), len(one[0]) * one[0].isdecimal(), one[0])))
+
+
+def _rows(table: Path) -> list[dict[str, Any]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            if table.suffix == ".csv":
+                return list(csv.DictReader(lines))
+            rows = [json.loads(line) for line in lines if line.strip()]
+        if all(isinstance(row, dict) for row in rows):
+            return rows
+        raise ValueError("a line is no object")
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{table} is no readable table ({' '.join(str(error).split())[:150]})") from error
