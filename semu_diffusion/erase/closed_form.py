@@ -51,14 +51,14 @@ def name_layers(model: DiffusionModel) -> dict[str, Any]:
 def name_edit(model: DiffusionModel, anchors: Mapping[int, int], kept: Sequence[int]) -> NameEdit:
     """The update of every such layer that answers each erased row as its anchor. ``kept`` rows and the null row stay."""
     null = [] if model.null is None else [model.null]
-    inputs = [
+    erased, answers, stay = (
         model.name_inputs(torch.tensor(list(rows), device=model.device))
         for rows in (list(anchors), list(anchors.values()), [*kept, *null])
-    ]
+    )
     weights = {name: layer.weight.detach() for name, layer in name_layers(model).items()}
     for preserve in PRESERVE:
-        deltas = {name: update(weight, *inputs, preserve) for name, weight in weights.items()}
-        if share_left(weights, deltas, *inputs[:2]) <= LEFT:
+        deltas = {name: update(weight, erased, answers, stay, preserve) for name, weight in weights.items()}
+        if share_left(weights, deltas, erased, answers) <= LEFT:
             break
     spaces, cores = {}, {}
     for name, delta in deltas.items():
