@@ -26,8 +26,8 @@ import semu_diffusion
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.families import adapt_pipeline, adapt_text_pipeline, encode_prompts
-from semu_diffusion.models.guards import noise_schedule
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.models.sampling import noise_schedule
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.patches.wrappers import eager, unwrapped
