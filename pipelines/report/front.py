@@ -64,6 +64,7 @@ def _panel(points: Sequence[Point], x: str, y: str) -> Iterator[str]:
     number = {title: count for count, title in enumerate(dict.fromkeys(point.title for point in points), 1)}
     shown = [(number[p.title], p, p.values.get(x), p.values.get(y)) for p in points]
     pairs = [(n, p, max(a, FLOOR[x]), b) for n, p, a, b in shown if a is not None and b is not None]
+    pairs.sort(key=lambda pair: pair[1].ours)  # drawn last, on top
     if not pairs:
         yield _text(SIDE / 2, SIDE / 2, "not measured", "middle")
         return
