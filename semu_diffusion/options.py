@@ -101,6 +101,8 @@ def build_config(
 def _number(name: str, kind: type, value: Any) -> int | float:
     """A number of any library (NumPy) as Python's own. Raises InputError for what is none of its kind."""
     plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    if kind is int and isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)  # 1e2
     if isinstance(plain, bool) or not isinstance(plain, int if kind is int else (int, float)):
         raise InputError(f"{name} cannot be {value!r}: it is a {'whole ' if kind is int else ''}number")
     return plain

@@ -69,22 +69,29 @@ class Spoken:
         return self.rows[rows]
 
 
-@pytest.mark.parametrize(("span", "preserve"), [(3, PRESERVE[0]), (8, PRESERVE[-1])], ids=["directions left", "none left"])
-def test_the_factors_are_the_update_by_the_largest_weight_of_the_kept_that_lets_the_name_go(
-    span: int, preserve: float, generator: torch.Generator
+@pytest.mark.parametrize(
+    ("span", "erased", "preserve"),
+    [(3, 1, PRESERVE[0]), (8, 1, PRESERVE[-1]), (3, 4, PRESERVE[-1])],
+    ids=["directions left", "none left", "none left for one of five"],
+)
+def test_the_factors_are_the_update_by_the_largest_weight_of_the_kept_that_lets_every_name_go(
+    span: int, erased: int, preserve: float, generator: torch.Generator
 ) -> None:
     kept = torch.randn(60, span, generator=generator) @ torch.randn(span, 8, generator=generator)
-    rows = torch.cat([torch.randn(1, 8, generator=generator), kept])  # the anchor is one of the kept
+    names = torch.randn(erased, 8, generator=generator)
+    if erased > 1:
+        names = torch.cat([names, kept[5:6] + 0.7 * kept[9:10]])  # made of what is kept
+    rows, count = torch.cat([names, kept]), len(names)
     model: Any = Spoken(rows)
-    found = name_edit(model, {0: 1}, range(1, 61))
+    found = name_edit(model, dict.fromkeys(range(count), count), range(count, len(rows)))  # the anchor is one of the kept
     space, core = found.subspaces["said"], found.cores["said"]
     dense = (space.left @ core @ space.right.transpose(1, 2))[0]
-    weight = model.denoiser["said"].weight.detach()
-    expected = {p: update(weight, rows[:1], rows[1:2], kept, p) for p in PRESERVE}
+    weight, inputs = model.denoiser["said"].weight.detach(), (names, rows[count].expand(count, -1))
+    expected = {p: update(weight, *inputs, kept, p) for p in PRESERVE}
     torch.testing.assert_close(dense, expected[preserve].float(), rtol=0, atol=2e-3 * float(dense.abs().max()))
-    left = {p: share_left({"said": weight}, {"said": delta}, rows[:1], rows[1:2]) for p, delta in expected.items()}
+    left = {p: share_left({"said": weight}, {"said": delta}, *inputs, count) for p, delta in expected.items()}
     assert (left[PRESERVE[0]] <= LEFT) == (preserve == PRESERVE[0])
-    assert share_left({"said": weight}, {"said": torch.zeros(5, 8)}, rows[:1], rows[1:2]) == pytest.approx(1)
+    assert share_left({"said": weight}, {"said": torch.zeros(5, 8)}, *inputs, count) == pytest.approx(1)
 
 
 def test_the_default_carries_the_name_edit_and_trains_no_layer_of_it() -> None:

@@ -52,12 +52,14 @@ def load_dino(source: str, device: str | torch.device = "cpu") -> Dino:
 
     folder, _ = folder_or_snapshot(source, "--dino takes a folder or a Hub id of a DINOv2, as facebook/dinov2-base", FILES)
     try:
-        kind = AutoConfig.from_pretrained(folder).model_type
+        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if not kind.startswith("dinov2"):
             raise ValueError(f"its model_type is {kind}")
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
-            model, loading = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+            model, loading = AutoModel.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
         if loading["missing_keys"]:
             raise ValueError(f"there are no weights for {min(loading['missing_keys'])}")
     except Exception as error:  # of foreign files in a library: OSError, ValueError, KeyError, safetensors' own

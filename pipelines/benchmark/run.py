@@ -130,7 +130,7 @@ def _protocol(subject: Subject, subjects: Subjects) -> dict[str, Any]:
     kind = ClassErasureConfig if subjects.domain == "class" else ConceptErasureConfig
     defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name not in ("forget", "concept")}
     return {
-        **{name: value for name, value in protocol.items() if name not in ("conditions", "seed")},
+        **{name: value for name, value in protocol.items() if name not in ("conditions", "seed") and value != {}},
         "model": subjects.config.model,
         "weights": state_digest(subject.model.denoiser.state_dict())[:16],
         "probes": _probes(subject, scorer),

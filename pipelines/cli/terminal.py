@@ -33,8 +33,8 @@ class _Printed:
 
 @contextmanager
 def only_letters() -> Iterator[None]:
-    """Inside, standard output and error take any text; one that is closed (``2>&-``, pythonw) leads nowhere, and its number
-    is no other file's, into which the messages of C libraries would go."""
+    """Inside, standard output and error take any text; one that is closed (``2>&-``, pythonw) leads nowhere, and with standard
+    input open its number is no other file's, into which the messages of C libraries would go."""
     before = sys.stdout, sys.stderr
     with ExitStack() as opened:
         there: list[Any] = [stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")) for stream in before]

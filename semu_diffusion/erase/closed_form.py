@@ -8,10 +8,10 @@ For every linear layer W that sees nothing but the condition, with rows c of era
 (UCE, Gandikota et al. 2024, arXiv 2308.14761, eq. 7). On a text-to-image UNet these layers are the keys and values of
 cross-attention, and every token of a prompt is an input (the authors' code takes one). On a class-conditional UNet they are
 the resnets' `time_emb_proj`, whose input is the activated sum of time and class embedding: one at every 1/32 of the timesteps.
-A second's work that kept conditions hardly feel. p is the largest of `PRESERVE` at which the name still goes, a hundred times
-the authors' 0.1 (the peer ``uce`` has theirs) unless erased and kept inputs are all made of the same: what the update may not
-do to kept inputs it does along what only the erased ones have, harder, which moves less of the rest and leaves less to a
-learned vector. The update has the rank of what the erased inputs span, and becomes the factors of a patch.
+A second's work that kept conditions hardly feel. p is the largest of `PRESERVE` that leaves at most `LEFT` of any erased
+condition's difference to its anchor; the authors' is 0.1 (the peer ``uce``). A large p forces the update into directions that
+kept inputs lack, which moves less of the rest and, along them, leaves less to a learned vector; where there are none, a smaller
+p is taken. The update has the rank of what the erased inputs span, and becomes the factors of a patch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from semu_diffusion.subspace import Subspace, dominant_subspace
 __all__ = ["NameEdit", "name_edit", "name_layers", "share_left", "update"]
 
 PRESERVE, RIDGE = (10.0, 1.0, 0.1), 0.1  # p and l
-LEFT = 0.1  # of the squared difference between what the name and its anchor say, at most
+LEFT = 0.25  # of the squared difference between what a name and its anchor say; by name, most leave 0.03 to 0.1
 KEPT_ENERGY = 1 - 1e-6  # of the update, by its leading singular vectors
 
 
@@ -58,7 +58,7 @@ def name_edit(model: DiffusionModel, anchors: Mapping[int, int], kept: Sequence[
     weights = {name: layer.weight.detach() for name, layer in name_layers(model).items()}
     for preserve in PRESERVE:
         deltas = {name: update(weight, erased, answers, stay, preserve) for name, weight in weights.items()}
-        if share_left(weights, deltas, erased, answers) <= LEFT:
+        if share_left(weights, deltas, erased, answers, len(anchors)) <= LEFT:
             break
     spaces, cores = {}, {}
     for name, delta in deltas.items():
@@ -70,13 +70,21 @@ def name_edit(model: DiffusionModel, anchors: Mapping[int, int], kept: Sequence[
 
 
 def share_left(
-    weights: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tensor], erased: torch.Tensor, anchors: torch.Tensor
+    weights: Mapping[str, torch.Tensor],
+    deltas: Mapping[str, torch.Tensor],
+    erased: torch.Tensor,
+    anchors: torch.Tensor,
+    conditions: int,
 ) -> float:
-    """sum ||W' c - W a||^2 / sum ||W c - W a||^2 over all layers: 0 where the name says what its anchor says, 1 as before."""
+    """sum ||W' c - W a||^2 / sum ||W c - W a||^2 over all layers and the inputs of a condition, as many of each of the
+    ``conditions``, one after the other: the largest of them. 0 where every name says what its anchor says, 1 as before."""
     c, a = erased.double(), anchors.double()
-    wrong = {name: (c - a) @ weight.double().T for name, weight in weights.items()}
-    after = sum(float((wrong[name] + c @ delta.double().T).square().sum()) for name, delta in deltas.items())
-    return after / max(sum(float(one.square().sum()) for one in wrong.values()), 1e-30)
+    sums = torch.zeros(2, conditions, dtype=torch.float64, device=c.device)
+    for name, weight in weights.items():
+        wrong = (c - a) @ weight.double().T
+        for total, one in zip(sums, (wrong + c @ deltas[name].double().T, wrong), strict=True):
+            total += one.square().view(conditions, -1).sum(1)
+    return float((sums[0] / sums[1].clamp_min(1e-30)).max())
 
 
 def update(

@@ -20,7 +20,7 @@ from semu_diffusion.patches.modes import own_modes
 
 __all__ = ["erase_class", "erase_concept"]
 
-BEYOND = 1.05  # a picture that was scaled goes a little over its bounds
+BEYOND = 1.6  # resized bicubically, a picture goes so far over its bounds at edges; those parts are cut off
 
 
 def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None = None, **settings: Any) -> ErasurePatch:
@@ -76,12 +76,12 @@ def _images(given: Any) -> torch.Tensor | None:
     if not isinstance(given, torch.Tensor):
         raise InputError("forget_images must be a tensor (N, C, H, W) in [-1, 1]; the command line reads folders")
     images = given.detach()
-    low, high = (float(bound) for bound in images.aminmax()) if images.numel() else (0.0, 0.0)
+    low, high = (float(bound) for bound in images.aminmax()) if images.numel() and not images.is_complex() else (0.0, 0.0)
     if not (images.is_floating_point() and low >= -BEYOND and high <= BEYOND):
         raise InputError(f"forget_images must be floats in [-1, 1], and are {images.dtype} from {low:g} to {high:g}")
     if 0 <= low < high:
         warnings.warn("forget_images: no number is below 0; [-1, 1] is wanted, and ToTensor gives [0, 1]", Notice, stacklevel=3)
-    return images
+    return images.clamp(-1, 1)
 
 
 def _config(kind: type, settings: dict[str, Any]) -> Any:

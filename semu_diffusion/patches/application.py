@@ -62,6 +62,9 @@ def set_patches(model: nn.Module, patches: Sequence[_Patch]) -> None:
     modules = modules_of(model)
     weights = {name: weight_of(modules, name) for patch in (*before.patches, *patches) for name in patch.layers}
     _check_unchanged(weights, before)
+    inference = [name for name, weight in weights.items() if weight.is_inference()]
+    if inference and not torch.is_inference_mode_enabled():
+        raise InputError(f"the weight of {inference[0]} was made in torch.inference_mode, and can be changed in it alone")
     originals = dict(before.originals)
     for name in weights.keys() - originals.keys():
         originals[name] = weights[name].detach().to("cpu", copy=True)

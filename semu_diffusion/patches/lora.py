@@ -72,7 +72,10 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
     family = family or str(patch.metadata.get("family", "sd1"))
     prefix = "unet" if family in UNETS else "transformer"
     if (family in UNETS) != any(name.startswith(OF_A_UNET) for name in patch.layers):
-        raise InputError(f"family {family!r} has other layers than this patch: of a UNet it is {', '.join(UNETS)}")
+        raise InputError(
+            f"family {family!r} has other layers than this patch: of a UNet with text it is {', '.join(UNETS)}; "
+            "any other network's goes into a PEFT folder, by save_peft_folder"
+        )
     factors = {name: _shaped_factors(layer, patch.strength) for name, layer in patch.layers.items()}
     diffusers: dict[str, torch.Tensor] = {}
     for name, (up, down) in factors.items():

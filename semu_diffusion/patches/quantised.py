@@ -21,6 +21,7 @@ from semu_diffusion.errors import InputError
 
 __all__ = ["FrozenWeight", "quantised_layers", "readable"]
 
+QUANTISERS = ("torchao", "optimum", "bitsandbytes")
 aten = torch.ops.aten
 LAZY = (aten.detach.default, aten.t.default, aten._to_copy.default)  # what is only to be read later
 
@@ -60,8 +61,19 @@ class FrozenWeight(torch.Tensor):
 
 
 def quantised_layers(network: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers whose weight is stored in few bits and can be read, by name."""
-    return {name: one for name, one in network.named_modules() if isinstance(one, nn.Linear) and _reader(one) is not None}
+    """The linear layers whose weight is stored in few bits and can be read, by name; but for those that do more than multiply:
+    of a class of their own that is no quantiser's, or with hooks."""
+    return {
+        name: one
+        for name, one in network.named_modules()
+        if isinstance(one, nn.Linear) and _multiplies(one) and _reader(one) is not None
+    }
+
+
+def _multiplies(layer: nn.Linear) -> bool:
+    hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    plain = type(layer).forward is nn.Linear.forward and not hooked
+    return plain or type(layer).__module__.split(".")[0] in QUANTISERS
 
 
 def readable(network: nn.Module) -> nn.Module:
@@ -75,8 +87,10 @@ def readable(network: nn.Module) -> nn.Module:
         (one.dtype for one in network.parameters() if id(one) not in stored and one.is_floating_point()), torch.float32
     )
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    weights: dict[int, nn.Parameter] = {}  # one for layers that share theirs, so that it is seen that they do
     for layer in layers.values():
-        shared[id(layer)] = _plain(layer, dtype)
+        twin = shared[id(layer)] = _plain(layer, dtype)
+        twin.weight = weights.setdefault(id(layer.weight), twin.weight)
     return copy.deepcopy(network, shared)
 
 

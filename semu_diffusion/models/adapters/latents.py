@@ -159,7 +159,7 @@ def check_components(pipeline: Any, source: str, *parts: str) -> None:
             "encoders and the autoencoder leave the GPU by themselves"
         )
     for part, module in components.items():
-        if not hasattr(module, "config") and part not in ("unet", "transformer"):  # DataParallel, what accelerate prepares
+        if hasattr(module, "module") and part not in ("unet", "transformer"):  # DataParallel, what accelerate prepares
             raise InputError(f"{source}: the {part} is wrapped ({type(module).__name__}): set pipe.{part} to what is inside")
         if any(parameter.is_meta for parameter in module.parameters()):
             raise InputError(f"{source}: the weights of the {part} are not loaded (they are on the meta device)")
