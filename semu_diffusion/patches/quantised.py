@@ -87,7 +87,7 @@ def readable(network: nn.Module) -> nn.Module:
         (one.dtype for one in network.parameters() if id(one) not in stored and one.is_floating_point()), torch.float32
     )
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-    weights: dict[int, nn.Parameter] = {}  # one for layers that share theirs, so that it is seen that they do
+    weights: dict[int, Any] = {}  # one for layers that share theirs, so that it is seen that they do
     for layer in layers.values():
         twin = shared[id(layer)] = _plain(layer, dtype)
         twin.weight = weights.setdefault(id(layer.weight), twin.weight)
