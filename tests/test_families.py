@@ -156,8 +156,9 @@ def test_sampling_paths_know_the_predictions_on_them(family: str) -> None:
 
 def test_a_letter_that_a_tokenizer_does_not_have_is_said() -> None:
     """For T5 every such word is the same one, which is then erased with the one that was meant."""
-    with pytest.warns(Notice, match="'a 猫': the tokenizer T5.* has no letters for a part of it"):
-        adapt_text_pipeline(built("pixart"), ["a cat", "a 猫"], "tiny")
+    with pytest.warns(Notice, match=r"'a 猫' \(and 1 more\): the tokenizer T5.* has no letters for a part of it") as said:
+        adapt_text_pipeline(built("pixart"), ["a cat", "a 猫", "a 犬"], "tiny")
+    assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
         adapt_text_pipeline(built("pixart"), ["a cat"], "tiny")

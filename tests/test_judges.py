@@ -175,6 +175,7 @@ def test_a_mapping_that_does_not_fit_is_one_line(tmp_path: Path, content: str, s
 def test_imagenet_synonyms_count_but_a_whole_name_counts_first() -> None:
     theirs = ("crane, machine", "crane", "tabby, tabby cat")
     assert map_classes("j", theirs, ("crane", "tabby cat")).targets.tolist() == [-1, 0, 1]
+    assert map_classes("j", theirs, ("crane", "tabby\u200b cat\ufeff")).targets.tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.options import listed_names
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
+ACCENTED = {"rosé": "rose", "résumé": "resume", "maté": "mate", "pâté": "pate", "exposé": "expose"}  # other words
 PLURALS = {
     "fox": "foxes", "church": "churches", "puppy": "puppies", "child": "children", "wolf": "wolves", "bus": "buses",
     "butterfly": "butterflies", "glass": "glasses", "mouse": "mice", "person": "people", "knife": "knives", "goose": "geese",
@@ -67,6 +68,16 @@ def test_the_plural_of_a_plural_is_no_other_concept() -> None:
         ("a street in ISTANBUL", "İstanbul", True),
         ("EINE STRASSE", "straße", True),
         ("ΟΔΟΣ", "οδος", True),
+        ("a pokemon", "Pokémon", True),
+        *((f"a red {plain}", accented, False) for accented, plain in ACCENTED.items()),
+        *((f"two {plain}s", f"{accented}s", False) for accented, plain in ACCENTED.items()),
+        ("a glass of rosés", "rosé", True),
+        ("the news", "new", False),
+        ("the news", "news", True),
+        ("two jesi", "Jesus", False),
+        ("los gatos", "gato", True),
+        ("the yahoo logo", "Yahoo!", True),
+        ("robert downey jr at work", "Robert Downey Jr.", True),
     ],
 )
 def test_a_word_is_found_in_every_script_and_writing(prompt: str, word: str, found: bool) -> None:
@@ -123,6 +134,10 @@ def test_vowel_signs_and_accents_are_letters_of_their_word() -> None:
 def test_a_list_in_one_argument_is_refused(concept: str) -> None:
     with pytest.raises(InputError, match=r"is a list: name several concepts as words of their own .* --synonyms"):
         plan_words(ConceptErasureConfig(concept=(concept,)), None)
+    (one,), _ = plan_words(ConceptErasureConfig(concept=(concept,)), None, erased=True)  # by a patch of earlier
+    assert one.concept == concept
+    (one,), _ = plan_words(ConceptErasureConfig(concept=("10,000 Maniacs",)), None)
+    assert contains(one.prompts[0], "10,000 Maniacs")
     (one,), _ = plan_words(ConceptErasureConfig(concept=("Paris, France",), forget_prompts=("a map of Paris, France",)), None)
     assert one.prompts == ("a map of Paris, France",)
 
@@ -154,6 +169,12 @@ def test_names_with_marks_of_their_own_keep_them() -> None:
         "👨\u200d👩\u200d👧",
         "می\u200cروم",
         "Van Gogh's",
+        "(cat) and (dog)",
+        '"cat" and "dog"',
+        "(2:1)",
+        "[V]",
+        "Robert Downey Jr.",
+        "Yahoo!",
     )
     assert tuple(map(named, names)) == names
 

@@ -94,8 +94,12 @@ def _written(name: str) -> str:
 
 
 def _normalised(name: str) -> str:
-    """Without blanks and punctuation, if more than these is left; signs and the vowels of Hindi are neither."""
-    return "".join(one for one in _written(name) if unicodedata.category(one)[0] not in "PZ") or _written(name)
+    """Without blanks and punctuation, if more than these is left; signs and the vowels of Hindi are neither.
+
+    Joiners and marks of direction (Cf) cannot be seen, and come along when a name is copied.
+    """
+    kinds = ((one, unicodedata.category(one)) for one in _written(name))
+    return "".join(one for one, kind in kinds if kind != "Cf" and kind[0] not in "PZ") or _written(name)
 
 
 def _found(name: str, known: Mapping[str, list[int]]) -> list[int]:

@@ -107,7 +107,7 @@ def _concepts(config: EvaluatePatchConfig, path: Path | None = None, made: Any =
     vocabulary = read_vocabulary(source)
     words = {"concept": config.forget} if path is None else _words(path, made, vocabulary)
     settings = EraseConceptConfig(**{**_shared(config, EraseConceptConfig), **words})
-    found, kept = plan_words(settings, vocabulary)
+    found, kept = plan_words(settings, vocabulary, erased=path is not None)
     return concepts_of(pipeline, ConceptsPlan(tuple(found), tuple(kept), vocabulary, config.model), settings, source)
 
 

@@ -75,17 +75,22 @@ class ConceptPlan:
         return found if found.count("{}") == 1 else None
 
 
-def plan_words(config: ConceptErasureConfig, vocabulary: Vocabulary | None) -> tuple[list[ConceptPlan], list[str]]:
+_LIST = re.compile(r"[;、，；]|,(?!\d)|(?<!\d),")  # 10,000 Maniacs is none
+
+
+def plan_words(
+    config: ConceptErasureConfig, vocabulary: Vocabulary | None, erased: bool = False
+) -> tuple[list[ConceptPlan], list[str]]:
     """A plan for each concept of ``config``, and the prompts that shall stay as they are.
 
-    Synonyms belong to the first concept. Raises InputError for given forget prompts that name none of the words, and if no
-    retain prompt is left.
+    Synonyms belong to the first concept. What was ``erased`` before is taken as it was then, a list or not. Raises InputError
+    for given forget prompts that name none of the words, and if no retain prompt is left.
     """
     plans: list[ConceptPlan] = []
     for number, concept in enumerate(different(config.concept)):
         given = config.synonyms if number == 0 else ()
         subject = vocabulary.subject(concept) if vocabulary is not None else None
-        if subject is None and not config.forget_prompts and re.search("[,;、，；]", concept):
+        if subject is None and not config.forget_prompts and not erased and _LIST.search(concept):
             raise InputError(
                 f"{concept!r} is a list: name several concepts as words of their own ('cat' 'dog'), other names of one with "
                 "--synonyms, and a name that has a comma in prompts with --forget-prompts"

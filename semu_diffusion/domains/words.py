@@ -107,15 +107,29 @@ PAIRS = dict(zip("\"'`“„‘«‹「『([{", "\"'`”“’»›」』)]}", s
 
 
 def named(words: str) -> str:
-    """What the words name, without quotes and brackets around them, the weight of ``(cat:1.3)`` and the stop at their end."""
+    """What the words name, without quotes and brackets around them, the weight of ``(cat:1.3)`` and the stop at their end.
+
+    A name keeps its own: ``[V]`` of DreamBooth, ``Jr.``, ``Yahoo!``, U.S.A. with its last stop.
+    """
     found, before = " ".join(words.split()), ""
     while found != before:
-        before, found = found, found.strip(f" ,;:!?。，、；：！？{DIRECTIONS}")
-        if found.count(".") == 1:
-            found = found.removesuffix(".")  # but that of U.S.A.
+        before, found = found, found.strip(f" ,;:?。，、；：！？{DIRECTIONS}").lstrip("!")
+        last = found.rstrip(".!").split(" ")[-1]
+        if last == last.lower() and "." not in last:
+            found = found.rstrip(".!")
         if len(found) > 1 and PAIRS.get(found[0]) == found[-1]:
-            found = re.sub(r":\s*[\d.]+$", "", found[1:-1])
+            found = _within(found)
     return found
+
+
+def _within(pair: str) -> str:
+    """What the outer two marks enclose; all of it if they are no pair, or a part of the name."""
+    first, inside, last = pair[0], pair[1:-1], pair[-1]
+    core = inside.lstrip(first).rstrip(last)
+    if first in core or last in core or (first == "[" and inside and " " not in inside):
+        return pair  # "(cat) and (dog)"
+    name = re.sub(r":\s*[\d.]+$", "", inside)
+    return name if name == inside or any(map(str.isalpha, name)) else pair  # (2:1) is a ratio
 
 
 @lru_cache(maxsize=2)
@@ -183,16 +197,22 @@ class Noun:
     def of(cls, noun: str) -> Noun:
         """The forms of a noun in the singular or the plural; a possessive is that of its noun."""
         given = re.sub(r"'s?$", "", fold(noun))
+        unstopped = given.rstrip(".!")
+        if unstopped and unstopped != given:  # Yahoo!, which many write without
+            known = cls.of(unstopped)
+            return cls((*known.singulars, given), known.plurals)
         one = singular(given)
         _, last = _last_word(one)
         if not last.isalpha() or _UNSPACED.search(last):
             return cls((given,), ())
         if not _LATIN.fullmatch(last):
             plain = "".join(letter for letter in unicodedata.normalize("NFD", given) if not unicodedata.combining(letter))
-            said = (given, plain) if len(plain) > 3 and _LATIN.fullmatch(_last_word(plain)[1]) else (given,)  # Pokémon, Pokemon
+            told = given.removesuffix("s")[-1:] in plain  # Pokémon, Pokemon; but rosé is no rose, and a résumé not to resume
+            said = (given, plain) if told and len(plain) > 3 and _LATIN.fullmatch(_last_word(plain)[1]) else (given,)
             return cls(said, tuple(one + "s" for one in said))
         many = {given, fold(plural(given)), fold(plural(one)), fold(str(_inflect(True).plural_noun(one))), *_regular(one)}
         guess = _singular(given)  # menus: not told from a bus, so that both are looked for
+        many = {form for form in many if form == given or not _own_noun(_last_word(form)[1])}
         return cls((one,) if guess in (None, one) else (one, str(guess)), tuple(sorted(many - {one})))
 
     @property
@@ -204,9 +224,14 @@ class Noun:
         return _pattern((self,)).search(_folded(text)[0]) is not None
 
 
+def _own_noun(word: str) -> bool:
+    """Whether a plural is a noun with a meaning of its own: news are not several of what is new."""
+    return _singular(word) == word
+
+
 def _regular(noun: str) -> tuple[str, ...]:
     """Plurals that people make where the dictionary has another: fishes, spacecrafts, octopi."""
-    latin = (noun[:-2] + "i",) if noun.endswith("us") and len(_last_word(noun)[1]) > 4 else ()
+    latin = (noun[:-2] + "i",) if noun.endswith("pus") and len(_last_word(noun)[1]) > 4 else ()  # the dictionary has cacti
     return (noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s"), *latin)
 
 

@@ -239,14 +239,17 @@ def _check_lengths(family: type[TextFamily], pipeline: Any, tokenizer: Any, most
     """InputError for a prompt of more than ``most`` tokens; a learned word of several vectors counts as so many."""
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))
+    unknown, unspelled = getattr(tokenizer, "unk_token_id", None), []
     for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False).input_ids, strict=True):
-        unknown = getattr(tokenizer, "unk_token_id", None)
         if unknown in ids and unknown != tokenizer.eos_token_id:  # CLIP spells any letters out, and calls its end unknown
-            warnings.warn(
-                f"{prompt[:60]!r}: the tokenizer {type(tokenizer).__name__} has no letters for a part of it, which for the "
-                "text encoder is as any other such word: erased or kept with all of them",
-                Notice,
-                stacklevel=2,
-            )
+            unspelled.append(prompt)
         if len(ids) > most:
             raise InputError(f"the prompt {prompt[:60]!r} has {len(ids)} tokens, the text encoder takes {most}: shorten it")
+    if unspelled:
+        more = f" (and {len(unspelled) - 1} more)" if unspelled[1:] else ""
+        warnings.warn(
+            f"{unspelled[0][:60]!r}{more}: the tokenizer {type(tokenizer).__name__} has no letters for a part of it, which for "
+            "the text encoder is as any other such word: erased or kept with all of them",
+            Notice,
+            stacklevel=2,
+        )
