@@ -17,7 +17,7 @@ __all__ = ["SUFFIXES", "as_rgb", "decoded"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 GREY = ("1", "L", "LA", "La")
 DEEP = ("I", "F")  # and I;16 in its byte orders: more than 8 bits a pixel, always grey
-SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")  # formats of several frames; an MPO's other frames are a phone's depth
+SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # formats of several frames; an MPO's other frames are a phone's depth
 ORIENTATION = 274  # the EXIF tag
 
 
@@ -42,7 +42,7 @@ def decoded(content: bytes | None, what: str, findings: Findings) -> np.ndarray:
             if image.getexif().get(ORIENTATION, 1) not in (0, 1):
                 findings.changed["turned upright, as their EXIF data say"] += 1
             array = np.asarray(_plain(_in_srgb(ImageOps.exif_transpose(image), findings), what, findings))
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # of foreign bytes Pillow's decoders raise nearly anything
         raise InputError(f"{what} cannot be read as an image ({type(error).__name__})") from error
