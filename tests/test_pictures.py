@@ -277,6 +277,34 @@ def test_pictures_of_trains_beside_those_of_buses_are_a_class(tmp_path: Path) ->
     assert len(images) == 1
 
 
+def test_the_data_to_train_on_is_no_class_beside_what_is_none(tmp_path: Path) -> None:
+    put(tmp_path, "train/0.png")
+    (tmp_path / "annotations").mkdir()
+    assert len(load_plain_images(tmp_path, SHAPE, ("cat",))) == 1
+    put(tmp_path, "masks/0.png")
+    (tmp_path / "annotations").rmdir()
+    with pytest.raises(InputError, match="is train/ a class beside masks/, or the data to train on"):
+        load_plain_images(tmp_path, SHAPE, ("cat",))
+
+
+def test_a_table_of_something_else_is_left_alone_and_a_picture_may_be_a_link(tmp_path: Path) -> None:
+    for value, name in enumerate(("cat", "dog")):
+        put(tmp_path / "data", f"{name}/0.png", plain((value, 0, 0)))
+    table = tmp_path / "data" / "metadata.csv"
+    for content in (b"filepath,label\n0.png,x\n", b"caf\xe9,x\n", b"file_name\n0.png\n"):
+        table.write_bytes(content)
+        assert load_images(tmp_path / "data").class_names == ("cat", "dog")
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("cat", "dog"):
+        (links / f"{name}.png").symlink_to(tmp_path / "data" / name / "0.png")
+    (links / "metadata.csv").write_text("file_name,label\ncat.png, cat \ndog.png,dog\n")
+    assert load_images(links).class_names == ("cat", "dog")
+    (links / "metadata.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="no readable table"):
+        load_images(links)
+
+
 def test_a_table_beside_the_pictures_says_their_classes(tmp_path: Path) -> None:
     for index in range(4):
         put(tmp_path, f"train/{index}.png", plain((index, 0, 0)))

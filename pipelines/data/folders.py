@@ -12,8 +12,9 @@ from semu_diffusion.files import is_text
 from semu_diffusion.pipelines.data.findings import Findings
 from semu_diffusion.pipelines.data.pictures import SUFFIXES
 
-__all__ = ["class_folders", "data_root", "hidden", "picture_bytes", "picture_files"]
+__all__ = ["TABLES", "class_folders", "data_root", "has_table", "hidden", "picture_bytes", "picture_files"]
 
+TABLES = ("metadata.jsonl", "metadata.csv")
 SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__", "lost+found"}
 SYSTEM |= {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 SPLITS = {
@@ -57,6 +58,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"{folder} cannot be read ({error.strerror})") from error
 
 
+def has_table(folder: Path) -> bool:
+    """Whether the folder has labels in a table beside its pictures, in the Hub's layout."""
+    return any((folder / name).is_file() for name in TABLES)
+
+
 def hidden(name: str) -> bool:
     """True for names that a system or a program keeps for itself."""
     return name.startswith(".") or name.lower() in SYSTEM
@@ -90,8 +96,14 @@ def data_root(folder: Path, split: str, findings: Findings) -> tuple[Path, bool]
     inside = _folders(folder)
     named = {path: next((one for one, names in SPLITS.items() if fold(path.name) in names), None) for path in inside}
     splits = [path for path, one in named.items() if one is not None]
-    if len(splits) == 1 < len(inside) and named[splits[0]] == "train" and _direct(splits[0]):
-        splits = []  # pictures of trains, beside those of buses
+    others = [path for path in inside if path not in splits]
+    trains = len(splits) == 1 and named[splits[0]] == "train" and _direct(splits[0]) and not has_table(splits[0])
+    if trains and others and all(map(_direct, others)):  # pictures of trains, beside those of buses?
+        if len(others) == 1:
+            raise InputError(
+                f"{folder}: is {splits[0].name}/ a class beside {others[0].name}/, or the data to train on? Move one away"
+            )
+        splits = []
     if splits and ("train" in named.values() or len(splits) == len(inside)):
         chosen = [path for path in splits if named[path] == split]
         if len(chosen) != 1:

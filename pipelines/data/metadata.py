@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.pipelines.data.folders import TABLES
 from semu_diffusion.pipelines.data.tables import LABEL_COLUMNS
 
 __all__ = ["listed_classes"]
-
-FILES = ("metadata.jsonl", "metadata.csv")
 
 
 def listed_classes(folder: Path) -> dict[str, list[Path]]:
@@ -21,17 +21,23 @@ def listed_classes(folder: Path) -> dict[str, list[Path]]:
     Classes are in the order of their numbers or of the alphabet. Raises InputError for a table that cannot be read, or that
     names a file outside of its folder, or none.
     """
-    table = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    rows = [] if table is None else _rows(table)
-    column = next((name for name in LABEL_COLUMNS if rows and name in rows[0]), None)
+    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    try:
+        rows = [] if table is None else _rows(table)
+    except InputError:
+        if any(entry.is_dir() for entry in folder.iterdir()):
+            return {}  # the classes are folders, and the table is of something else
+        raise
+    column = next((name for name in LABEL_COLUMNS if rows and {name, "file_name"} <= set(rows[0])), None)
     found: dict[str, list[Path]] = {}
     for number, row in enumerate(rows if column else (), 1):
-        file, label = folder / str(row.get("file_name")), row.get(str(column))
-        if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
+        name, label = Path(str(row.get("file_name"))), row.get(str(column))
+        file = folder / name
+        if name.is_absolute() or ".." in name.parts or not os.path.isfile(file):  # a picture may be a link
             raise InputError(f"{table}, row {number}: no file {row.get('file_name')} in its folder")
         if label in (None, "") or not isinstance(label, str | int):
             raise InputError(f"{table}, row {number}: its {column} must be a whole number or a word")
-        found.setdefault(str(label), []).append(file)
+        found.setdefault(str(label).strip(), []).append(file)
     return dict(sorted(found.items(), key=lambda one: (not one[0].isdecimal(), len(one[0]) * one[0].isdecimal(), one[0])))
 
 
@@ -44,5 +50,5 @@ def _rows(table: Path) -> list[dict[str, Any]]:
         if all(isinstance(row, dict) for row in rows):
             return rows
         raise ValueError("a line is no object")
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise InputError(f"{table} is no readable table ({' '.join(str(error).split())[:150]})") from error
