@@ -5,7 +5,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-DEMO_FLAGS ?= cat
+DEMO_FLAGS ?= cat --sampling-precision auto
 UI_FLAGS ?= runs
 BENCH_FLAGS ?= --output docs/benchmark.md --images 20
 CONCEPT_FLAGS ?= cat

@@ -28,11 +28,17 @@ __all__ = [
 Kind = Literal["class", "concept"]
 Config = TypeVar("Config", bound=Any)
 
-# As many samples as make the measurement about as dear as the erasure, so that a first run takes minutes. A class has one
+# As many samples as let a first run take minutes. A class has one
 # condition and a concept many prompts; revival is cheap beside the prompts, and dear beside the classes.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "class": {"images_per_condition": 16, "sampling_steps": 20, "revival": False, "guidance_scale": 3.0},
-    "concept": {"images_per_condition": 6, "sampling_steps": 20, "revival": True},
+    "class": {
+        "images_per_condition": 16,
+        "sampling_steps": 20,
+        "sampling_precision": "fp32",
+        "revival": False,
+        "guidance_scale": 3.0,
+    },
+    "concept": {"images_per_condition": 6, "sampling_steps": 20, "sampling_precision": "auto", "revival": True},
 }
 MOST_IMAGES = 500  # to reach an interval
 
@@ -96,9 +102,10 @@ class EvaluationConfig(GuidedConfig):
     sampling_steps: int | None = option(
         None, "sampler's steps (default: the model's usual ones, else 20)", metavar="N", group="evaluation"
     )
-    sampling_precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "arithmetic of the samples that are scored; auto: bf16 where the hardware has it", group="evaluation"
-    )
+    sampling_precision: Literal["fp32", "bf16", "auto"] | None = option(
+        None, "arithmetic of the samples that are scored; auto: bf16 where the hardware has it (default: fp32 for classes, "
+        "auto for prompts)", group="evaluation",
+    )  # fmt: skip
     eval_batch_size: int = option(
         16, "images taken from the sampler at a time; they do not depend on it", metavar="N", group="evaluation"
     )

@@ -156,6 +156,8 @@ def _sampled(model: DiffusionModel, asked: Asked) -> torch.Tensor:
         rows = [model.row(asked.condition)] * len(asked.seeds) if model.conditional else None
     except KeyError:
         raise InputError(f"the model has no class {asked.condition!r}: it has {', '.join(model.names)}") from None
-    with torch.no_grad(), autocast("auto", model.device)():
+    kind = "concept" if isinstance(model, TextConditional) else "class"
+    precision = {**DEFAULTS[kind], **model.usual}["sampling_precision"]
+    with torch.no_grad(), autocast(precision, model.device)():
         made = list(model.sample(rows, asked.seeds, asked.steps, asked.guidance_scale))
     return torch.cat(made)

@@ -76,7 +76,7 @@ class DiT(LatentModel, ClassConditional):
 
     @property
     def usual(self) -> Mapping[str, Any]:
-        return {"images_per_condition": 8}
+        return {"images_per_condition": 8, "sampling_precision": "auto"}
 
     @property
     def class_embeddings(self) -> list[tuple[nn.Module, str]]:
