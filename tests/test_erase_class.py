@@ -130,7 +130,8 @@ SCORES = {
     "samples", "intervals", "probes",
 }  # fmt: skip
 PROTOCOL = {
-    "seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges", "metrics",
+    "seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges",
+    "metrics",
 }  # fmt: skip
 PROMISED = {
     "schema_version", "kind", "erased", "protocol", "before", "after", "side_effects", "held_out_effect", "forget_effect",

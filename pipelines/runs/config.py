@@ -144,7 +144,7 @@ class EvaluationConfig(GuidedConfig):
     )  # fmt: skip
     probe_samples: int = option(24, "images that every probe is counted in", metavar="N", group="evaluation")
     unconditional_samples: int | None = option(
-        None, "images without a condition, at w = 1 (default: four times those of a class, ten times those of a prompt)",
+        None, "images without a condition, at w = 1 (default: as many as of a class, ten times those of a prompt)",
         metavar="N", group="evaluation",
     )  # fmt: skip
     clip_score: str | None = option(

@@ -25,7 +25,7 @@ from semu_diffusion.pipelines.runs.probe_images import ProbeImages, Recall
 __all__ = ["make_probes", "make_scorer", "probe_settings"]
 
 # Images without a condition if nobody says, in units of those of one condition: a class has one condition, a concept many.
-UNCONDITIONAL = {"class": 4, "concept": 10}
+UNCONDITIONAL = {"class": 1, "concept": 10}
 PROBE_STEPS = 20  # DDIM steps of a probe's samples
 
 
