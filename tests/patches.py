@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import Matricisation
 from semu_diffusion.patch import ErasurePatch
@@ -42,3 +44,12 @@ def random_patch(model: nn.Module, seed: int = 0, **settings: object) -> Erasure
 def weight_bytes(model: nn.Module) -> dict[str, bytes]:
     """Every number of the model, as bytes."""
     return {name: value.detach().contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def refused(patch: ErasurePatch, model: nn.Module, match: str) -> None:
+    """The model does not take the patch, one line says why, and no weight has changed."""
+    before = weight_bytes(model)
+    with pytest.raises(InputError, match=match) as caught:
+        patch.apply(model)
+    assert "\n" not in str(caught.value)
+    assert weight_bytes(model) == before

@@ -317,10 +317,14 @@ def test_a_table_beside_the_pictures_says_their_classes(tmp_path: Path) -> None:
     table.unlink()
     (tmp_path / "train" / "metadata.csv").write_text("\ufefffile_name,label\n0.png,10\n1.png,9\n")
     assert load_images(tmp_path).class_names == ("9", "10")
-    for broken, said in (("7.png,1", "no file 7.png"), ("../x.png,1", "no file"), ("0.png,", "a whole number or a word")):
+    for broken, said in (
+        ("7.png,1", "no file 7.png"), ("../x.png,1", "no file"), ("0.png,", "a whole number or a word"),
+        ("0.png,  ", "a whole number or a word"), (f'"a\n{"b" * 5000}",1', "no file a b{98} in its folder"),
+    ):  # fmt: skip
         (tmp_path / "train" / "metadata.csv").write_text(f"file_name,label\n{broken}\n")
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=said) as caught:
             load_images(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_names_of_folders_are_text_without_blanks_around_them(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ def listed_classes(folder: Path) -> dict[str, list[Path]]:
         name, label = Path(str(row.get("file_name"))), row.get(str(column))
         file = folder / name
         if name.is_absolute() or ".." in name.parts or not os.path.isfile(file):  # a picture may be a link
-            raise InputError(f"{table}, row {number}: no file {row.get('file_name')} in its folder")
-        if label in (None, "") or not isinstance(label, str | int):
+            raise InputError(f"{table}, row {number}: no file {' '.join(str(name).split())[:100]} in its folder")
+        if not isinstance(label, str | int) or not str(label).strip():
             raise InputError(f"{table}, row {number}: its {column} must be a whole number or a word")
         found.setdefault(str(label).strip(), []).append(file)
     return dict(sorted(found.items(), key=lambda one: (not one[0].isdecimal(), len(one[0]) * one[0].isdecimal(), one[0])))

@@ -39,6 +39,7 @@ def front(points: Sequence[Point], title: str) -> str:
     panels = (("drift", "revival"), ("drift", "unasked"), ("drift", "UA"), (cost, "revival"))
     width = 2 * SIDE + GAP + 2 * MARGIN
     colours = {point.title: _colour(point) for point in points}
+    numbers = {title: number for number, title in enumerate(colours, 1)}
     kinds = dict.fromkeys(point.kind for point in points)
     notes = ["circles: objects, squares: styles"] if len(kinds) > 1 else []
     height = 2 * (SIDE + GAP) + 2 * MARGIN + LINE * (len(colours) + len(notes))
@@ -48,21 +49,20 @@ def front(points: Sequence[Point], title: str) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{MARGIN}" y="24" font-size="15">{escape(title.replace("`", ""))}</text>',
     ]
-    for number, (x, y) in enumerate(panels):
-        left, top = MARGIN + number % 2 * (SIDE + GAP), MARGIN + number // 2 * (SIDE + GAP)
-        lines += [f'<g transform="translate({left},{top})">', *_panel(points, x, y), "</g>"]
-    legend = [(f"{number}  {method}", colour) for number, (method, colour) in enumerate(colours.items(), 1)]
+    for place, (x, y) in enumerate(panels):
+        left, top = MARGIN + place % 2 * (SIDE + GAP), MARGIN + place // 2 * (SIDE + GAP)
+        lines += [f'<g transform="translate({left},{top})">', *_panel(points, numbers, x, y), "</g>"]
+    legend = [(f"{numbers[title]}  {title}", colour) for title, colour in colours.items()]
     for line, (words, colour) in enumerate([*legend, *((note, "#222") for note in notes)], 1):
         lines.append(_text(MARGIN, 2 * (SIDE + GAP) + MARGIN + LINE * line, words, colour=colour))
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def _panel(points: Sequence[Point], x: str, y: str) -> Iterator[str]:
+def _panel(points: Sequence[Point], numbers: Mapping[str, int], x: str, y: str) -> Iterator[str]:
     yield f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#888"/>'
     yield _text(SIDE / 2, SIDE + 34, WORDS[x], "middle")
     yield f'<text transform="translate(-40,{SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(WORDS[y])}</text>'
-    number = {title: count for count, title in enumerate(dict.fromkeys(point.title for point in points), 1)}
-    shown = [(number[p.title], p, p.values.get(x), p.values.get(y)) for p in points]
+    shown = [(numbers[p.title], p, p.values.get(x), p.values.get(y)) for p in points]
     pairs = [(n, p, max(a, FLOOR[x]), b) for n, p, a, b in shown if a is not None and b is not None]
     pairs.sort(key=lambda pair: pair[1].ours)  # drawn last, on top
     if not pairs:

@@ -129,9 +129,7 @@ PROBES = (
 def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
     """Write `page` of the rows in the folders ``works`` and their shards, and beside it its pictures, a CSV and a JSON file.
 
-    Returns the rows of each section after their protocol.
-
-    Raises InputError for folders without rows, or with rows of different protocols.
+    Returns the rows of each section after their protocol. Raises InputError if there are none, or of different protocols.
     """
     folders = [folder for work in works for folder in (work, *sorted(work.glob("shard-*-of-*")))]
     found = {file: [folder / file for folder in folders if (folder / file).is_file()] for file, _ in SECTIONS}

@@ -28,8 +28,8 @@ __all__ = [
 Kind = Literal["class", "concept"]
 Config = TypeVar("Config", bound=Any)
 
-# As many samples as let a first run take minutes. A class has one
-# condition and a concept many prompts; revival is cheap beside the prompts, and dear beside the classes.
+# As many samples as let a first run take minutes. A class has one condition and a concept many prompts; revival is cheap
+# beside the prompts, and dear beside the classes.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "class": {
         "images_per_condition": 16,
