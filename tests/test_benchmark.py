@@ -25,6 +25,7 @@ from semu_diffusion.peers.methods import METHODS
 from semu_diffusion.pipelines.benchmark import run as benchmark
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report import results
+from semu_diffusion.pipelines.report.columns import COLUMNS, Column
 from semu_diffusion.pipelines.report.mark import MARK
 from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
@@ -78,10 +79,9 @@ def test_a_benchmark_writes_every_row_and_the_page(tmp_path: Path, arguments: li
     assert "2 images of every condition" in page
     for row, one in zip(found, measured, strict=True):
         name, share = max(one.after.judged_as["red"].items(), key=lambda pair: pair[1])
-        assert f"| red ({name} {share:.0%}) |" in page  # what is made in its place
-        assert f"{row['title']} (1)" in page
+        assert f"| {row['title']} ({name} {share:.0%}) |" in page  # what is made in its place
     tables = [[line.count("|") for line in part.splitlines()] for part in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)]
-    assert len(tables) == 4
+    assert len(tables) == 2  # the methods beside the original, by the judge and by the probes
     assert all(len(set(counts)) == 1 for counts in tables)
     assert "![The front](page-classes.svg)" in page
     picture = ElementTree.fromstring((tmp_path / "page-classes.svg").read_text())
@@ -113,7 +113,7 @@ def test_concepts_are_compared_by_the_same_command(tmp_path: Path, few: list[str
     assert [(row["method"], row["erased"]) for row in found] == expected
     assert [row["kind"] for row in found] == ["object"] * 4
     assert all(row["evaluation"]["after"]["paraphrase_accuracy"] is not None for row in found)
-    assert "token remap (trivial) (1)" in (tmp_path / "page.md").read_text()  # the pair has a line of its own alone
+    assert '## The object "cat"\n' in (tmp_path / "page.md").read_text()  # the pair has a line of its own alone
 
 
 def test_a_second_call_goes_on_and_measures_nothing_twice(
@@ -153,14 +153,14 @@ def test_several_seeds_are_rows_of_their_own_and_the_page_has_mean_and_spread(tm
     assert set(drifts[0]) == {"green", "blue"}
     page = (tmp_path / "page.md").read_text()
     assert ", seeds 0, 1. " in page
-    assert "| class-embedding copy (trivial) (1) | " in page
+    assert "| class-embedding copy (trivial) (" in page
     assert " ± " in page
 
 
 def test_the_mean_is_over_seeds_and_the_spread_is_that_of_the_seeds_means() -> None:
     values = {(0, "a"): 0.2, (0, "b"): 0.4, (1, "a"): 0.6, (1, "b"): 0.4}
     found = [{"seed": seed, "erased": name, "value": value} for (seed, name), value in values.items()]
-    column = results.Column("x", ".3f", lambda row: row["value"])
+    column = Column("x", ".3f", lambda row: row["value"])
     assert column.text(found) == "0.400 ± 0.141"
     assert column.text(found[:2]) == "0.300"
     assert column.text([*found, {"seed": 2, "value": None}]) == "–"
@@ -188,8 +188,8 @@ def test_rows_of_several_processes_make_one_page_and_share_what_the_original_giv
     merged = ["benchmark", "--merge", f"{tmp_path / 'a'},{tmp_path / 'b'}", "--output", str(tmp_path / "all.md")]
     assert semu(merged) == 0
     page = (tmp_path / "all.md").read_text()
-    assert "SEMU, two steps (1)" in page
-    assert "class-embedding copy (trivial) (1)" in page
+    assert "| SEMU, two steps (" in page
+    assert "| class-embedding copy (trivial) (" in page
     protocol = (tmp_path / "b" / "classes.jsonl").read_text().replace('"steps": 2', '"steps": 3', 1)
     (tmp_path / "b" / "classes.jsonl").write_text(protocol)
     assert semu(merged) == 2
@@ -247,7 +247,7 @@ def test_tuning_searches_as_many_values_for_each_method_on_what_is_not_reported(
     scores = [row["score"] for row in rows(tmp_path, "tuning-class")[1:]]
     assert scores.index(max(scores)) == 2
     page = (tmp_path / "page.md").read_text()
-    assert "SEMU, two steps, tuned: lr 0.09 (1)" in page
+    assert "| SEMU, two steps, tuned: lr 0.09 (" in page
     assert "Tuned before on blue (seed 10000), which is not reported, by the mean of unlearning accuracy" in page
     assert semu([*lean, "--tune-on", "blue"]) == 0
     assert len(measured) == 5  # the search is continued, not made again
@@ -345,13 +345,39 @@ def test_a_method_below_the_number_it_is_known_to_reach_is_named() -> None:
     assert not list(benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "my-ddpm"}}, row]))
 
 
-def test_what_was_not_measured_is_a_dash() -> None:
-    row = {
-        "method": "copy", "title": "copy", "erased": "red", "kind": "class", "trained_fraction": 0.001, "bytes": 2000,
-        "seconds": {"train": 1.0}, "seed": 0,
-        "evaluation": {"before": {}, "after": {"unlearning_accuracy": 0.5}, "side_effects": {"paired": {"mse": 0.01}}},
+def row_of(method: str, erased: str, revival: float, before: float, **other: Any) -> dict[str, Any]:
+    after = {"unlearning_accuracy": 0.5, "revival": revival}
+    return {
+        "method": method, "title": f"the {method}", "erased": erased, "kind": "class", "trained_fraction": 0.001, "bytes": 2000,
+        "seconds": {"train": 1.0}, "seed": 0, **other,
+        "evaluation": {"before": {"revival": before}, "after": after, "side_effects": {"paired": {"mse": 0.01}}},
     }  # fmt: skip
-    line = results._line("red", [row], results.COLUMNS)
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    row = row_of("copy", "red", 0.4, 0.9)
+    line = list(results._table("erased", iter([("red", [row], False)]), COLUMNS))[1]
     assert line.startswith("| red | 0.500 | – | – |")
     assert "0.0100 | – |" in line
     assert "nan" not in line.lower()
+
+
+def test_methods_stand_beside_each_other_on_the_same_things_alone() -> None:
+    wide = [row_of("wide", name, revival, 1.0) for name, revival in (("red", 0.2), ("blue", 0.4), ("green", 0.9))]
+    found = [*wide, row_of("narrow", "red", 0.3, 1.0), row_of("other", "red", 0.1, 1.0), row_of("wide", "red+blue", 0.0, 1.0)]
+    compared = [(one.things, list(one.methods)) for one in results.comparisons(found)]
+    assert compared == [(("red", "blue", "green"), ["wide"]), (("red",), ["wide", "narrow", "other"])]
+    assert [(one.title, one.values["revival"]) for one in results.points(found)] == [
+        ("the wide", 0.2), ("the narrow", 0.3), ("the other", 0.1),
+    ]  # fmt: skip
+    protocol = {
+        "images_per_condition": 2, "unconditional_samples": 100, "sampler": "DDIM", "steps": 2, "guidance_scale": 3.0,
+        "judges": {}, "model": "x", "weights": "y", "probes": {},
+    }  # fmt: skip
+    page = results.page({"Classes": [{"protocol": protocol}, *found]})
+    assert "of its unasked share 0.05 (100 samples)" in page
+    first, second = page.split("## 3 classes: red, blue, green")[1].split('## The class "red"')
+    assert [line.split(" | ")[0] for line in first.splitlines() if line.startswith("| the")] == ["| the original", "| the wide"]
+    assert "| the original | – |  | 1.00 |" in second
+    assert "| the other | 0.500 | 0.0100 | 0.10 |" in second
+    assert "| red+blue | 0.500 |" in page.split("## Each by itself: the wide")[1]

@@ -1,129 +1,84 @@
-"""The benchmark's rows as one Markdown page: the protocol in words, the means by method, every row."""
+"""The benchmark's rows as one Markdown page: the protocol in words, methods beside each other on the same things, every row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from types import MappingProxyType
 from typing import Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
+from semu_diffusion.pipelines.report.columns import COLUMNS, PROBES, WORDS, Column, measured, probe_columns, with_before
 from semu_diffusion.pipelines.report.data import write_data
 from semu_diffusion.pipelines.report.front import Point, front
 from semu_diffusion.pipelines.report.mark import MARK, replaceable
 
-__all__ = ["page", "write_page"]
+__all__ = ["Comparison", "comparisons", "page", "points", "write_page"]
 
 SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
+FRONT = {"drift": "drift", "revival": "revival", "unasked": "unasked", "UA": "UA", "seconds": "erase s", "passes": "passes"}
+KINDS = {"class": "classes"}  # in the plural; the others take an s
+BRACKETS = " In brackets after a name: what the judge calls most of its samples now."
+SHARED = (
+    "Written by `semu benchmark`: all rows of a section share protocol and judge. A table of several things compares the "
+    "methods that erased all of them, one at a time, by their means over these things alone. Its first line is the original "
+    "model, asked the same."
+)
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a table: its heading, its number in a row (None: not measured) and how it is written."""
+class Comparison:
+    """Methods beside each other: the rows of each, all on the same ``things`` of a ``kind``, erased one at a time."""
 
-    heading: str
-    form: str
-    value: Callable[[Row], float | None]
+    kind: str
+    things: tuple[str, ...]
+    methods: Mapping[str, list[Row]]
 
-    def text(self, rows: Sequence[Row]) -> str:
-        """The mean over ``rows``; of several seeds with the standard deviation of their means. A dash if a row has none."""
-        seeds: dict[int, list[float]] = {}
+    @property
+    def rows(self) -> list[Row]:
+        return [row for rows in self.methods.values() for row in rows]
+
+    @property
+    def title(self) -> str:
+        if len(self.things) == 1:
+            return f'The {self.kind} "{self.things[0]}"'
+        return f"{len(self.things)} {KINDS.get(self.kind, f'{self.kind}s')}: {', '.join(self.things)}"
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """For each set of things that a method erased, all methods that erased these: a mean over ten things says nothing beside
+    one over two of them. Larger sets first."""
+    found = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        by_method: dict[str, list[Row]] = {}
         for row in rows:
-            value = self.value(row)
-            if value is None:
-                return "–"
-            seeds.setdefault(row.get("seed", 0), []).append(value)
-        means = [fmean(values) for values in seeds.values()]
-        if not means:
-            return "–"
-        spread = f" ± {format(stdev(means), self.form)}" if len(means) > 1 else ""
-        return format(fmean(means), self.form) + spread
+            if row["kind"] == kind and "+" not in row["erased"]:
+                by_method.setdefault(row["method"], []).append(row)
+        sets = {method: dict.fromkeys(row["erased"] for row in own) for method, own in by_method.items()}
+        for things in sorted(dict.fromkeys(frozenset(one) for one in sets.values()), key=len, reverse=True):
+            methods = {
+                method: [row for row in own if row["erased"] in things]
+                for method, own in by_method.items()
+                if things <= sets[method].keys()
+            }
+            order = next(tuple(one) for one in sets.values() if one.keys() == things)
+            found.append(Comparison(kind, order, methods))
+    return found
 
 
-def _at(*path: str, scale: float = 1.0) -> Callable[[Row], float | None]:
-    """The number at a path of keys."""
-
-    def value(row: Row) -> float | None:
-        found: Any = row
-        for key in path:
-            found = found.get(key) if isinstance(found, dict) else None
-        return None if found is None else found * scale
-
-    return value
-
-
-def _both(heading: str, key: str, form: str = ".3f") -> tuple[Column, Column]:
-    """The two columns of a share that is measured before and after."""
-    before, after = (_at("evaluation", when, key) for when in ("before", "after"))
-    return Column(f"{heading} before", form, before), Column(heading, form, after)
-
-
-def _passes(row: Row) -> float | None:
-    """Image passes of the erasure, all phases but the evaluation's."""
-    found = row["evaluation"].get("cost", {}).get("passes") or {}
-    spent = [count for phase, count in found.items() if phase != "evaluate" and count is not None]
-    return float(sum(spent)) if spent else None
-
-
-def _probed(name: str, when: str, key: str = "share") -> Callable[[Row], float | None]:
-    """The mean over what was erased of a probe's number."""
-
-    def value(row: Row) -> float | None:
-        each = [one.get(key) for one in row["evaluation"][when].get("probes", {}).get(name, {}).values()]
-        return fmean(each) if each and None not in each else None
-
-    return value
-
-
-UA = Column("UA", ".3f", _at("evaluation", "after", "unlearning_accuracy"))
-DRIFT = Column("drift", ".4f", _at("evaluation", "side_effects", "paired", "mse"))
-REVIVAL = _both("revival", "revival", ".2f")
-UNASKED = _both("unasked", "unconditional_share")
-PASSES = Column("passes", ".0f", _passes)
-SECONDS = Column("erase s", ".1f", lambda row: sum(row["seconds"].values()) if row["seconds"] else None)
-COLUMNS = (
-    UA,
-    Column("seen before", ".3f", _at("evaluation", "before", "forget_accuracy")),
-    *_both("held-out words", "paraphrase_accuracy"),
-    *_both("kept, own kind", "in_domain_accuracy"),
-    *_both("kept, other kind", "cross_domain_accuracy"),
-    *_both("kept, held out", "kept_held_out_accuracy"),
-    *_both("described", "implicit_accuracy"),
-    *_both("other languages", "language_accuracy"),
-    *_both("kept, beside it", "binomial_accuracy"),
-    *_both("look-alikes", "look_alike_accuracy"),
-    DRIFT,
-    Column("drift, held out", ".4f", _at("evaluation", "held_out_effect", "paired", "mse")),
-    Column("SSIM", ".3f", _at("evaluation", "side_effects", "paired", "ssim")),
-    *REVIVAL,
-    *UNASKED,
-    Column("KID ×10³", ".2f", _at("evaluation", "distances", "kid", "after", scale=1e3)),
-    Column("trained", ".3%", _at("trained_fraction")),
-    Column("kB", ".0f", _at("bytes", scale=1e-3)),
-    PASSES,
-    SECONDS,
-)
-WORDS = (
-    "UA: share of the erased thing's samples in which the judge no longer sees it; seen before: share in which it did. "
-    "held-out words: share seen by words and sentences that the erasure did not know. kept: judged right on what stays, of "
-    "the same kind and of the other, by prompts that the erasure knew; held out: by words and sentences that it did not. drift "
-    "and SSIM: paired with the original's samples of what stays, same seeds (images in [-1, 1]). revival: share that the best "
-    "of several learned vectors brings back. unasked: share of the erased thing among samples without a condition (w = 1). "
-    "KID: of what stays, against the original's own samples, a drift in features. trained: numbers that could change, as a "
-    "share of the denoiser's. passes: images through the denoiser during the erasure (a backward pass counts two). erase s: "
-    "wall clock. ±: standard deviation over seeds of the mean over what was erased. A dash is what was not measured."
-)
-BRACKETS = " In brackets after a name: what the judge calls most of its samples now."
-PROBES = (
-    "Share that each probe without training brings back, from the original and from the edited model; kept: the share of kept "
-    "pictures that come back in the same way from the edited model. completion: the original makes the first quarter of the "
-    "path. recovery: half-noised pictures, denoised by name and without a condition. noise: more noise at each step. "
-    "inversion: pictures inverted and made again without a condition. int8, fp8: the merged weights rounded."
-)
+def points(rows: Sequence[Row]) -> list[Point]:
+    """A point of the fronts for each method: of every kind, on the things that most methods have in common."""
+    columns = {column.heading: column for column in COLUMNS}
+    found = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [one for one in comparisons(rows) if one.kind == kind]
+        for method, group in max(own, key=lambda one: len(one.methods)).methods.items() if own else ():
+            values = {name: columns[heading].mean(group) for name, heading in FRONT.items()}
+            found.append(Point(group[0]["title"], method == "default", values, kind))
+    return found
 
 
 def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
@@ -144,56 +99,26 @@ def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
             write_text(replaceable(path.with_name(name)), front(points(rows), title))
             pictures[title] = name
     every = [row for _, *rows in sections.values() for row in rows]
-    columns = {column.heading: column.value for column in (*_measured(COLUMNS, every), *_probe_columns(every))}
-    write_data(path, sections, columns, {title: list(_means(rows)) for title, (_, *rows) in sections.items()})
+    columns = with_before((*measured(COLUMNS, every), *probe_columns(every)))
+    values = {column.heading: column.value for column in measured(columns, every)}
+    write_data(path, sections, values, {title: list(_means(rows)) for title, (_, *rows) in sections.items()})
     write_text(path, page(sections, pictures))
     return list(sections.values())
 
 
-def _measured(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-    return [column for column in columns if any(column.value(row) is not None for row in rows)]
-
-
 def _means(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """The mean of every column over what a method erased one at a time, and over how many rows."""
-    for (method, kind), group in _by_method(rows).items():
-        means = {column.heading: _mean(column, group) for column in (*COLUMNS, *_probe_columns(rows))}
-        known = {heading: mean for heading, mean in means.items() if mean is not None}
-        yield {"method": method, "title": group[0]["title"], "kind": kind, "rows": len(group), "means": known}
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """A point of the fronts for each method and kind: means over what was erased one at a time."""
-    found = []
-    for (method, kind), group in _by_method(rows).items():
-        seconds, passes = (_mean(column, group) for column in (SECONDS, PASSES))
-        values = {name: _mean(column, group) for name, column in FRONT.items()}
-        measured = {**values, "seconds": seconds, "passes": passes}
-        found.append(Point(group[0]["title"], method == "default", measured, kind))
-    return found
-
-
-FRONT = {"drift": DRIFT, "revival": REVIVAL[1], "unasked": UNASKED[1], "UA": UA}
-
-
-def _mean(column: Column, rows: Sequence[Row]) -> float | None:
-    values = [value for row in rows if (value := column.value(row)) is not None]
-    return fmean(values) if len(values) == len(rows) else None
-
-
-def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows that erased one thing, by method and kind."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if "+" not in row["erased"]:
-            found.setdefault((row["method"], row["kind"]), []).append(row)
-    return found
+    """The means of every comparison's methods, and over how many rows."""
+    columns = with_before((*COLUMNS, *probe_columns(rows)))
+    for one in comparisons(rows):
+        for method, group in one.methods.items():
+            means = {column.heading: mean for column in columns if (mean := column.mean(group)) is not None}
+            about = {"method": method, "title": group[0]["title"], "kind": one.kind, "erased": one.things}
+            yield {**about, "rows": len(group), "means": means}
 
 
 def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = MappingProxyType({})) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
-    shared = "Written by `semu benchmark`: all rows of a table share protocol, seeds and judge."
-    text = [f"<!-- {MARK} -->", "# Results", "", shared, "", WORDS + BRACKETS]
+    text = [f"<!-- {MARK} -->", "# Results", "", SHARED, "", WORDS + BRACKETS]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", _protocol(protocol["protocol"], rows)]
@@ -202,38 +127,48 @@ def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = Mappin
     return "\n".join(text) + "\n"
 
 
-def _probe_columns(rows: Sequence[Row]) -> list[Column]:
-    """Those of the probes without training."""
-    names = dict.fromkeys(name for row in rows for name in row["evaluation"]["after"].get("probes", {}))
-    found = [
-        column
-        for name in names
-        if not any(_probed(name, "after", "steps")(row) for row in rows)  # those that learn are the revival
-        for column in (
-            Column(f"{name} before", ".2f", _probed(name, "before")),
-            Column(name, ".2f", _probed(name, "after")),
-            Column(f"{name}, kept", ".2f", _probed(name, "after", "control")),
-        )
-    ]
-    return _measured(found, rows)
+def _section(rows: Sequence[Row]) -> Iterator[str]:
+    columns, probes = measured(COLUMNS, rows), probe_columns(rows)
+    compared = comparisons(rows)
+    for one in compared:
+        yield from ("", f"## {one.title}", "", *_table("method", _by_method(one), columns))
+    if probes:
+        yield from ("", "## Probes without training", "", PROBES)
+        for one in compared:
+            yield from ("", f"{one.title}:", "", *_table("method", _by_method(one), probes))
+    methods = {row["method"]: [one for one in rows if one["method"] == row["method"]] for row in rows}
+    several = [own for own in methods.values() if len({row["erased"] for row in own}) > 1]  # the others have a table above
+    if several:
+        asked = [column for column in columns if column.before is not None]
+        yield from ("", "## Each by itself: the original", "", *_table("asked for", _one_by_one(rows, True), asked))
+    for own in several:
+        yield from ("", f"## Each by itself: {own[0]['title']}", "", *_table("erased", _one_by_one(own), columns))
 
 
-def _section(rows: list[Row]) -> Iterator[str]:
-    columns, probes = _measured(COLUMNS, rows), _probe_columns(rows)
-    groups = _by_method(rows)
-    several = len({kind for _, kind in groups}) > 1
-    for title, chosen in (("By method (in brackets: over how many)", columns), ("Probes without training", probes)):
-        if chosen:
-            yield from ("", f"## {title}", "", *([PROBES, ""] if chosen is probes else []), _head("method", chosen))
-            for (_, kind), found in groups.items():
-                count = len({row["erased"] for row in found})
-                yield _line(f"{found[0]['title']}{f', {kind}s' if several else ''} ({count})", found, chosen)
-    for method, title in dict.fromkeys((row["method"], row["title"]) for row in rows):
-        yield from ("", f"## {title}", "", _head("erased", columns))
-        own = [row for row in rows if row["method"] == method]
-        for erased in dict.fromkeys(row["erased"] for row in own):
-            found = [row for row in own if row["erased"] == erased]
-            yield _line(_erased(found[0]), found, columns)
+Line = tuple[str, Sequence[Row], bool]  # its name, its rows, whether the original's numbers of these rows are meant
+
+
+def _by_method(compared: Comparison) -> Iterator[Line]:
+    yield "the original", compared.rows, True
+    seeds = {method: tuple(sorted({row.get("seed", 0) for row in rows})) for method, rows in compared.methods.items()}
+    for method, rows in compared.methods.items():
+        of = f", seeds {', '.join(map(str, seeds[method]))}" if len(set(seeds.values())) > 1 else ""
+        yield f"{rows[0]['title']}{of}{_became(rows)}", rows, False
+
+
+def _one_by_one(rows: Sequence[Row], original: bool = False) -> Iterator[Line]:
+    for erased in dict.fromkeys(row["erased"] for row in rows):
+        found = [row for row in rows if row["erased"] == erased]
+        yield f"{erased}{'' if original else _became(found)}", found, original
+
+
+def _table(first: str, lines: Iterator[Line], columns: Sequence[Column]) -> Iterator[str]:
+    """Markdown: the head, and a line with the means over each of the rows. What cannot be said of the original is empty."""
+    yield f"| {first} | " + " | ".join(column.heading for column in columns) + " |\n|---|" + "---:|" * len(columns)
+    for name, rows, original in lines:
+        cells = [column.text(rows) if not original else column.original.text(rows) for column in columns]
+        empty = [original and column.before is None for column in columns]
+        yield f"| {name} | " + " | ".join("" if none else cell for none, cell in zip(empty, cells, strict=True)) + " |"
 
 
 def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
@@ -254,9 +189,18 @@ def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
         f"one, before and after, {protocol['sampler']} {protocol['steps']} steps, w = {protocol['guidance_scale']:g}, {seeds}. "
         f"Judges: {judges}. Model {protocol['model']}, weights {protocol['weights']}."
         + (f" Revival, {how}." if how else "")
+        + _errors(protocol)
         + _tuning(protocol.get("tuning"))
         + f" Commit {commits}."
     )
+
+
+def _errors(protocol: Mapping[str, Any]) -> str:
+    """The standard error of one row's share of n samples: sqrt(p (1 - p) / n), at most half of 1 / sqrt(n)."""
+    samples = [("revival", probe["samples"]) for probe in protocol["probes"].values() if "steps" in probe]
+    samples.append(("unasked share", protocol["unconditional_samples"]))
+    said = [f"of its {name} {0.5 / n**0.5:.2f} ({n} samples)" for name, n in samples if n]
+    return f" Standard errors of a row, at most: {', '.join(said)}." if said else ""
 
 
 def _tuning(found: Mapping[str, Any] | None) -> str:
@@ -273,20 +217,12 @@ def _tuning(found: Mapping[str, Any] | None) -> str:
     )
 
 
-def _head(first: str, columns: Sequence[Column]) -> str:
-    """The two lines of Markdown that begin a table."""
-    return f"| {first} | " + " | ".join(column.heading for column in columns) + " |\n|---|" + "---:|" * len(columns)
-
-
-def _line(first: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A line of Markdown with the means over ``rows``."""
-    return f"| {first} | " + " | ".join(column.text(rows) for column in columns) + " |"
-
-
-def _erased(row: Row) -> str:
-    """What was erased, and what the judge calls most of its samples now."""
+def _became(rows: Sequence[Row]) -> str:
+    """What the judge calls most of the erased thing's samples now; nothing of several things."""
+    if len({row["erased"] for row in rows}) > 1:
+        return ""
     seen = []
-    for shares in (row["evaluation"]["after"].get("judged_as") or {}).values():
+    for shares in (rows[0]["evaluation"]["after"].get("judged_as") or {}).values():
         most = max(shares, key=lambda name: shares[name], default=None)
         seen += [] if most is None else [f"{most} {shares[most]:.0%}"]
-    return f"{row['erased']} ({', '.join(seen)})" if seen else str(row["erased"])
+    return f" ({', '.join(seen)})" if seen else ""

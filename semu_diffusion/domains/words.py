@@ -102,8 +102,7 @@ def bare(noun: str) -> str:
     return ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
 
 
-# around a name; joiners and variants stay, an emoji ends in one
-DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"  # a joiner stays
 PAIRS = dict(zip("\"'`“„‘«‹「『([{", "\"'`”“’»›」』)]}", strict=True))
 
 

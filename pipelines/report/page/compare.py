@@ -15,12 +15,13 @@ from semu_diffusion.eval.pictures import UNPROMPTED, Pictures
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
+from semu_diffusion.pipelines.report.columns import COLUMNS, WORDS, measured, with_before
 from semu_diffusion.pipelines.report.front import front
 from semu_diffusion.pipelines.report.mark import replaceable
 from semu_diffusion.pipelines.report.page.page import render, write_run_page
 from semu_diffusion.pipelines.report.page.run import Run, read_run
 from semu_diffusion.pipelines.report.page.verdicts import Verdict, verdicts
-from semu_diffusion.pipelines.report.results import COLUMNS, WORDS, points
+from semu_diffusion.pipelines.report.results import points
 
 __all__ = ["Entry", "matrix", "read_entries", "write_page"]
 
@@ -129,7 +130,7 @@ def _context(entries: Sequence[Entry], home: Path) -> dict[str, Any]:
     for entry in entries:
         groups.setdefault(entry.method, []).append(entry)
     rows = [entry.row for entry in entries]
-    columns = [column for column in COLUMNS if any(column.value(row) is not None for row in rows)]
+    columns = measured(with_before(COLUMNS), rows)
     lines = groups.items() if len(groups) > 1 else [(entry.name, [entry]) for entry in entries]
     return {
         "title": f"{len(entries)} erasures compared",
