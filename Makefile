@@ -7,9 +7,9 @@ BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= cat --sampling-precision auto
 UI_FLAGS ?= runs
-BENCH_FLAGS ?= --output docs/benchmark.md --images 20
+BENCH_FLAGS ?= --output docs/benchmark.md --work docs/benchmark --images 10 --unconditional-samples 200 --probes completion
 CONCEPT_FLAGS ?= cat
-CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --model tiny-sd --images 8
+CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --work docs/benchmark --model tiny-sd --images 6 --unconditional-samples 200 --probes completion
 FIGURES_FLAGS ?= cat --images-per-class 20 --revival
 CONCEPT_FIGURES_FLAGS ?= cat
 

@@ -51,8 +51,8 @@ class Protocol:
     """Everything a reader needs to make the same numbers again.
 
     ``conditions``: what each group of questions was sampled with (class names or prompts). ``judges`` by the kind they
-    judge, ``metrics`` the networks of those that were asked for. ``unconditional_samples`` are those without a condition, at
-    guidance scale 1.
+    judge, ``metrics`` the networks of those that were asked for, ``features`` that of FID and KID. ``unconditional_samples``
+    are those without a condition, at guidance scale 1.
     """
 
     seed: int
@@ -64,6 +64,7 @@ class Protocol:
     conditions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     judges: dict[str, Network] = field(default_factory=dict)
     metrics: dict[str, Network] = field(default_factory=dict)
+    features: Network | None = None
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ def _read(kind: Any, content: Any) -> Any:
         return kind(**{name: _read(hints[name], value) for name, value in content.items() if name in hints})  # type: ignore[operator]
     if origin is dict:
         return {key: _read(arguments[1], value) for key, value in content.items()}
-    if origin is tuple and isinstance(content, list | tuple):
+    if origin is tuple and isinstance(content, list | tuple) and (arguments[-1] is ... or len(content) == len(arguments)):
         return tuple(_read(arguments[0], value) for value in content)
     if content not in arguments if origin is Literal else type(content) not in ((int, float) if kind is float else (kind,)):
         raise TypeError(f"{str(content)[:30]!r} is no {getattr(kind, '__name__', kind)}")

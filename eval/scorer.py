@@ -52,7 +52,7 @@ class Sampling:
     def seeds(self, condition: str, count: int) -> range:
         """Those of a condition's samples: from its letters and the run's seed, so that nothing else decides its noise.
 
-        Below 2^31: the other half of 32 bits is for the erasure's own images.
+        Below 2^31, where the erasure's own images have none (`semu_diffusion.erase.phases`).
         """
         first = (zlib.crc32(condition.encode()) + self.seed * 1_000_003) % 2**30
         return range(first, first + count)
@@ -111,7 +111,7 @@ class Scorer:
         """
         s, asked = self.sampling, conditions(self.questions)
         counts = dict.fromkeys(asked, s.images)
-        if model.null is not None or not model.conditional:
+        if _unconditional(model):
             counts[NO_CONDITION] = s.unconditional
         have = {name: known[name][:count] for name, count in counts.items() if name in known}
         seeds = {name: list(s.seeds(name, count))[len(have.get(name, ())) :] for name, count in counts.items()}
@@ -193,7 +193,7 @@ class Scorer:
                 reference_images=len(theirs),
                 reference=OWN_SAMPLES if reference is None else reference.name,
                 paired=reference is None,
-                extractor=Network(extractor.name, extractor.sha256, extractor.dim),
+                extractor=extractor.network,
             )
         return found
 
@@ -205,10 +205,11 @@ class Scorer:
             steps=s.steps,
             guidance_scale=s.guidance_scale if model.null is not None else 1.0,
             images_per_condition=s.images,
-            unconditional_samples=s.unconditional,
+            unconditional_samples=s.unconditional if _unconditional(model) else 0,
             conditions={group: tuple(conditions(self.questions, group)) for group in self.questions},
             judges={kind: Network(judge.name, judge.sha256) for kind, judge in self.judges.items()},
             metrics={name: metric.network for name, metric in self.asked.items()},
+            features=None if self.extractor is None else self.extractor.network,
         )
 
     # ------------------------------------------------------------------ parts
@@ -264,3 +265,8 @@ class Scorer:
                 texts = [self.sentence(condition) for condition in asked for _ in samples[condition]]
                 found[name] = clip_score(self.clip, torch.cat([samples[condition] for condition in asked]), texts)
         return found
+
+
+def _unconditional(model: DiffusionModel) -> bool:
+    """Whether the model makes samples without a condition: it knows a null condition, or no condition at all."""
+    return model.null is not None or not model.conditional

@@ -7,7 +7,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,25 +20,56 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "ENDING",
     "atomic_file",
     "atomic_folder",
     "clear_temporaries",
     "depth",
     "final_name",
+    "handled",
     "is_text",
     "public_name",
     "read_json",
     "save_tensors",
     "strip_local_paths",
     "tensors_only",
+    "undisturbed",
     "write_json",
     "write_text",
 ]
 
 FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which torch.load obeys
 MAX_DEPTH = 32
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
 TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Inside, ``handler`` gets those of these signals that are not ignored (``nohup``); only the main thread gets any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, signals that end the command wait until the end of the block; for the few lines that must not be half done."""
+    waiting: list[int] = []
+    try:
+        with handled(lambda number, frame: waiting.append(number), *ENDING):
+            yield
+    finally:
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 @contextmanager
@@ -55,7 +88,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _as_new_files(beside)
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        with undisturbed():
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -72,11 +106,13 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         _as_new_files(beside)
-        if overwrite and path.is_dir():
-            os.replace(path, _beside(path, "last"))
-        os.replace(beside, path)
+        with undisturbed():
+            if overwrite and path.is_dir():
+                os.replace(path, _beside(path, "last"))
+            os.replace(beside, path)
     finally:
-        clear_temporaries(path)
+        with undisturbed():
+            clear_temporaries(path)
 
 
 def clear_temporaries(path: Path) -> None:

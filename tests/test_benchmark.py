@@ -338,6 +338,20 @@ def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], fe
     assert not (tmp_path / "work").exists()
 
 
+def test_a_variant_that_was_changed_is_not_taken_for_the_one_that_was_measured(
+    tmp_path: Path, arguments: list[str], capsys: Capture
+) -> None:
+    lean = [*arguments, "--no-revival", "--probes", "none"]
+    assert semu(lean) == 0
+    variant = tmp_path / "variant.json"
+    content = json.loads(Path(next(word for word in arguments if ".json" in word).split(",")[0]).read_text())
+    content["short"]["steps"] = 3
+    variant.write_text(json.dumps(content))
+    place = next(index for index, word in enumerate(lean) if ".json" in word)
+    assert semu([*lean[:place], str(variant), *lean[place + 1 :]]) == 2
+    assert "short was measured with other settings" in capsys.readouterr().err
+
+
 def test_a_method_below_the_number_it_is_known_to_reach_is_named() -> None:
     row = {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
     (line,) = benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "ddpm-cifar10"}}, row])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from semu_diffusion.eval.images import save_images
 from semu_diffusion.files import (
+    ENDING,
     atomic_file,
     atomic_folder,
     public_name,
@@ -165,3 +169,28 @@ def test_a_public_name_has_no_folder_of_this_machine_and_leaves_other_words_alon
         "0:1",
     )
     assert tuple(map(public_name, words)) == words
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_while_the_former_folder_goes_waits_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    real = shutil.rmtree
+
+    def ended(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(number)
+        real(*arguments, **options)
+
+    def stop(got: int, frame: Any) -> None:
+        raise KeyboardInterrupt(got)
+
+    monkeypatch.setattr(shutil, "rmtree", ended)
+    former = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model", overwrite=True) as beside:
+            (beside / "new").touch()
+    finally:
+        signal.signal(number, former)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["model", "new"]

@@ -29,6 +29,7 @@ from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
+from semu_diffusion.pipelines.report.card import patch_card
 from semu_diffusion.pipelines.report.page.compare import matrix, read_entries
 from semu_diffusion.pipelines.report.page.numbers import about_erased
 from semu_diffusion.pipelines.report.page.run import TABLES, read_run
@@ -335,6 +336,33 @@ def test_the_matrix_has_what_was_erased_on_its_diagonal(run: Path) -> None:
         assert cell["own"] is (name == "red")
 
 
+def test_the_matrix_shows_what_was_asked_by_name_not_another_group_with_the_same_answer(run: Path) -> None:
+    (entry,) = read_entries(run)
+    assert entry.pictures is not None
+    lost = {"green": {"green": {"blue": 4}, "blue": {}, "red": {}}}
+    more = dataclasses.replace(entry.pictures, became={**entry.pictures.became, "binomial": lost})
+    assert matrix([entry]) == matrix([dataclasses.replace(entry, pictures=more)])
+
+
+def test_of_a_model_without_names_the_unconditional_share_is_judged() -> None:
+    protocol = dataclasses.replace(FULL.protocol, conditions={}, unconditional_samples=200)
+    before, after = Scores(unconditional_share=0.5), Scores(unconditional_share=0.0)
+    found = dataclasses.replace(FULL, collapsed=None, before=before, after=after, protocol=protocol)
+    gone = verdicts(found)[0]
+    assert (gone.answer, gone.value) == ("yes", 0.0)
+    assert "in 0 of 200 samples" in gone.said
+
+
+def test_a_destroyed_model_is_offered_to_nobody(run: Path) -> None:
+    record, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
+    card = patch_card(record, {**metrics, "collapsed": "the kept samples are noise"})
+    assert "This patch destroys the model: the kept samples are noise." in card
+    assert "Load it" not in card
+    found = read_run(run)
+    assert usages(found)
+    assert not usages(dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, collapsed="noise")))
+
+
 def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     row = {"kind": "class", "seconds": {"train": 2.0}, "trained_fraction": 0.01, "bytes": 1000, "evaluation": metrics}
@@ -352,7 +380,10 @@ def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, tmp
     assert "SEMU, the default" in said
     assert "steps: 2; 7" in said
     assert "The front" in said
+    assert "model: red-green-blue; other" not in said
     assert semu(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
+    assert semu(["report", str(run), str(path), "--output", str(tmp_path / "both.html")]) == 0  # a run beside rows
+    assert "4 erasures compared" in text((tmp_path / "both.html").read_text())
 
 
 def test_what_is_no_run_is_one_line_and_nothing_else_is_replaced(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import operator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +27,8 @@ from semu_diffusion.eval.results import (
     Scores,
     SideEffects,
 )
+from semu_diffusion.pipelines.report.page.verdicts import verdicts
+from semu_diffusion.pipelines.report.table import table
 
 REVIVAL = Revival(0.5, 60, 150, 3e-2, 32, 50, 3.0, 0, 64, "made by the original model", 0.2, 0.1)
 FULL = Evaluation(
@@ -152,3 +159,31 @@ def test_what_is_no_metrics_file_is_one_line(content: Any) -> None:
     with pytest.raises(InputError) as refused:
         Evaluation.from_json(content)
     assert "\n" not in str(refused.value)
+
+
+def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content if isinstance(content, list) else ()):
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+def test_a_number_that_is_missing_anywhere_is_a_dash_or_refused() -> None:
+    counted = {"samples": {"forget": 8, "in_domain": 8}, "in_domain_accuracy": 0.9, "clip_score": FULL.before.clip_score}
+    before = dataclasses.replace(FULL.before, **counted)
+    after = dataclasses.replace(FULL.after, forget_accuracy=0.1, unlearning_accuracy=0.9, **counted)
+    whole = dataclasses.replace(FULL, before=before, after=after, forget_effect=FULL.side_effects, collapsed=None)
+    read = refused = 0
+    for path in leaves(json.loads(json.dumps(whole.to_json()))):
+        for value in (None, {}, []):
+            content = json.loads(json.dumps(whole.to_json()))
+            place = functools.reduce(operator.getitem, path[:-1], content)
+            place[path[-1]] = value
+            try:
+                found = Evaluation.from_json(content)
+            except InputError:
+                refused += 1
+                continue
+            read += 1
+            table(found, {}, Path("run"))
+            verdicts(found)
+    assert min(read, refused) > 50

@@ -23,6 +23,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import in_chunks, to_uint8, with_channels
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import file_digest
+from semu_diffusion.eval.results import Network
 from semu_diffusion.files import tensors_only
 
 __all__ = ["FeatureExtractor", "SmallSampleWarning", "check_features", "frechet_distance", "load_fid_extractor"]
@@ -51,6 +52,10 @@ class FeatureExtractor:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(N, dim) float32 on the CPU, of images (N, C, H, W), uint8 or floats in [0, 1] (rounded here)."""
         return self.features(to_uint8(images))
+
+    @property
+    def network(self) -> Network:
+        return Network(self.name, self.sha256, self.dim)
 
 
 class _Given(nn.Module):

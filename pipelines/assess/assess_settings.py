@@ -16,7 +16,7 @@ class AssessConfig(GuidedConfig):
     """Which model, by how many samples, and against which data set; what is None the model's vocabulary says."""
 
     guidance_scale: float | None = option(  # type: ignore[assignment]
-        None, "classifier-free guidance w; 1 is none (default: the model's own, else 3)", metavar="W", group="proof"
+        None, "classifier-free guidance w; 1 is none (default: the model's own, else 3)", metavar="W", group="evaluation"
     )
 
     model: str = option(

@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from semu_diffusion import __version__
 from semu_diffusion.domains.questions import conditions
 from semu_diffusion.eval.judges.networks import state_digest
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.eval.scorer import NO_CONDITION, Scorer
 from semu_diffusion.files import atomic_file, read_json, write_json
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.precision import sampler_name
 
 __all__ = ["Cache", "digest_of"]
 
@@ -46,8 +48,9 @@ class Cache:
     @classmethod
     def of(cls, folder: Path, weights: str, scorer: Scorer, model: DiffusionModel) -> Cache:
         """The cache of a scorer's sampling of a model with these ``weights``."""
-        how = dataclasses.replace(scorer.sampling, images=0, unconditional=0, batch_size=0)
-        return cls(folder, f"{weights} {how} {model.device.type} torch {torch.__version__}")
+        how = dataclasses.replace(scorer.sampling, images=0, unconditional=0, batch_size=0, precision="fp32")
+        sampler = sampler_name(model, scorer.sampling.precision)  # auto is another arithmetic on another machine
+        return cls(folder, f"{weights} {how} {sampler} {model.device.type} torch {torch.__version__} semu {__version__}")
 
     def recall(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What ``make()`` gives, made once for each name; a file that cannot be read is made again."""

@@ -31,8 +31,8 @@ class BenchmarkConfig:
     others: tuple[str, ...] = option(
         (), "what all methods but the default one erase (default: the same)", metavar="A,B,…", comma=True
     )
-    output: str = option("docs/benchmark.md", "Markdown file for the tables", metavar="FILE")
-    work: str = option("docs/benchmark", "folder for the measured rows; an earlier benchmark there is continued", metavar="DIR")
+    output: str = option("runs/benchmark.md", "Markdown file for the tables", metavar="FILE")
+    work: str = option("runs/benchmark", "folder for the measured rows; an earlier benchmark there is continued", metavar="DIR")
     images: int | None = option(
         None, "images of every class or prompt, before and after (default: 50 of a class, 10 of a prompt)", metavar="N",
         aliases=("--images-per-class", "--images-per-prompt"),

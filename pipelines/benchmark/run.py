@@ -77,7 +77,7 @@ def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[in
             best = tuning.tuned(methods, work, protocol, measure, progress.note)
             jobs = [(best[methods.index(method)], name, seed) for method, name, seed in jobs]
         for number, (method, name, seed) in enumerate(jobs, 1):
-            if rows.has(method.name, name, seed):
+            if rows.has(method.name, name, seed, method.overrides):
                 continue
             progress.note(f"[{number}/{len(jobs)}] {method.name}: {name}, seed {seed}")
             try:
@@ -130,7 +130,7 @@ def _protocol(subject: Subject, subjects: Subjects) -> dict[str, Any]:
     kind = ClassErasureConfig if subjects.domain == "class" else ConceptErasureConfig
     defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name not in ("forget", "concept")}
     return {
-        **{name: value for name, value in protocol.items() if name not in ("conditions", "seed") and value != {}},
+        **{name: value for name, value in protocol.items() if name not in ("conditions", "seed") and value not in ({}, None)},
         "model": subjects.config.model,
         "weights": state_digest(subject.model.denoiser.state_dict())[:16],
         "probes": _probes(subject, scorer),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ENDING", "Stopped", "handled", "stoppable", "stopped_by", "undisturbed"]
+from semu_diffusion.files import ENDING, handled
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+__all__ = ["Stopped", "stoppable", "stopped_by"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,21 +27,6 @@ def stopped_by(stop: KeyboardInterrupt) -> tuple[str, int]:
 
 
 @contextmanager
-def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """Inside, ``handler`` gets those of these signals that are not ignored (``nohup``); only the main thread gets any."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
-
-
-@contextmanager
 def stoppable() -> Iterator[None]:
     """Inside, a signal that would end the process without a word raises `Stopped`."""
 
@@ -51,15 +35,3 @@ def stoppable() -> Iterator[None]:
 
     with handled(stop, *(number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL)):
         yield
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Inside, signals that end the command wait until the end of the block; for the few lines that must not be half done."""
-    waiting: list[int] = []
-    try:
-        with handled(lambda number, frame: waiting.append(number), *ENDING):
-            yield
-    finally:
-        for number in waiting[:1]:
-            signal.raise_signal(number)

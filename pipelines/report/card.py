@@ -31,6 +31,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     erased = ", ".join(config["concept"] if words else config["forget"])
     base = str(record["base_model"]["source"])
     hub = is_hub_id(base) and record["base_model"].get("revision") is not None  # or a local folder of one slash
+    base = assets.MODELS[evaluation.kind] if base == assets.EMBEDDED else base
     base = base if hub else Path(base).absolute().name  # a path tells of a machine, not of a model
     anchors = record.get("anchors") or {}
     rows, missing = _rows(evaluation)
@@ -48,6 +49,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         erased=_inline(erased),
+        collapsed=_inline(evaluation.collapsed or ""),
         base=base,
         anchors=_inline("; ".join(f"{name} is replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items())),
         patch=evaluation.patch,

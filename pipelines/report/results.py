@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ __all__ = ["Comparison", "comparisons", "page", "points", "write_page"]
 SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
 FRONT = {"drift": "drift", "revival": "revival", "unasked": "unasked", "UA": "UA", "seconds": "erase s", "passes": "passes"}
 KINDS = {"class": "classes"}  # in the plural; the others take an s
-BRACKETS = " In brackets after a name: what the judge calls most of its samples now."
+BRACKETS = " In brackets after a name: what the judge calls its samples most often now."
 SHARED = (
     "Written by `semu benchmark`: all rows of a section share protocol and judge. A table of several things compares the "
     "methods that erased all of them, one at a time, by their means over these things alone. Its first line is the original "
@@ -31,11 +31,13 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods beside each other: the rows of each, all on the same ``things`` of a ``kind``, erased one at a time."""
+    """Methods beside each other: the rows of each, all of the same ``things`` of a ``kind``, erased one at a time, and from the
+    same seeds."""
 
     kind: str
     things: tuple[str, ...]
     methods: Mapping[str, list[Row]]
+    seeds: tuple[int, ...] = (0,)
 
     @property
     def rows(self) -> list[Row]:
@@ -43,30 +45,36 @@ class Comparison:
 
     @property
     def title(self) -> str:
+        seeds = f", {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         if len(self.things) == 1:
-            return f'The {self.kind} "{self.things[0]}"'
-        return f"{len(self.things)} {KINDS.get(self.kind, f'{self.kind}s')}: {', '.join(self.things)}"
+            return f'The {self.kind} "{self.things[0]}"{seeds}'
+        return f"{len(self.things)} {KINDS.get(self.kind, f'{self.kind}s')}{seeds}: {', '.join(self.things)}"
 
 
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """For each set of things that a method erased, all methods that erased these: a mean over ten things says nothing beside
-    one over two of them. Larger sets first."""
+    """For each set of things and seeds that a method was measured with, all methods that have these: a mean over ten things
+    says nothing beside one over two of them. Larger sets first."""
     found = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         by_method: dict[str, list[Row]] = {}
         for row in rows:
             if row["kind"] == kind and "+" not in row["erased"]:
                 by_method.setdefault(row["method"], []).append(row)
-        sets = {method: dict.fromkeys(row["erased"] for row in own) for method, own in by_method.items()}
-        for things in sorted(dict.fromkeys(frozenset(one) for one in sets.values()), key=len, reverse=True):
+        sets = {method: frozenset(map(_asked, own)) for method, own in by_method.items()}
+        for asked in sorted(dict.fromkeys(sets.values()), key=len, reverse=True):
             methods = {
-                method: [row for row in own if row["erased"] in things]
+                method: [row for row in own if _asked(row) in asked]
                 for method, own in by_method.items()
-                if things <= sets[method].keys()
+                if asked <= sets[method]
             }
-            order = next(tuple(one) for one in sets.values() if one.keys() == things)
-            found.append(Comparison(kind, order, methods))
+            first = next(iter(methods.values()))
+            things = dict.fromkeys(row["erased"] for row in first)
+            found.append(Comparison(kind, tuple(things), methods, tuple(sorted({seed for _, seed in asked}))))
     return found
+
+
+def _asked(row: Row) -> tuple[str, int]:
+    return row["erased"], row.get("seed", 0)
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
@@ -150,10 +158,8 @@ Line = tuple[str, Sequence[Row], bool]  # its name, its rows, whether the origin
 
 def _by_method(compared: Comparison) -> Iterator[Line]:
     yield "the original", compared.rows, True
-    seeds = {method: tuple(sorted({row.get("seed", 0) for row in rows})) for method, rows in compared.methods.items()}
-    for method, rows in compared.methods.items():
-        of = f", seeds {', '.join(map(str, seeds[method]))}" if len(set(seeds.values())) > 1 else ""
-        yield f"{rows[0]['title']}{of}{_became(rows)}", rows, False
+    for rows in compared.methods.values():
+        yield f"{rows[0]['title']}{_became(rows)}", rows, False
 
 
 def _one_by_one(rows: Sequence[Row], original: bool = False) -> Iterator[Line]:
@@ -190,7 +196,7 @@ def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
         f"Judges: {judges}. Model {protocol['model']}, weights {protocol['weights']}."
         + (f" Revival, {how}." if how else "")
         + _errors(protocol)
-        + _tuning(protocol.get("tuning"))
+        + _tuning(protocol.get("tuning"), {row["method"] for row in rows if ", tuned: " in row["title"]})
         + f" Commit {commits}."
     )
 
@@ -203,18 +209,17 @@ def _errors(protocol: Mapping[str, Any]) -> str:
     return f" Standard errors of a row, at most: {', '.join(said)}." if said else ""
 
 
-def _tuning(found: Mapping[str, Any] | None) -> str:
-    """The search before the rows, if there was one: over what, on what, by what."""
-    if found is None:
+def _tuning(found: Mapping[str, Any] | None, tuned: Collection[str]) -> str:
+    """The search before the rows of the ``tuned`` methods, if there was one: over what, on what, by what."""
+    if found is None or not tuned:
         return ""
     spaces: dict[str, list[str]] = {}
-    for name, (setting, factors) in found["knobs"].items():
+    for name, (setting, factors) in ((name, knob) for name, knob in found["knobs"].items() if name in tuned):
         spaces.setdefault(f"{setting}, {' and '.join(f'{factor:g}' for factor in factors)} times its own", []).append(name)
     said = "; ".join(f"{space}, of {', '.join(names)}" for space, names in spaces.items())
     on = f"{', '.join(found['erased'])} (seed {found['seed']})"
-    return (
-        f" Tuned before on {on}, which is not reported, by the {found['criterion']}: {said}; the others have nothing to tune."
-    )
+    by = f"which is not reported, by the {found['criterion']}"
+    return f" Tuned before on {on}, {by}: {said}; the others have their own settings."
 
 
 def _became(rows: Sequence[Row]) -> str:

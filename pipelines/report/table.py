@@ -45,7 +45,7 @@ def _judged(evaluation: Evaluation) -> Iterator[Row]:
 
 def _clip(evaluation: Evaluation) -> Iterator[Row]:
     before, after = evaluation.before.clip_score or {}, evaluation.after.clip_score or {}
-    for group in before:
+    for group in [group for group in before if group in after]:
         words = f"{group} conditions [{before[group].model}]"
         yield f"CLIP score, {words}", f"{before[group].score:.3f}", f"{after[group].score:.3f}"
         yield f"CLIPScore, {words}", f"{before[group].clipscore:.3f}", f"{after[group].clipscore:.3f}"
@@ -63,13 +63,13 @@ def _changes(evaluation: Evaluation) -> Iterator[Row]:
         if effect is not None:
             numbers = {"SSIM": effect.paired_ssim, "LPIPS": effect.paired_lpips, "DINOv2 drift": effect.paired.get("dino")}
             known = {name: number for name, number in numbers.items() if number is not None}
-            texts = [f"{effect.paired_mse:.4f}", *(f"{number:.3f}" for number in known.values())]
+            texts = [_number(effect.paired_mse, ".4f"), *(f"{number:.3f}" for number in known.values())]
             yield f"{words} ({'; '.join(('MSE', *known))})", "0", "; ".join(texts)
     side = evaluation.side_effects
     if side is not None and len(side.per_condition) > 1 and evaluation.kind == "class":
-        most = max(side.per_condition, key=lambda name: side.per_condition[name]["mse"])
-        found = side.per_condition[most]
-        yield f"what changes most: {most}", "0", f"{found['mse']:.4f}; {found['ssim']:.3f}"
+        most = max(side.per_condition, key=lambda name: side.per_condition[name].get("mse", 0))
+        mse, ssim = (side.per_condition[most].get(name) for name in ("mse", "ssim"))
+        yield f"what changes most: {most}", "0", f"{_number(mse, '.4f')}; {_number(ssim, '.3f')}"
 
 
 def _distances(evaluation: Evaluation) -> Iterator[Row]:
@@ -88,8 +88,8 @@ def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path, edit
         yield "; ".join(f"{name} replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items())
     if protection is not None and protection.response_on_kept is not None:
         yield (
-            f"protected: {protection.energy_covered:.1%} or more of what kept inputs send into a layer; "
-            f"{protection.gradient_energy_kept:.1%} of the forget gradient left; kept inputs feel "
+            f"protected: {_number(protection.energy_covered, '.1%')} or more of what kept inputs send into a layer; "
+            f"{_number(protection.gradient_energy_kept, '.1%')} of the forget gradient left; kept inputs feel "
             f"{protection.response_on_kept:.2%} (rms; by layer in run.json)"
         )
     if patch is not None:
@@ -113,3 +113,8 @@ def _lora(lora: LoraCheck | None) -> str:
     unloaded = "restores every weight" if lora.unloaded_equal else "DOES NOT RESTORE the weights"
     beyond = "" if lora.same else ", MORE THAN ROUNDING: the LoRA is not the patch"
     return f"lora/, loaded as users do: {lora.relative_difference:.1e} from the patch{beyond}; unloading {unloaded}"
+
+
+def _number(value: float | None, form: str) -> str:
+    """A dash for what a metrics.json of others does not say."""
+    return "–" if value is None else format(value, form)

@@ -27,6 +27,7 @@ from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe
 __all__ = ["draw_patch", "evaluate_patch"]
 
 EDITS = {"patch": "patch", "lora": "LoRA", "edited": "edited model"}  # what people call what was scored
+DRAWN = ("forget", "in_domain", "cross_domain")  # groups of questions that a grid has rows of
 STAGES = ("collect", "subspace", "train")  # of an erasure, which is not part of this run
 
 
@@ -74,6 +75,9 @@ def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = No
     quiet_libraries()
     target = replaceable(output)
     found = scored(dataclasses.replace(config, classifier="none", revival=False))
+    scorer = make_scorer(found.subject)
+    drawn = {group: asked for group, asked in scorer.questions.items() if group in DRAWN}
     with Progress() as progress:
-        evaluation, before, after = evaluate(make_scorer(found.subject), found.subject.model, found.edit, (), progress.show)
+        scorer = dataclasses.replace(scorer, questions=drawn, extractor=None)
+        evaluation, before, after = evaluate(scorer, found.subject.model, found.edit, (), progress.show)
     save_png(before_after(evaluation, before, after, images), target)

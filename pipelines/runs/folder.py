@@ -14,9 +14,8 @@ from typing import Any
 
 from semu_diffusion.distributed import is_first
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import final_name, write_json
+from semu_diffusion.files import final_name, undisturbed, write_json
 from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA
-from semu_diffusion.pipelines.cli.signals import undisturbed
 from semu_diffusion.pipelines.report.reports import REPORTS
 from semu_diffusion.pipelines.runs.ownership import LOCK, WRITTEN_BY, Busy, content_of, held, is_held, is_ours
 from semu_diffusion.pipelines.runs.places import place

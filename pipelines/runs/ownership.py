@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import read_json
+from semu_diffusion.files import read_json, undisturbed
 
 __all__ = ["LOCK", "WRITTEN_BY", "Busy", "content_of", "held", "is_held", "is_ours"]
 
@@ -35,13 +35,15 @@ def held(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # a system that keeps open files; the lock is what counts, not its file
-                (folder / LOCK).unlink()
-            lock.release()
+            with undisturbed():
+                with suppress(OSError):  # a system that keeps open files; the lock is what counts, not its file
+                    (folder / LOCK).unlink()
+                lock.release()
     finally:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+        with undisturbed():
+            for path in made:
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:

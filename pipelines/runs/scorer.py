@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from semu_diffusion.assets import Kind
 from semu_diffusion.domains.words import match_names
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import load_clip
@@ -18,7 +19,7 @@ from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.probe import Probe, Sampled
 from semu_diffusion.eval.scorer import Progress, Reference, Sampling, Scorer
 from semu_diffusion.pipelines.data.images import load_images, to_stderr
-from semu_diffusion.pipelines.runs.config import EvaluationConfig
+from semu_diffusion.pipelines.runs.config import DEFAULTS, EvaluationConfig
 from semu_diffusion.pipelines.runs.domains import Subject
 from semu_diffusion.pipelines.runs.probe_images import ProbeImages, Recall
 
@@ -51,7 +52,7 @@ def make_scorer(subject: Subject) -> Scorer:
         questions=subject.questions,
         sampling=Sampling(
             images=config.images_per_condition,
-            unconditional=config.unconditional_samples or config.images_per_condition * UNCONDITIONAL[subject.kind],
+            unconditional=config.unconditional_samples or _few(config, subject.kind) * UNCONDITIONAL[subject.kind],
             steps=config.sampling_steps,
             guidance_scale=config.guidance_scale,
             seed=config.seed,
@@ -68,6 +69,11 @@ def make_scorer(subject: Subject) -> Scorer:
     )
     probe_settings(subject, scorer)  # a probe that is none is said now
     return scorer
+
+
+def _few(config: EvaluationConfig, kind: Kind) -> int:
+    """Images of a condition; where an interval decides how many there are, those of a first run."""
+    return int(DEFAULTS[kind]["images_per_condition"] if config.interval_width else config.images_per_condition or 0)
 
 
 def make_probes(

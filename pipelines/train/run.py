@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.files import atomic_file, clear_temporaries, write_json, write_text
-from semu_diffusion.pipelines.cli.signals import ENDING, Stopped, handled
+from semu_diffusion.files import ENDING, atomic_file, clear_temporaries, handled, write_json, write_text
+from semu_diffusion.pipelines.cli.signals import Stopped
 from semu_diffusion.pipelines.runs.ownership import WRITTEN_BY, held, is_ours
 
 if TYPE_CHECKING:

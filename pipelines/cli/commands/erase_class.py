@@ -19,7 +19,7 @@ def run(config: EraseClassConfig) -> int:
 
 COMMAND = Command(
     "erase-class",
-    "Take classes out of a class-conditional DDPM and measure what became of them, in one run folder.",
+    "Take classes out of a class-conditional DDPM or DiT and measure what became of them, in one run folder.",
     EraseClassConfig,
     run,
     examples=(

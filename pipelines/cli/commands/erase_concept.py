@@ -31,7 +31,7 @@ def read(flags: dict[str, Any]) -> dict[str, Any]:
 
 COMMAND = Command(
     "erase-concept",
-    "Take an object, a style or any other words out of Stable Diffusion, as a patch that other tools load.",
+    "Take an object, a style or any other words out of a text-to-image model, as a patch that other tools load.",
     EraseConceptConfig,
     run,
     examples=(

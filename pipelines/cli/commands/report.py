@@ -36,6 +36,6 @@ COMMAND = Command(
     examples=(
         "semu report runs/cat",
         "semu report runs/cat runs/dog runs/ship --output runs/pets.html",
-        "semu report docs/benchmark/classes.jsonl --output docs/benchmark.html",
+        "semu report runs/benchmark/classes.jsonl --output runs/benchmark.html",
     ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.eval.pictures import UNPROMPTED, Pictures
+from semu_diffusion.eval.pictures import Pictures
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
@@ -26,6 +26,7 @@ from semu_diffusion.pipelines.report.results import points
 __all__ = ["Entry", "matrix", "read_entries", "write_page"]
 
 BENCHMARKS = ("classes.jsonl", "concepts.jsonl")
+NEIGHBOURS = ("forget", "in_domain", "cross_domain")  # the other groups ask for the same answers in other ways
 DIFFERENT = ("seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "judges")
 
 
@@ -37,6 +38,7 @@ class Entry:
     method: str
     evaluation: Evaluation
     row: Row
+    model: str
     pictures: Pictures | None = None
     folder: Path | None = None
 
@@ -69,16 +71,17 @@ def read_entries(path: Path) -> list[Entry]:
         if found:
             return found
     run = read_run(path)
-    return [Entry(run.folder.resolve().name, "", run.evaluation, _as_row(run), run.pictures, run.folder)]
+    return [Entry(run.folder.resolve().name, "", run.evaluation, _as_row(run), run.base, run.pictures, run.folder)]
 
 
 def _of_benchmark(path: Path) -> list[Entry]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    _, *rows = read_rows(path)
+    about, *rows = read_rows(path)
+    model = str(about.get("protocol", {}).get("model", "embedded"))
     if not all("evaluation" in row and "method" in row for row in rows):
         raise InputError(f"{path} was written by an earlier version: measure again")
-    return [Entry(row["erased"], row["title"], Evaluation.from_json(row["evaluation"]), row) for row in rows]
+    return [Entry(row["erased"], row["title"], Evaluation.from_json(row["evaluation"]), row, model) for row in rows]
 
 
 def _as_row(run: Run) -> Row:
@@ -86,7 +89,8 @@ def _as_row(run: Run) -> Row:
     size = {} if patch is None else {"trained_fraction": patch.fraction, "bytes": patch.bytes}
     spent = run.evaluation.cost.erasure
     seconds = {} if spent is None else {"erase": spent}
-    return {"evaluation": run.evaluation.to_json(), "seconds": seconds, **size}
+    about = {"method": "", "title": "", "kind": run.evaluation.kind, "erased": "+".join(run.evaluation.erased)}
+    return {**about, "evaluation": run.evaluation.to_json(), "seconds": seconds, **size}
 
 
 def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[tuple[str, list[dict[str, Any] | None]]]]:
@@ -113,7 +117,7 @@ def _measured(entry: Entry) -> dict[str, tuple[float, float]]:
         return {name: (old[name], new[name]) for name in new if name in old}
     found = {}
     for group, by_answer in entry.pictures.became.items():
-        for answer, rows in by_answer.items() if group not in (UNPROMPTED, "paraphrase") else ():
+        for answer, rows in by_answer.items() if group in NEIGHBOURS else ():
             total = sum(sum(row.values()) for row in rows.values())
             before = sum(rows.get(answer, {}).values()) / total
             found[answer] = (before, sum(row.get(answer, 0) for row in rows.values()) / total)
@@ -157,8 +161,8 @@ def _link(entry: Entry, home: Path) -> str | None:
 def _differences(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     """What the protocols of the entries do not share: numbers beside each other then do not compare."""
     found = []
-    for name in DIFFERENT:
-        values = [getattr(entry.evaluation.protocol, name) for entry in entries]
+    for name in ("model", *DIFFERENT):
+        values: list[Any] = [getattr(entry.evaluation.protocol, name, entry.model) for entry in entries]
         if name == "judges":
             values = [", ".join(f"{judge.name} ({judge.sha256[:8]})" for judge in value.values()) for value in values]
         if len(different := dict.fromkeys(map(str, values))) > 1:

@@ -30,11 +30,15 @@ def headline(run: Run) -> str:
     said = f"{_quoted(evaluation.erased)} was taken out of {base}"
     count = after.samples.get("forget")
     if after.forget_accuracy is None or not count:
-        return f"{said}; no judge looked at the samples."
+        if after.unconditional_share is None:
+            return f"{said}; no judge looked at the samples."
+        old, made = evaluation.before.unconditional_share, evaluation.protocol.unconditional_samples
+        was = "" if old is None else f" ({percent(old)} before)"
+        return f"{said}: the judge sees it in {percent(after.unconditional_share)} of {made} samples{was}."
     seen, old = round(after.forget_accuracy * count), evaluation.before.forget_accuracy
     was = "" if old is None else f" ({percent(old)} before)"
     now = [name for shares in after.judged_as.values() for name in list(shares)[:1] if name not in evaluation.erased]
-    most = f", and mostly calls them {_listed(now)}" if now and seen < count / 2 else ""
+    most = f", and most often calls them {_listed(now)}" if now and seen < count / 2 else ""
     return f"{said}: of {count} samples that ask for it by name, the judge still sees it in {seen}{was}{most}."
 
 

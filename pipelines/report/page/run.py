@@ -64,6 +64,11 @@ class Run:
         return str(self.record.get("base_model", {}).get("network", "unet"))
 
     @property
+    def strength(self) -> float:
+        """That of the patch when it was measured, in units of its own."""
+        return float((self.record.get("config") or {}).get("strength") or 1.0)
+
+    @property
     def lora_form(self) -> str:
         """kohya, comfyui, diffusers or peft: which tools load the LoRA."""
         return str(self.record.get("base_model", {}).get("lora", "kohya" if self.evaluation.kind == "concept" else "peft"))

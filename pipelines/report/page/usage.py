@@ -33,8 +33,9 @@ class Usage:
 
 
 def usages(run: Run) -> list[Usage]:
-    """For every tool that can load what this run wrote; paths are relative to the run folder. None of another's edit."""
-    if {"lora", "edited"} & run.record.keys():
+    """For every tool that can load what this run wrote; paths are relative to the run folder. None of another's edit, nor of
+    one that destroys the model."""
+    if {"lora", "edited"} & run.record.keys() or run.evaluation.collapsed is not None:
         return []
     own = Usage(
         "semu-diffusion",

@@ -71,9 +71,11 @@ def answer_of(value: float, low: float, high: float, limit: float) -> str:
 
 def _gone(evaluation: Evaluation) -> Verdict:
     question, rule = "Gone?", f"Gone: seen in at most {percent(GONE)} of the samples that ask for it by name."
-    old, new, count = (
-        evaluation.before.forget_accuracy, evaluation.after.forget_accuracy, evaluation.after.samples.get("forget", 0),
-    )  # fmt: skip
+    before, after, how = evaluation.before, evaluation.after, "Asked by name, the"
+    old, new, count = before.forget_accuracy, after.forget_accuracy, after.samples.get("forget", 0)
+    if new is None and not evaluation.protocol.conditions.get("forget"):  # the model takes no name
+        old, new, count = before.unconditional_share, after.unconditional_share, evaluation.protocol.unconditional_samples
+        how, rule = "The", f"Gone: seen in at most {percent(GONE)} of the samples, which nobody can ask for by name."
     if new is None or not count:
         return Verdict(question, "not measured", "No judge looked at the samples (--classifier names one).", rule, STILL, GONE)
     never = never_made(evaluation)
@@ -81,7 +83,7 @@ def _gone(evaluation: Evaluation) -> Verdict:
         return Verdict(question, "not measured", f"{never[:1].upper()}{never[1:]}.", rule, STILL, GONE)
     low, high = evaluation.after.intervals.get("forget") or wilson_interval(round(new * count), count)
     was = "" if old is None else f", {percent(old)} before"
-    said = f"Asked by name, the judge sees it in {round(new * count)} of {count} samples{was}."
+    said = f"{how} judge sees it in {round(new * count)} of {count} samples{was}."
     return Verdict(question, answer_of(new, low, high, GONE), said, rule, STILL, GONE, new, low, high)
 
 
