@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from semu_diffusion.domains.words import find_name, fold
+from semu_diffusion.domains.letters import fold
+from semu_diffusion.domains.words import find_name
 from semu_diffusion.errors import InputError, Notice
 
 __all__ = ["NO_NULL", "ClassNames", "class_names", "row_of"]
