@@ -139,6 +139,16 @@ def test_the_pipeline_speaks_like_dits(model: ClassConditional) -> None:
     assert pipeline.get_label_ids(["green", "red"]) == [1, 0]
     with pytest.raises(ValueError, match="'pink' is not a class of this model; it has red, green, blue"):
         pipeline.get_label_ids(["pink"])
+    wrong_labels: tuple[tuple[Any, str], ...] = (
+        ("red", "get_l"),
+        (["red"], "get_l"),
+        ([0.5], "get_l"),
+        ([4], "0 to 3"),
+        ([-1], "0 to 3"),
+    )
+    for wrong, said in wrong_labels:
+        with pytest.raises(ValueError, match=said):
+            pipeline(wrong, num_inference_steps=2)
     generators = [torch.Generator().manual_seed(seed) for seed in (4, 5)]
     (pictures,) = pipeline([0, 1], generator=generators, num_inference_steps=2, return_dict=False)
     assert [type(p) for p in pictures] == [Image.Image] * 2
