@@ -130,6 +130,8 @@ WRITINGS = [
     ("cat\u200b", "a cat"), ("\u200fقطة", "صورة قطة"), ("बिल्ली", "एक बिल्ली की तस्वीर"), ("\u2764", "a \u2764\ufe0f"),
     ("ネコ", "\uff88\uff7aの写真"), ("ガ", "\uff76\uff9e"), ("Pokémon", "two pokemons"), ("fish", "two fishes"),
     ("octopus", "octopi"), ("spacecraft", "spacecrafts"),
+    ("\uff08猫\uff09", "一只猫"), ("《星夜》", "星夜的照片"), ("»Katze«", "eine Katze"),
+    ("\u201aKatze\u2018", "eine Katze"), ("¿gato?", "un gato"), ("cat…", "a cat"),
 ]  # fmt: skip
 
 

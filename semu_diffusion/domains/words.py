@@ -71,7 +71,7 @@ def bare(noun: str) -> str:
 
 # around a name; joiners and variants stay, an emoji ends in one
 DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
-PAIRS = dict(zip("\"'`“„‘«‹「『([{", "\"'`”“’»›」』)]}", strict=True))
+PAIRS = dict(zip("\"'`“„‘‚«»‹「『《〈【（［([{", "\"'`”“’‘»«›」』》〉】）］)]}", strict=True))
 
 
 def named(words: str) -> str:
@@ -81,7 +81,7 @@ def named(words: str) -> str:
     """
     found, before = " ".join(words.split()), ""
     while found != before:
-        before, found = found, found.strip(f" ,;:?。，、；：！？{DIRECTIONS}").lstrip("!")
+        before, found = found, found.strip(f" ,;:?¿…。，、；：！？{DIRECTIONS}").lstrip("!¡")
         last = found.rstrip(".!").split(" ")[-1]
         if last == last.lower() and "." not in last:
             found = found.rstrip(".!")
