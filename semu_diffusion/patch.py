@@ -63,10 +63,12 @@ class ErasurePatch:
 
     def same_as(self, other: ErasurePatch) -> bool:
         """True if both make the same update of the same model, wherever they came from (a file, a copy)."""
-        return self is other or (
-            self.strength == other.strength
-            and self.layers.keys() == other.layers.keys()
-            and all(layer.same_as(other.layers[name]) for name, layer in self.layers.items())
+        return self is other or (self.strength == other.strength and self.same_layers(other))
+
+    def same_layers(self, other: ErasurePatch) -> bool:
+        """True if both make the same update at the same strength, whatever theirs are."""
+        return self.layers.keys() == other.layers.keys() and all(
+            layer.same_as(other.layers[name]) for name, layer in self.layers.items()
         )
 
     def scale(self, strength: float) -> ErasurePatch:
@@ -108,8 +110,10 @@ class ErasurePatch:
         """
         model = unwrapped(model)
         before = applied_to(model)
-        if any(patch.same_as(self) for patch in before.patches):
-            raise InputError("this patch is already applied to the model")
+        carried = next((patch for patch in before.patches if patch.same_layers(self)), None)
+        if carried is not None:
+            at = "" if carried.strength == self.strength else f", at strength {carried.strength:g}: remove it first"
+            raise InputError(f"this patch is already applied to the model{at}")
         try:
             self.check(model, before.originals)
         except InputError:
@@ -128,7 +132,8 @@ class ErasurePatch:
         model = unwrapped(model)
         patches = applied_to(model).patches
         if not any(patch.same_as(self) for patch in patches):
-            raise InputError("this patch is not applied to the model, so it cannot be removed from it")
+            other = next((f" at strength {self.strength:g}, but at {p.strength:g}" for p in patches if p.same_layers(self)), "")
+            raise InputError(f"this patch is not applied to the model{other}, so it cannot be removed from it")
         set_patches(model, tuple(patch for patch in patches if not patch.same_as(self)))
 
     @contextmanager

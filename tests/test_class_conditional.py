@@ -22,6 +22,7 @@ from semu_diffusion.domains.config import ClassErasureConfig
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.checkpoints import load_class_conditional
 from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.models.class_names import row_of
 from semu_diffusion.models.families import adapt_pipeline
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.peers.trivial import copy_embedding
@@ -139,6 +140,16 @@ def test_the_pipeline_speaks_like_dits(model: ClassConditional) -> None:
     assert pipeline.get_label_ids(["green", "red"]) == [1, 0]
     with pytest.raises(ValueError, match="'pink' is not a class of this model; it has red, green, blue"):
         pipeline.get_label_ids(["pink"])
+    wrong_labels: tuple[tuple[Any, str], ...] = (
+        ("red", "get_l"),
+        (["red"], "get_l"),
+        ([0.5], "get_l"),
+        ([4], "0 to 3"),
+        ([-1], "0 to 3"),
+    )
+    for wrong, said in wrong_labels:
+        with pytest.raises(ValueError, match=said):
+            pipeline(wrong, num_inference_steps=2)
     generators = [torch.Generator().manual_seed(seed) for seed in (4, 5)]
     (pictures,) = pipeline([0, 1], generator=generators, num_inference_steps=2, return_dict=False)
     assert [type(p) for p in pictures] == [Image.Image] * 2
@@ -304,6 +315,13 @@ def test_a_class_may_be_given_by_its_number_as_a_number(model: ClassConditional)
             model.class_index(wrong)  # type: ignore[arg-type]
 
 
+def test_a_number_that_is_another_class_by_name_is_asked_for() -> None:
+    names = ("1", "2", "10")
+    assert [row_of(one, names) for one in ("1", "2", 0, 10)] == [0, 1, 0, 2]
+    with pytest.raises(InputError, match="1 is the number of the class '2' and the name of another: give the name"):
+        row_of(1, names)
+
+
 # ------------------------------------------------------------------ the null class, wherever it stands
 
 
@@ -415,12 +433,15 @@ def test_class_names_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> 
     saved_model(tmp_path)
     refused(tmp_path, "has 3 classes, but 2 class names were given", ("a", "b"))
     refused(tmp_path, "'a' is the name of several classes", ("a", "b", "a"))
+    refused(tmp_path, "a class name is empty", ("a", " ", "b"))
     refused(tmp_path, "--null-class 7: .* has class embeddings 0 to 3", (), 7)
     refused(tmp_path, "--null-class -2: .* has class embeddings 0 to 3", (), -2)
     index = tmp_path / "model_index.json"
     for id2label, said in ((["red"], "must map class indices"), ({"a": "b"}, "must map"), ({"1": "red"}, "0 to 0, each once")):
         edit_json(index, id2label=id2label)
         refused(tmp_path, said)
+    edit_json(index, id2label={"0": "red", "1": "", "2": "blue"})
+    assert load_class_conditional(tmp_path).names == ("red", "1", "blue")
     edit_json(index, id2label=dict(enumerate(NAMES)), null_class="last")
     refused(tmp_path, "--null-class last")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -262,6 +263,17 @@ def test_gradient_checkpointing_that_was_left_on_changes_nothing() -> None:
     checkpointed.unet.enable_gradient_checkpointing()
     first, second = (semu_diffusion.erase_concept(pipeline, "cat", **settings) for pipeline in (plain, checkpointed))
     assert all(torch.allclose(first.delta(name), second.delta(name), atol=1e-6) for name in first.layers)
+
+
+def test_freeu_that_was_left_on_is_spoken_of() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    with pytest.warns(Notice, match=r"FreeU is on, .* pipe\.disable_freeu\(\) first for one without"):
+        adapt_text_pipeline(pipeline, ["a cat"])
+    pipeline.disable_freeu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        adapt_text_pipeline(pipeline, ["a cat"])
 
 
 # ------------------------------------------------------------------ pipelines of diffusers that look alike

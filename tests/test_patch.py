@@ -148,6 +148,19 @@ def test_what_is_not_on_the_model_cannot_be_removed_and_twice_is_refused() -> No
     assert weight_bytes(model) == applied
 
 
+def test_another_strength_of_a_patch_is_not_added_to_the_one_that_is_there() -> None:
+    model = net()
+    before = weight_bytes(model)
+    patch = random_patch(model)
+    patch.apply(model)
+    with pytest.raises(InputError, match="already applied to the model, at strength 1: remove it first"):
+        patch.scale(0.5).apply(model)
+    with pytest.raises(InputError, match=r"not applied to the model at strength 0\.5, but at 1"):
+        patch.scale(0.5).remove(model)
+    patch.remove(model)
+    assert weight_bytes(model) == before
+
+
 def test_a_patch_made_on_a_patched_model_goes_on_top_of_it() -> None:
     model = net()
     before = weight_bytes(model)

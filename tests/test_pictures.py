@@ -327,6 +327,63 @@ def test_a_table_beside_the_pictures_says_their_classes(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name;label\n0.png;cat\n1.png;dog\n",
+        "file_name\tclass\n0.png\tcat\n1.png\tdog\n",
+        "Class,file_name\ncat,0.png\ndog,1.png\n",
+        "file_name,label\ncafe\\0.png,cat\ncafe\\1.png,dog\n",
+    ],
+)
+def test_a_table_as_other_programs_write_it_tells_the_classes_apart(tmp_path: Path, table: str) -> None:
+    """A table that is not understood would leave all pictures to be those of the class to forget."""
+    for index in range(2):
+        put(tmp_path, f"{'cafe/' if 'cafe' in table else ''}{index}.png", plain((index, 0, 0)))
+    (tmp_path / "metadata.csv").write_text(table)
+    assert load_images(tmp_path).class_names == ("cat", "dog")
+    assert len(load_plain_images(tmp_path, SHAPE, ("cat",))) == 1
+
+
+def test_a_table_beside_the_folders_of_the_splits_says_the_classes_of_each(tmp_path: Path) -> None:
+    for index, split in enumerate(("train", "train", "test")):
+        put(tmp_path, f"{split}/{index}.png", plain((index, 0, 0)))
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/0.png,cat\ntrain/1.png,dog\ntest/2.png,cat\n")
+    assert load_images(tmp_path).images[:, 0, 0, 0].tolist() == [0, 1]
+    assert load_images(tmp_path, "test").class_names == ("cat",)
+    assert len(load_plain_images(tmp_path, SHAPE, ("cat",))) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (["cat", "cat ", "caf\u00e9", "cafe\u0301"], ("caf\u00e9", "cat"), [1, 1, 0, 0]),
+        ([0.0, 1.0, 0.0, 1.0], ("0", "1"), [0, 1, 0, 1]),
+        ([True, False, True, False], ("False", "True"), [1, 0, 1, 0]),
+    ],
+)
+def test_labels_of_one_class_are_one_however_a_table_holds_them(
+    tmp_path: Path, labels: list[Any], names: tuple[str, ...], numbers: list[int]
+) -> None:
+    write_table(tmp_path / "train.parquet", [encoded(plain())] * 4, labels)
+    data = load_images(tmp_path)
+    assert (data.class_names, data.labels.tolist()) == (names, numbers)
+    write_table(tmp_path / "train.parquet", [encoded(plain())] * 2, ["cat", " "])
+    with pytest.raises(InputError, match="a whole number or a word for every image"):
+        load_images(tmp_path)
+    write_table(tmp_path / "train.parquet", ["iVBORw0KGgo" * 1000], ["cat"])
+    with pytest.raises(InputError, match="no such file iVBORw0KGgo") as caught:
+        load_images(tmp_path)
+    assert len(str(caught.value)) < 600
+
+
+def test_whole_numbers_in_a_table_are_numbers_as_pandas_writes_them(tmp_path: Path) -> None:
+    for index in range(2):
+        put(tmp_path, f"{index}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,10.0\n1.png,9.0\n")
+    assert load_images(tmp_path).class_names == ("9", "10")
+
+
 def test_names_of_folders_are_text_without_blanks_around_them(tmp_path: Path) -> None:
     put(tmp_path, "cat /0.png")
     put(tmp_path, "dog/0.png")

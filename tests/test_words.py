@@ -76,6 +76,23 @@ def test_the_plural_of_a_plural_is_no_other_concept() -> None:
         ("the news", "news", True),
         ("two jesi", "Jesus", False),
         ("los gatos", "gato", True),
+        ("a Pokémon", "pokemon", True),
+        ("a portrait of Beyonce", "Beyoncé", True),
+        ("a painting by Salvador Dalí", "salvador dali", True),
+        ("a painting by salvador dali", "Salvador Dalí", True),
+        ("a castle by Zdzisław Beksiński", "zdzislaw beksinski", True),
+        ("two cafés", "cafe", True),
+        *((f"a red {accented}", plain, False) for accented, plain in ACCENTED.items()),
+        ("two Boeing 747s", "boeing 747", True),
+        ("spider\u2011man and Van\u2013Gogh", "Spider-Man", True),
+        ("Van\u2013Gogh", "van gogh", True),
+        ("ΜΙΑ ΓΑΤΑ", "γάτα", True),
+        ("зелёная ёлка", "елка", True),
+        ("IŞIK", "ışık", True),
+        ("une photo de l\u2019avion", "avion", True),
+        ("صورة القطة", "قطة", True),
+        ("قِطَّة بيضاء", "قطة", True),
+        ("صورة كلب", "لب", False),
         ("the yahoo logo", "Yahoo!", True),
         ("robert downey jr at work", "Robert Downey Jr.", True),
     ],
@@ -99,6 +116,8 @@ def test_a_word_is_found_in_every_script_and_writing(prompt: str, word: str, fou
         ("a university, a cat, an hour", "cat", "dog", "a university, a dog, an hour"),
         ("cafe\u0301 by night", "café", "bar", "bar by night"),
         ("the cat's face", "cat", "dog", "the dog's face"),
+        ("two Pokémons at night", "pokemon", "dog", "two dogs at night"),
+        ("صورة القطة", "قطة", "كلب", "صورة كلب"),
     ],
 )
 def test_the_anchor_stands_as_the_word_stood(prompt: str, word: str, anchor: str, expected: str) -> None:
@@ -111,6 +130,8 @@ WRITINGS = [
     ("cat\u200b", "a cat"), ("\u200fقطة", "صورة قطة"), ("बिल्ली", "एक बिल्ली की तस्वीर"), ("\u2764", "a \u2764\ufe0f"),
     ("ネコ", "\uff88\uff7aの写真"), ("ガ", "\uff76\uff9e"), ("Pokémon", "two pokemons"), ("fish", "two fishes"),
     ("octopus", "octopi"), ("spacecraft", "spacecrafts"),
+    ("\uff08猫\uff09", "一只猫"), ("《星夜》", "星夜的照片"), ("»Katze«", "eine Katze"),
+    ("\u201aKatze\u2018", "eine Katze"), ("¿gato?", "un gato"), ("cat…", "a cat"),
 ]  # fmt: skip
 
 

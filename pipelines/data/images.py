@@ -20,7 +20,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
 from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
-from semu_diffusion.pipelines.data.metadata import listed_classes
+from semu_diffusion.pipelines.data.metadata import listed_above, listed_classes
 from semu_diffusion.pipelines.data.pictures import SUFFIXES, as_rgb, decoded
 from semu_diffusion.pipelines.data.tables import parquet_files, read_tables
 
@@ -132,6 +132,8 @@ def _plain_files(folder: Path, names: Sequence[str], findings: Findings) -> list
     aside = Findings()
     listed = listed_classes(root)
     classes = listed or class_folders(root, aside)
+    if not classes and root != folder:
+        classes = listed = listed_above(root)
     if len(classes) < 2:
         return picture_files(root, findings)
     chosen = _one_of(str(folder), tuple(classes), names)
@@ -183,7 +185,7 @@ def _from_class_folders(
     root, of_split = data_root(folder, split, findings)
     if not of_split and split != "train":
         raise InputError(f"{source} has no split {split!r}: neither {split}-*.parquet nor a folder {split}/")
-    classes = listed_classes(root) or class_folders(root, findings)
+    classes = listed_classes(root) or class_folders(root, findings) or (listed_above(root) if of_split else {})
     if not classes:
         raise InputError(f"{source} is no data set: neither parquet files nor one folder of images per class")
     pictures = [(str(path), path) for files in classes.values() for path in files]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.data.folders import hidden
 
-__all__ = ["LABEL_COLUMNS", "parquet_files", "read_tables"]
+__all__ = ["column_of", "label_of", "parquet_files", "read_tables"]
 
 IMAGE_COLUMNS = ("img", "image", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "class_name", "category")
 SPLITS = ("train", "test", "validation")
 MAX_CLASSES = 100_000  # of labels without names
 
@@ -75,7 +77,7 @@ def _rows(path: Path, labelled: bool) -> tuple[list[Any], list[Any], tuple[str, 
     try:
         schema = pq.read_schema(path)
         image_column = _column(path, schema.names, IMAGE_COLUMNS)
-        if not labelled and not set(LABEL_COLUMNS) & set(schema.names):
+        if not labelled and column_of(schema.names) is None:
             pictures = pq.read_table(path, columns=[image_column])[image_column].to_pylist()
             return pictures, [0] * len(pictures), ()
         label_column = _column(path, schema.names, LABEL_COLUMNS)
@@ -84,15 +86,30 @@ def _rows(path: Path, labelled: bool) -> tuple[list[Any], list[Any], tuple[str, 
         raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())[:150]})") from error
     kind = table[label_column].type
     words = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-    if table[label_column].null_count or not (pa.types.is_integer(kind) or words):
+    known = words or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    labels = [label_of(one) for one in table[label_column].to_pylist()] if known else [None]
+    if None in labels:
         raise InputError(f"{path}: the column {label_column!r} must hold a whole number or a word for every image")
-    return table[image_column].to_pylist(), table[label_column].to_pylist(), _class_names(schema.metadata, label_column)
+    return table[image_column].to_pylist(), labels, _class_names(schema.metadata, label_column)
+
+
+def column_of(present: Sequence[str], wanted: tuple[str, ...] = LABEL_COLUMNS) -> str | None:
+    """The first of the ``wanted`` columns that is there, in upper or lower case."""
+    return next((own for name in wanted for own in present if own.strip().lower() == name), None)
+
+
+def label_of(given: Any) -> int | str | None:
+    """A label as it is compared: a whole number, also as pandas writes it beside gaps (3.0), or a word without blanks around
+    it; None for anything else."""
+    if isinstance(given, str | bool):
+        return normalize("NFC", str(given)).strip() or None
+    return int(given) if isinstance(given, int | float) and given == given // 1 else None
 
 
 def _column(path: Path, present: list[str], wanted: tuple[str, ...]) -> str:
-    for name in wanted:
-        if name in present:
-            return name
+    found = column_of(present, wanted)
+    if found is not None:
+        return found
     raise InputError(f"{path} has no column {' or '.join(wanted)}; it has {', '.join(present)}")
 
 
@@ -120,11 +137,11 @@ def _content(entry: Any, row: int, path: Path, places: tuple[Path, ...], anywher
         return None
     file = next(_existing(given, places), None)
     if file is None:
-        raise InputError(f"image {row} of {path}: no such file {given} beside it or below {places[-1]}")
+        raise InputError(f"image {row} of {path}: no such file {given[:100]} beside it or below {places[-1]}")
     if not anywhere and not file.resolve().is_relative_to(places[-1].resolve()):
-        raise InputError(f"image {row} of {path} names {given}, which is outside of the data set")
+        raise InputError(f"image {row} of {path} names {given[:100]}, which is outside of the data set")
     return file
 
 
 def _existing(given: str, places: tuple[Path, ...]) -> Iterator[Path]:
-    return (place / given for place in places if (place / given).is_file())
+    return (place / given for place in places if os.path.isfile(place / given))  # False for a picture in base64

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from semu_diffusion.domains.letters import fold
 from semu_diffusion.domains.prompts import article, bare
-from semu_diffusion.domains.words import Noun, fold
+from semu_diffusion.domains.words import Noun
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json, write_text
 

@@ -1,8 +1,7 @@
-"""How people write nouns and names: plurals, articles, case, accents, underscores, scripts without spaces.
+"""How people write nouns and names: plurals, articles, accents, scripts without spaces.
 
-Two ways of writing are the same if `fold` makes them equal: Unicode's composed and decomposed letters (NFC, NFD), upper and
-lower case in any script, and blanks, underscores, hyphens and slashes between words. A noun is found in a sentence in its
-singular and its plural, as a word of its own; where a script has no blanks between words, anywhere.
+A noun is found in a sentence in its singular and its plural, as a word of its own, with accents or without; where a script has
+no blanks between words, anywhere. `semu_diffusion.domains.letters` says which ways of writing are the same.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from semu_diffusion.domains.letters import UNSPACED, accented, composed, fold, folded, letter, plain
+
 __all__ = [
     "Noun",
     "article",
     "bare",
     "find_name",
-    "fold",
     "indefinite",
     "match_names",
     "named",
@@ -28,44 +28,11 @@ __all__ = [
     "singular",
 ]
 
-# Thai to Burmese, Khmer, kana, Chinese characters, Hangul (particles follow at once): no blank ends a word
-UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-_UNSPACED = re.compile(f"[{UNSPACED}]")
-_WIDE = re.compile("[\uff00-\uffef]+")  # Latin letters as wide as Chinese ones, kana half as wide
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")  # directions, joiners, variants
-_BETWEEN = re.compile(r"[\s_\-/]+")
 _LATIN = re.compile(r"[a-z]+")
+_OTHERS = ("rosé", "résumé", "maté", "pâté", "exposé", "lamé", "marché")  # no rose, and not to resume
+_TOLD = frozenset(form for one in _OTHERS for form in (one, one + "s", plain(one), plain(one) + "s"))
+_PREFIXED = re.compile("[\u0620-\u064a]")  # what stands before a noun in Arabic is written as one word with it
 ARTICLE = re.compile(r"^(?:a|an|the)\s+", re.IGNORECASE)  # at the very start: "van gogh" has none
-
-
-def fold(text: str) -> str:
-    """The text as it is compared: composed, without case, one blank between words."""
-    return _BETWEEN.sub(" ", _folded(text)[0]).strip()
-
-
-def _folded(text: str) -> tuple[str, list[int]]:
-    """The composed text without case, and for each of its letters the one of `_composed` that it comes from."""
-    letters, places = [], []
-    for place, letter in enumerate(_composed(text)):
-        for one in _UNSEEN.sub("", letter.casefold()).replace("\u0307", "").replace("\u2019", "'"):  # the dot of a Turkish I
-            letters.append(one)
-            places.append(place)
-    return "".join(letters), places
-
-
-def _composed(text: str) -> str:
-    """NFC, with the letters of East Asian keyboards at their usual width."""
-    return unicodedata.normalize("NFC", _WIDE.sub(lambda wide: unicodedata.normalize("NFKC", wide[0]), text))
-
-
-@lru_cache(maxsize=1)
-def _letter() -> str:
-    """A letter of a script with blanks between words: Hindi's vowels and the accents that no letter has built in are marks."""
-    marks = (chr(code) for code in range(0x300, 0xFE00) if unicodedata.category(chr(code))[0] == "M")
-    return rf"(?:[^\W_{UNSPACED}]|[{''.join(mark for mark in marks if not _UNSPACED.match(mark))}])"
 
 
 def find_name(wanted: str, names: Sequence[str]) -> int | None:
@@ -102,8 +69,9 @@ def bare(noun: str) -> str:
     return ARTICLE.sub("", unicodedata.normalize("NFC", noun).strip(), count=1).lower()
 
 
-DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"  # a joiner stays
-PAIRS = dict(zip("\"'`“„‘«‹「『([{", "\"'`”“’»›」』)]}", strict=True))
+# around a name; joiners and variants stay, an emoji ends in one
+DIRECTIONS = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+PAIRS = dict(zip("\"'`“„‘‚«»‹「『《〈【（［([{", "\"'`”“’‘»«›」』》〉】）］)]}", strict=True))
 
 
 def named(words: str) -> str:
@@ -113,7 +81,7 @@ def named(words: str) -> str:
     """
     found, before = " ".join(words.split()), ""
     while found != before:
-        before, found = found, found.strip(f" ,;:?。，、；：！？{DIRECTIONS}").lstrip("!")
+        before, found = found, found.strip(f" ,;:?¿…。，、；：！？{DIRECTIONS}").lstrip("!¡")
         last = found.rstrip(".!").split(" ")[-1]
         if last == last.lower() and "." not in last:
             found = found.rstrip(".!")
@@ -203,12 +171,12 @@ class Noun:
             return cls((*known.singulars, given), known.plurals)
         one = singular(given)
         _, last = _last_word(one)
-        if not last.isalpha() or _UNSPACED.search(last):
-            return cls((given,), ())
+        if not last.isalpha() or UNSPACED.search(last):
+            return cls((given,), (given + "s",) if last[-1:].isdecimal() and last.isascii() else ())  # two 747s
         if not _LATIN.fullmatch(last):
-            plain = "".join(letter for letter in unicodedata.normalize("NFD", given) if not unicodedata.combining(letter))
-            told = given.removesuffix("s")[-1:] in plain  # Pokémon, Pokemon; but rosé is no rose, and a résumé not to resume
-            said = (given, plain) if told and len(plain) > 3 and _LATIN.fullmatch(_last_word(plain)[1]) else (given,)
+            unaccented = plain(given)
+            same = len(unaccented) > 3 and last not in _TOLD and _LATIN.fullmatch(_last_word(unaccented)[1])
+            said = (given, unaccented) if same else (given,)
             return cls(said, tuple(one + "s" for one in said))
         many = {given, fold(plural(given)), fold(plural(one)), fold(str(_inflect(True).plural_noun(one))), *_regular(one)}
         guess = _singular(given)  # menus: not told from a bus, so that both are looked for
@@ -221,7 +189,7 @@ class Noun:
 
     def within(self, text: str) -> bool:
         """Whether the text has the noun as a word of its own, in any case, singular or plural."""
-        return _pattern((self,)).search(_folded(text)[0]) is not None
+        return _pattern((self,)).search(folded(text)[0]) is not None
 
 
 def _own_noun(word: str) -> bool:
@@ -240,15 +208,17 @@ def _pattern(nouns: tuple[Noun, ...], article: bool = False) -> re.Pattern[str]:
     """Finds the longest of the nouns' forms; with ``article``, the group ``article`` is the one before it."""
     forms = sorted({form for noun in nouns for form in noun.forms if form}, key=len, reverse=True)
     alternatives = "|".join(map(_bounded, forms))
-    before = rf"(?:(?<!{_letter()})(?P<article>an?|the)\s+)?" if article else ""
+    before = rf"(?:(?<!{letter()})(?P<article>an?|the)\s+)?" if article else ""
     return re.compile(f"{before}(?P<noun>{alternatives})" if forms else r"(?!)")
 
 
 def _bounded(form: str) -> str:
-    words = r"[\s_\-/]+".join(re.escape(word) for word in form.split(" "))
-    left = "" if _UNSPACED.match(form[0]) else rf"(?<!{_letter()})"
-    right = "" if _UNSPACED.match(form[-1]) else rf"(?!{_letter()})"
-    return left + words + right
+    last = _last_word(form)[1]
+    loose = len(form) > 3 and last not in _TOLD  # Pokemon, which others write Pokémon
+    words = r"[\s_\-/]+".join(map(accented if loose else re.escape, form.split(" ")))
+    left = "" if UNSPACED.match(form[0]) else rf"(?<!{letter()})"
+    right = "" if UNSPACED.match(form[-1]) else rf"(?!{letter()})"
+    return left + ("(?:[وفبك]?ال|لل)?" if _PREFIXED.match(form[0]) else "") + words + right
 
 
 def replace_nouns(text: str, nouns: Sequence[str], other: str) -> str:
@@ -256,16 +226,16 @@ def replace_nouns(text: str, nouns: Sequence[str], other: str) -> str:
 
     An article of the other's own takes the place of the one before the noun.
     """
-    composed = _composed(text)
-    folded, places = _folded(text)
+    whole = composed(text)
+    lowered, places = folded(text)
     known = tuple(Noun.of(noun) for noun in nouns)
     many = {form for noun in known for form in noun.plurals} - set(map(fold, nouns))  # Texas, and what was said as it is
     owned = ARTICLE.match(other)
     found, done = [], 0
-    for match in _pattern(known, True).finditer(folded):
+    for match in _pattern(known, True).finditer(lowered):
         start, end = places[match.start()], places[match.end() - 1] + 1
-        word, before = other, composed[start : places[match.start("noun")]]
-        if fold(match["noun"]) in many and other[-1:].isalpha():
+        word, before = other, whole[start : places[match.start("noun")]]
+        if {fold(match["noun"]), plain(fold(match["noun"]))} & many and other[-1:].isalpha():
             stem = other[owned.end() :] if owned and owned[0][0].lower() == "a" else other
             word = stem if singular(stem) != stem else plural(stem)
         if owned:
@@ -273,9 +243,9 @@ def replace_nouns(text: str, nouns: Sequence[str], other: str) -> str:
         elif match["article"] in ("a", "an"):
             chosen = indefinite(word)
             before = (chosen.capitalize() if before[0].isupper() else chosen) + before[len(match["article"]) :]
-        found += [composed[done:start], before, word]
+        found += [whole[done:start], before, word]
         done = end
-    return "".join([*found, composed[done:]])
+    return "".join([*found, whole[done:]])
 
 
 def article(caption: str) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from semu_diffusion.domains.words import find_name, fold
+from semu_diffusion.domains.letters import fold
+from semu_diffusion.domains.words import find_name
 from semu_diffusion.errors import InputError, Notice
 
 __all__ = ["NO_NULL", "ClassNames", "class_names", "row_of"]
@@ -88,9 +89,10 @@ def _null_of(source: str, named: Mapping[int, str], embeddings: int, in_order: b
 
 
 def _labels(source: str, id2label: Any) -> dict[int, str]:
-    """Names of a pipeline's ``id2label`` by embedding; {} if it has none. Two of one name get their numbers too."""
+    """Names of a pipeline's ``id2label`` by embedding; {} if it has none. Two of one name get their numbers too, and what has
+    no name is called by its number."""
     try:
-        found = {int(number): str(name) for number, name in (id2label or {}).items()}
+        found = {int(number): str(name).strip() or str(number) for number, name in (id2label or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{source}: id2label must map class indices to names") from error
     times = Counter(found.values())
@@ -104,6 +106,8 @@ def _checked(source: str, found: ClassNames, embeddings: int) -> ClassNames:
             f"{source} has {expected} classes, but {len(found.names)} class names were given (names with commas in them: "
             "repeat --class-names, once for each)"
         )
+    if not all(name.strip() for name in found.names):
+        raise InputError(f"{source}: a class name is empty; give one for each class with --class-names")
     twice = sorted({name for name in found.names if found.names.count(name) > 1})
     if twice:
         raise InputError(f"{source}: {twice[0]!r} is the name of several classes; give distinct ones with --class-names")
@@ -118,6 +122,11 @@ def row_of(wanted: str | int, names: Sequence[str]) -> int:
     if not isinstance(wanted, bool | str):
         with suppress(TypeError):
             wanted = operator.index(wanted)  # a label as NumPy and PyTorch have them
+            named = find_name(str(wanted), names)
+            if named not in (None, wanted) and 0 <= wanted < len(names):
+                raise InputError(
+                    f"{wanted} is the number of the class {names[wanted]!r} and the name of another: give the name"
+                )
     if isinstance(wanted, bool) or not isinstance(wanted, str | int):
         raise InputError(f"a class is given by its name or its number, several as values of their own, not as {wanted!r}")
     name = str(wanted)

@@ -58,10 +58,14 @@ def with_plain_network(pipeline: Any, source: str, part: str) -> Any:
 
 
 def check_network(network: nn.Module, source: str) -> None:
-    """InputError for a network whose layers are not plainly its own: adapters, hooks, quantised or missing weights."""
+    """InputError for a network whose layers are not plainly its own: adapters, hooks, quantised or missing weights; what
+    changes how it computes, but may be meant, is said."""
     for found in (_adapters(network), _hooks(network), _weights(network), _tied(network)):
         if found is not None:
             raise InputError(f"{source}: {found}")
+    if any(getattr(block, "s1", None) for block in getattr(network, "up_blocks", ())):
+        what = "FreeU is on, so the erasure is of what the UNet draws with it; pipe.disable_freeu() first for one without"
+        warnings.warn(f"{source}: {what}", Notice, stacklevel=5)
 
 
 def _called(network: nn.Module) -> str:

@@ -53,6 +53,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 raise ValueError(f"{name!r} is not a class of this model; it has {', '.join(self.labels)}")
         return [self.labels[name] for name in names]
 
+    def _checked(self, class_labels: Any) -> torch.Tensor:
+        """The labels as numbers of embeddings; ValueError for others, which a GPU answers by ending the process."""
+        count = self.unet.config.num_class_embeds
+        hint = f"class_labels {class_labels!r}: give numbers, as pipe.get_label_ids({list(self.labels)[:2]}) makes them"
+        if any(isinstance(one, str) for one in class_labels):
+            raise ValueError(hint)
+        labels = torch.as_tensor(class_labels)
+        whole = labels.long()
+        if not torch.equal(whole.to(labels.dtype), labels):
+            raise ValueError(hint)
+        if count is not None and not bool(((whole >= 0) & (whole < count)).all()):
+            raise ValueError(f"class_labels {whole.tolist()}: this model has class embeddings 0 to {count - 1}")
+        return whole
+
     @torch.no_grad()
     def __call__(
         self,
@@ -89,7 +103,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         x = latents.to(device=device, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
         labels = None
         if class_labels is not None:
-            labels = torch.as_tensor(class_labels, device=device, dtype=torch.long)
+            labels = self._checked(class_labels).to(device)
             if guided:
                 labels = torch.cat([labels, torch.full_like(labels, self.config.null_class)])
 
