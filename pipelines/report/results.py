@@ -20,6 +20,7 @@ __all__ = ["Comparison", "comparisons", "page", "points", "write_page"]
 
 SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
 FRONT = {"drift": "drift", "revival": "revival", "unasked": "unasked", "UA": "UA", "seconds": "erase s", "passes": "passes"}
+OURS = ("default", "closed-form", "deep", "trained")
 KINDS = {"class": "classes"}  # in the plural; the others take an s
 BRACKETS = " In brackets after a name: what the judge calls its samples most often now."
 SHARED = (
@@ -78,15 +79,22 @@ def _asked(row: Row) -> tuple[str, int]:
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """A point of the fronts for each method: of every kind, on the things that most methods have in common."""
+    """A point of the fronts for each method of `shared`."""
     columns = {column.heading: column for column in COLUMNS}
     found = []
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        own = [one for one in comparisons(rows) if one.kind == kind]
-        for method, group in max(own, key=lambda one: len(one.methods)).methods.items() if own else ():
+    for one in shared(rows):
+        for method, group in one.methods.items():
             values = {name: columns[heading].mean(group) for name, heading in FRONT.items()}
-            found.append(Point(group[0]["title"], method == "default", values, kind))
+            found.append(Point(group[0]["title"], method in OURS, values, one.kind))
     return found
+
+
+def shared(rows: Sequence[Row]) -> list[Comparison]:
+    """Of every kind, the things that most methods have in common."""
+    by_kind: dict[str, list[Comparison]] = {}
+    for one in comparisons(rows):
+        by_kind.setdefault(one.kind, []).append(one)
+    return [max(found, key=lambda one: len(one.methods)) for found in by_kind.values()]
 
 
 def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
@@ -104,7 +112,8 @@ def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
     for title, (_, *rows) in sections.items():
         name = f"{path.stem}-{title.split()[0].lower()}.svg"
         if rows:
-            write_text(replaceable(path.with_name(name)), front(points(rows), title))
+            on = ", ".join(thing for one in shared(rows) for thing in one.things)
+            write_text(replaceable(path.with_name(name)), front(points(rows), f"{title}: {on}"))
             pictures[title] = name
     every = [row for _, *rows in sections.values() for row in rows]
     columns = with_before((*measured(COLUMNS, every), *probe_columns(every)))
@@ -145,7 +154,8 @@ def _section(rows: Sequence[Row]) -> Iterator[str]:
         for one in compared:
             yield from ("", f"{one.title}:", "", *_table("method", _by_method(one), probes))
     methods = {row["method"]: [one for one in rows if one["method"] == row["method"]] for row in rows}
-    several = [own for own in methods.values() if len({row["erased"] for row in own}) > 1]  # the others have a table above
+    alone = {(method, *one.things) for one in compared if len(one.things) == 1 for method in one.methods}  # have a table
+    several = [own for method, own in methods.items() if any((method, row["erased"]) not in alone for row in own)]
     if several:
         asked = [column for column in columns if column.before is not None]
         yield from ("", "## Each by itself: the original", "", *_table("asked for", _one_by_one(rows, True), asked))
