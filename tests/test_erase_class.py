@@ -132,6 +132,7 @@ SCORES = {
 PROTOCOL = {
     "seed", "sampler", "steps", "guidance_scale", "images_per_condition", "unconditional_samples", "conditions", "judges",
     "metrics",
+    "features",
 }  # fmt: skip
 PROMISED = {
     "schema_version", "kind", "erased", "protocol", "before", "after", "side_effects", "held_out_effect", "forget_effect",
