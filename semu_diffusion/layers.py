@@ -29,6 +29,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
 
     Raises InputError if nothing is selected.
     """
+    patterns = (patterns,) if isinstance(patterns, str) else patterns  # one pattern is no list of letters
     taken = [pattern for pattern in patterns if not pattern.startswith("!")] or ["all"]
     left_out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     layers: dict[str, nn.Linear | nn.Conv2d] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import types
 import typing
@@ -90,6 +91,11 @@ def build_config(
             merged[field.name] = (merged[field.name],)  # one word is no list of letters
         kind, several = element_type(hints[field.name])
         value = merged.get(field.name)
+        for wanted, classes, said in ((bool, bool, "True or False"), (str, (str, os.PathLike), "text")):
+            if kind is wanted and not several and value is not None and not isinstance(value, classes):  # type: ignore[arg-type]
+                raise InputError(f"{field.name} cannot be {value!r}: it is {said}")
+        if several and not isinstance(value, list | tuple | None):
+            raise InputError(f"{field.name} cannot be {value!r}: it is a list")
         left = value is None and (field.name not in merged or type(None) in typing.get_args(hints[field.name]))
         if kind in (int, float) and not several and not left:
             merged[field.name] = _number(field.name, kind, value)

@@ -122,7 +122,7 @@ def dominant_subspace(
     if total == 0.0:
         return matrix.new_zeros(m, 0), matrix.new_zeros(0), matrix.new_zeros(n, 0)
     if min(m, n) > _GRAM_SIDE and explained_variance < 1.0:
-        found = _randomised(matrix, total, explained_variance, max_rank, generator)
+        found = _randomised(matrix, total, explained_variance, min_rank, max_rank, generator)
         if found is not None:
             left, energies, right = found
             rank = choose_rank(energies, total, explained_variance, rule, min_rank, max_rank, floor)
@@ -153,6 +153,7 @@ def _randomised(
     matrix: torch.Tensor,
     total: float,
     explained_variance: float,
+    min_rank: int,
     max_rank: int | None,
     generator: torch.Generator | None,
     tolerance: float = 1e-7,
@@ -160,8 +161,8 @@ def _randomised(
     """Subspace iteration on a growing random range; None where the Gram matrix would be cheaper.
 
     A width that does not hold gamma of the energy after two iterations (nor ``max_rank`` directions and a margin) is doubled
-    at once. Otherwise it is iterated until the energy of the directions that will be kept, and of them alone, stands still to
-    ``tolerance`` of the total: the noise beyond them turns for ever.
+    at once. Otherwise it is iterated until the energy of the directions that will be kept changes by less than ``tolerance``
+    of the total; directions beyond them need not converge.
     """
     m, n = matrix.shape
     generator = generator or torch.Generator().manual_seed(0)
@@ -178,6 +179,7 @@ def _randomised(
             kept = int((share < explained_variance).sum()) + 1
             if max_rank is not None and width >= 2 * max_rank + 8:
                 kept = min(kept, max_rank)
+            kept = max(kept, min_rank)
             if kept > width:
                 if iteration:
                     break

@@ -222,6 +222,20 @@ def test_settings_that_make_no_sense_are_one_line(changes: dict[str, Any], said:
         ConceptErasureConfig(**{"concept": ("cat",), **changes})
 
 
+def test_no_answer_of_several_concepts_names_another_that_is_erased() -> None:
+    planned, _ = plan_words(ConceptErasureConfig(concept=("cat", "sketch")), cifar_vocabulary(("cat", "dog", "bird")))
+    answers = concepts._answers(planned, {"cat": "dog", "sketch": "photo"})
+    assert answers["a pencil sketch of a cat"] == "a photo of a dog"
+    erased = [word for one in planned for word in one.words]
+    assert not [answer for answer in answers.values() if any(contains(answer, word) for word in erased)]
+
+
+def test_forget_images_of_another_size_than_the_models_own_samples_are_refused() -> None:
+    small = torch.zeros(2, 3, 24, 24)
+    with pytest.raises(InputError, match=r"the forget images are \(3, 24, 24\), but the model makes"):
+        erase_concept(tiny_pipeline(), "cat", anchor="dog", forget_images=small)
+
+
 def test_unknown_settings_are_named() -> None:
     with pytest.raises(InputError, match="unknown settings: stepz"):
         semu_diffusion.erase_concept(tiny_pipeline(), "cat", stepz=3)

@@ -50,6 +50,13 @@ def test_the_null_class_is_the_index_after_the_last(model: DiT) -> None:
         DiT.adapt(built("dit"), null_class=0)
 
 
+def test_the_pipeline_that_was_given_keeps_its_config() -> None:
+    pipeline = built("dit")
+    before = dict(pipeline.config)
+    DiT.adapt(pipeline)
+    assert dict(pipeline.config) == before
+
+
 def test_of_twice_the_channels_the_first_half_is_the_noise(model: DiT) -> None:
     whole = asked(model.pipeline, [1, 2])
     assert whole.shape == (2, 8, 4, 4)

@@ -649,6 +649,16 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
         semu.erase_class(pipeline, "red", explained_variance=2.0)
     with pytest.raises(semu.InputError, match="must be a tensor"):
         semu.erase_class(pipeline, "red", forget_images="./nowhere")
+    for given, said in (
+        ({"forget": ["blue"]}, "what to erase is given twice: red, and as forget"),
+        ({"retain": "cifar1O"}, "give self or none"),
+        ({"lr_decay": "no"}, "lr_decay cannot be 'no': it is True or False"),
+        ({"memory": 2_000}, "memory cannot be 2000: it is text"),
+        ({"layers": 5}, "layers cannot be 5: it is a list"),
+        ({"forget_images": torch.zeros(0, 3, 8, 8)}, "at least one image"),
+    ):
+        with pytest.raises(semu.InputError, match=said):
+            semu.erase_class(pipeline, "red", **given)
     for setting, choices in (
         ("protect", "null-space, none"),
         ("preset", "default, deep, official"),

@@ -29,6 +29,10 @@ def test_kinds_part_the_layers() -> None:
     assert not any("attentions" in name for name in chosen["all"].keys() - chosen["attention"].keys())
 
 
+def test_one_glob_is_no_list_of_letters() -> None:
+    assert select_layers(tiny_unet(), "mid_block.*").keys() == select_layers(tiny_unet(), ["mid_block.*"]).keys()
+
+
 def test_globs_add_and_exclamation_marks_take_away() -> None:
     unet = tiny_unet()
     assert set(select_layers(unet, ["conv_in", "*.to_k"])) == {

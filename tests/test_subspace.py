@@ -78,6 +78,14 @@ def test_min_and_max_rank_bound_the_rank_but_not_beyond_the_non_zero_energies() 
     assert choose_rank(energies, 8.0, 1.0, max_rank=9) == 4
 
 
+def test_the_least_rank_holds_on_a_wide_layer_too(generator: torch.Generator) -> None:
+    sides = (torch.linalg.qr(torch.randn(420, 420, generator=generator)).Q for _ in range(2))
+    u, v = sides
+    matrix = u @ torch.diag(0.8 ** torch.arange(420.0) + 1e-3) @ v
+    left, energies, right = dominant_subspace(matrix, 0.9, min_rank=64)
+    assert (left.shape[1], len(energies), right.shape[1]) == (64, 64, 64)
+
+
 def test_a_zero_gradient_has_rank_zero_whatever_the_rules() -> None:
     assert choose_rank(torch.zeros(3), 0.0, 0.95, min_rank=2) == 0
     assert choose_rank(torch.zeros(0), 0.0, 0.95, min_rank=2) == 0

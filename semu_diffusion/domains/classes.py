@@ -44,6 +44,8 @@ def plan(model: ClassConditional, config: ClassErasureConfig, images_given: bool
         model = dataclasses.replace(model, names=tuple(dict.fromkeys(config.forget)))
     forget = tuple(dict.fromkeys(model.class_index(name) for name in config.forget))
     kept = tuple(row for row in range(len(model.names)) if row not in forget)
+    if not kept and model.conditional and model.null is None:
+        raise InputError("every class is to be erased, and the model has no null class: nothing would be left to keep")
     target = _target_of(model, config)
     anchor = _given_anchor(model, config, target, forget, kept)
     if config.adversarial and not model.conditional:

@@ -98,7 +98,7 @@ def task(
     ``forget_images`` (N, C, H, W) in [-1, 1] show the concept. The task's model also has the anchors' prompts.
     """
     anchors = {one.concept: _anchor(model, plan, one, config, progress) for one in plan.concepts}
-    pairs = {p: a for one in plan.concepts for p, a in zip(one.prompts, one.answers(anchors[one.concept]), strict=True)}
+    pairs = _answers(plan.concepts, anchors)
     model = model.with_prompts(list(pairs.values()))
     shown = anchors if config.target != "ascent" else {}  # ascent has no anchor: the concept's own images get less likely
     share = len(plan.concepts) / len(pairs)  # the user's counts are for each concept, the task's for each prompt
@@ -116,13 +116,23 @@ def task(
         [model.row(prompt) for prompt in plan.kept],
         config.target,
         {model.row(prompt): model.row(answer) for prompt, answer in pairs.items()},
-        _given_images(model, forget_images, plan.concepts),
+        _given_images(model, forget_images, plan.concepts, config.retain != "none" or config.protect != "none"),
         None,
         metadata,
         dict(shown),
         math.ceil(config.forget_samples * share),
         partial(_reworded, plan.concepts, anchors),
     )
+
+
+def _answers(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str]) -> dict[str, str]:
+    """What each prompt is answered with: with its own concept replaced, and any other that is erased and still in it."""
+    found = {}
+    for one in concepts:
+        others = [other for other in concepts if other is not one]
+        for prompt, answer in zip(one.prompts, one.answers(anchors[one.concept]), strict=True):
+            found[prompt] = _reworded(others, anchors, answer) or answer
+    return found
 
 
 def _unusual_blocks(model: TextConditional) -> dict[str, int]:
@@ -165,13 +175,17 @@ def _anchor(
     return next(noun for noun, answer in answers.items() if model.row(answer) == chosen)
 
 
-def _given_images(model: TextConditional, images: torch.Tensor | None, plans: Sequence[ConceptPlan]) -> Images | None:
+def _given_images(
+    model: TextConditional, images: torch.Tensor | None, plans: Sequence[ConceptPlan], beside_its_own: bool
+) -> Images | None:
     """The given images as latents, under the concept's prompts in turn; None if the model shall make them.
 
     Photos are not shown as sketches: of an object's prompts only those in the plain style.
     """
     if images is None:
         return None
+    if beside_its_own and tuple(images.shape[1:]) != model.image_shape:
+        raise InputError(f"the forget images are {tuple(images.shape[1:])}, but the model makes {model.image_shape}")
     one = plans[0]
     prompts = list(one.prompts)
     if one.vocabulary is not None and one.subject is not None and one.subject.kind == "object" and one.scenes:

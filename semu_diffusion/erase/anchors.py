@@ -11,6 +11,7 @@ from semu_diffusion.erase.phases import phase_generator
 from semu_diffusion.erase.samples import noisy, training_images
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.objectives import squared_errors
 
 __all__ = ["chosen_anchors", "named_anchors", "second_nearest"]
 
@@ -54,5 +55,5 @@ def second_nearest(
         distances = {}
         for k in sorted(kept[i] for i in near):
             other = model.predict(batch.x_t, batch.t, torch.full_like(batch.condition, k))
-            distances[k] = float(((own - other).square().flatten(1).mean(1) * weight).mean())
+            distances[k] = float(squared_errors(own, other, weight))
     return sorted(distances, key=lambda k: distances[k])[:2][-1]

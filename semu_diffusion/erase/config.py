@@ -172,7 +172,7 @@ class TrainingConfig:
         require(0 < self.lr < 1e30, f"--lr {self.lr}: must be a positive number that float32 can hold")
         require(0 <= self.warmup < 1, f"--warmup {self.warmup}: must lie in [0, 1)")
         require(0 <= self.adam_beta2 < 1, f"--adam-beta2 {self.adam_beta2}: must lie in [0, 1)")
-        require(0 <= self.retain_weight < 1e30, f"--retain-weight {self.retain_weight}: must be a number that is not negative")
+        require(0 <= self.retain_weight < 1e30, f"--retain-weight {self.retain_weight}: must not be negative, nor infinite")
         for name in ("overshoot", "unlabelled_shift"):
             require(abs(getattr(self, name)) < 1e30, f"--{name.replace('_', '-')} {getattr(self, name)}: must be a number")
 

@@ -34,7 +34,7 @@ def erase_class(pipeline: Any, *names: str, forget_images: torch.Tensor | None =
     command line does that.
     """
     _check_pipeline(pipeline)
-    config, forget_images = _config(ClassErasureConfig, {"forget": names, **settings}), _images(forget_images)
+    config, forget_images = _config(ClassErasureConfig, _named(names, "forget", settings)), _images(forget_images)
     with own_modes():
         planned = classes.plan(adapt_pipeline(pipeline), config, forget_images is not None)
         model = classes.bind(planned.model, planned)
@@ -51,7 +51,7 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
     or a pipeline of another family, Diverged if training left the finite numbers. Nothing is sampled to evaluate the patch.
     """
     _check_pipeline(pipeline)
-    config, forget_images = _config(ConceptErasureConfig, {"concept": words, **settings}), _images(forget_images)
+    config, forget_images = _config(ConceptErasureConfig, _named(words, "concept", settings)), _images(forget_images)
     with own_modes():
         source = str(getattr(pipeline.config, "_name_or_path", ""))
         vocabulary = read_vocabulary(source) if source else None
@@ -59,6 +59,13 @@ def erase_concept(pipeline: Any, *words: str, forget_images: torch.Tensor | None
         model = concepts.bind(pipeline, planned)
         config = concepts.with_guidance_scale(config, vocabulary, model.usual)
         return run_to_end(run_erasure(concepts.task(model, planned, config, forget_images=forget_images), config)).edit
+
+
+def _named(names: tuple[str, ...], setting: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with what is named by position; InputError if both say what to erase."""
+    if names and setting in settings:
+        raise InputError(f"what to erase is given twice: {', '.join(map(str, names))}, and as {setting}={settings[setting]!r}")
+    return {setting: names, **settings}
 
 
 def _check_pipeline(pipeline: Any) -> None:
@@ -81,7 +88,9 @@ def _images(given: Any) -> torch.Tensor | None:
         raise InputError(f"forget_images must be floats in [-1, 1], and are {images.dtype} from {low:g} to {high:g}")
     if 0 <= low < high:
         warnings.warn("forget_images: no number is below 0; [-1, 1] is wanted, and ToTensor gives [0, 1]", Notice, stacklevel=3)
-    return images.clamp(-1, 1)
+    if images.ndim != 4 or not len(images):
+        raise InputError(f"forget_images must be (N, C, H, W) with at least one image, and are {tuple(images.shape)}")
+    return images.float().clamp(-1, 1)
 
 
 def _config(kind: type, settings: dict[str, Any]) -> Any:

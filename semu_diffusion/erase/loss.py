@@ -122,6 +122,8 @@ class ErasureLoss:
             overshoot = torch.full((len(labels),), config.overshoot)
             overshoot[:unlabelled] = config.unlabelled_shift
         away = labels if config.overshoot or base is not None else None
+        if away is not None and dropped is not None and model.null is not None:
+            away = away.masked_fill(dropped, model.null)  # nothing to go away from where no label is shown
         asked = dataclasses.replace(batch, condition=condition, anchor=anchor, away=away, overshoot=overshoot, base=base)
         return dataclasses.replace(asked, target=relabelled(drawn.recall(self.answers), asked))
 

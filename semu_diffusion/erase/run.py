@@ -200,6 +200,8 @@ def kept_source(task: Task[DiffusionModel], config: ErasureConfig, progress: Pro
     model = task.model
     if task.retain_set is not None:
         return Noised(model, task.retain_set)
+    if config.retain not in ("self", "none"):
+        raise InputError(f"retain {config.retain!r}: only erase-class reads a data set; give self or none")
     if config.protect != "null-space" and config.retain != "self":
         return None
     # of no class if none is kept: the label says nothing to an unconditional model

@@ -121,7 +121,7 @@ def load_text_pipeline(
     """The pipeline of ``source``, without a progress bar and (unless ``checked``) a safety checker; safetensors only.
 
     ``prediction``, epsilon or v_prediction, is what the network predicts, where a single file does not say so itself.
-    Raises InputError, one line, for anything that is no text-to-image pipeline with a UNet.
+    Raises InputError, one line, for anything that is not a text-to-image pipeline of one of the `FAMILIES`.
     """
     path = Path(source).expanduser()
 

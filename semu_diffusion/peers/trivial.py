@@ -20,6 +20,7 @@ from torch import nn
 from semu_diffusion.erase.anchors import named_anchors
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.task import EditResult, Progress, Task
+from semu_diffusion.errors import InputError
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.peers.edit import WeightEdit
 
@@ -27,7 +28,7 @@ __all__ = ["TokenRemap", "copy_class_embedding", "copy_embedding", "remap_prompt
 
 
 def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
-    """The copy of each erased class's anchor, named or chosen. Raises ValueError without a class embedding."""
+    """The copy of each erased class's anchor, named or chosen. Raises InputError without a class embedding."""
     start = time.perf_counter()
     anchors = named_anchors(task, config, progress)
     places = {row: int(task.model.embedding_index(torch.tensor(row))) for row in (*anchors, *anchors.values())}
@@ -36,10 +37,10 @@ def copy_embedding(task: Task[Any], config: ErasureConfig, progress: Progress | 
 
 
 def copy_class_embedding(denoiser: nn.Module, anchors: Mapping[int, int]) -> WeightEdit:
-    """``anchors`` maps an erased embedding's index to the one it becomes. Raises ValueError without a class embedding."""
+    """``anchors`` maps an erased embedding's index to the one it becomes. Raises InputError without a class embedding."""
     embedding = getattr(denoiser, "class_embedding", None)
     if not isinstance(embedding, nn.Embedding):
-        raise ValueError("the model has no class embedding")
+        raise InputError("the model has no class embedding to copy in")
     weight = embedding.weight.detach().clone()
     for erased, anchor in anchors.items():
         weight[erased] = embedding.weight.detach()[anchor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class DiT(LatentModel, ClassConditional):
         own = classes if rows > classes else NO_NULL
         index = {"id2label": pipeline.config.get("id2label") or _names(pipeline, classes), "null_class": own}
         found = class_names(source, rows, tuple(given), index, None)
+        pipeline = copy.copy(pipeline)  # the user's own stays as it is
         pipeline.register_to_config(id2label={str(row): name for row, name in found.labels().items()})  # saved with it
         null = None if null_class == NO_NULL or found.null is None else len(found.names)
         model = cls(pipeline, found.names, null, source, revision)
