@@ -55,7 +55,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def _checked(self, class_labels: Any) -> torch.Tensor:
         """The labels as numbers of embeddings; ValueError for others, which a GPU answers by ending the process."""
-        count = self.unet.config.num_class_embeds
+        count = getattr(self.unet.class_embedding, "num_embeddings", None)  # None too under a probe: it has more
         hint = f"class_labels {class_labels!r}: give numbers, as pipe.get_label_ids({list(self.labels)[:2]}) makes them"
         if any(isinstance(one, str) for one in class_labels):
             raise ValueError(hint)
