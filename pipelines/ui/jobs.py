@@ -27,6 +27,7 @@ from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptC
 __all__ = ["Job", "State", "run_told"]
 
 LOST = 1  # the exit code of a process that ended without a word
+AGAIN = 20.0  # seconds: an interrupt that meets a callback of the garbage collector is lost
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,6 @@ def _stop_when_told(connection: Connection, over: threading.Event) -> None:
     """Interrupts the main thread at a word of the server, or when the server is gone, unless the run is over."""
     with suppress(EOFError, OSError):
         connection.recv()
-    if not over.is_set():
+    while not over.is_set():
         _thread.interrupt_main(signal.SIGINT)
+        over.wait(AGAIN)
