@@ -29,6 +29,7 @@ MATHS = [
     "patches/interference",
 ]
 COMMANDS = "pipelines/cli/commands"
+FLOORS = (("names",), ("models",), ("domains", "erase"), ("peers",))  # of the method's rooms
 FACE = "__init__"  # gathers the public names; every other file directly in semu_diffusion/ is the method
 PROSE = {".py", ".md", ".toml", ".cff", ".yaml", ".yml", ".json", ".cfg", ".ini", ".txt", ".html", ".sh", ""}
 
@@ -79,6 +80,13 @@ def the_method_knows_no_shell(path: str, tree: ast.AST) -> Iterator[str]:
         forbidden += ["semu_diffusion.models", "semu_diffusion.peers", "semu_diffusion.assets"]
         forbidden += ["argparse", "tqdm", "PIL", "torchvision"]
     yield from (f"imports {name}" for name in imports(path, tree) if within(name, *forbidden))
+
+
+def the_rooms_of_the_method_point_down(path: str, tree: ast.AST) -> Iterator[str]:
+    room = PurePosixPath(path).parts[1] if path.startswith("semu_diffusion/") else ""
+    floor = next((number for number, rooms in enumerate(FLOORS) if room in rooms), len(FLOORS))
+    above = [f"semu_diffusion.{one}" for rooms in FLOORS[floor + 1 :] for one in rooms]
+    yield from (f"imports {name}" for name in imports(path, tree) if within(name, *above))
 
 
 def eval_sees_only_models(path: str, tree: ast.AST) -> Iterator[str]:
@@ -139,6 +147,7 @@ def nothing_seeds_globally(path: str, tree: ast.AST) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     the_method_knows_no_shell,
+    the_rooms_of_the_method_point_down,
     eval_sees_only_models,
     short_names_are_never_imported,
     nothing_is_unpickled,
@@ -188,6 +197,8 @@ PLANTED = [
     (the_method_knows_no_shell, "semu_diffusion/models/adapters/ddpm.py", "from ...eval import metrics"),
     (the_method_knows_no_shell, "semu_diffusion/peers/esd.py", "import semu_diffusion.pipelines.cli.main"),
     (the_method_knows_no_shell, "semu_diffusion/lora.py", "import_module('semu_diffusion.eval')"),
+    (the_rooms_of_the_method_point_down, "semu_diffusion/models/class_names.py", "from semu_diffusion.domains import plan"),
+    (the_rooms_of_the_method_point_down, "semu_diffusion/names/words.py", "from ..models import hub"),
     (eval_sees_only_models, "eval/fid.py", "from semu_diffusion.patch import ErasurePatch"),
     (eval_sees_only_models, "eval/fid.py", "from semu_diffusion import pipelines"),
     (eval_sees_only_models, "eval/fid.py", "from ..subspace import Subspace"),

@@ -174,7 +174,9 @@ def test_a_grid_replaces_only_pictures_of_its_own(tmp_path: Path, finished: Path
         code = semu(["grid", str(finished), *flags, str(given)])
         refused(capsys, f"{given} is there already and is no report", code)
         assert given.read_bytes() == before
-    refused(capsys, "is a folder: name a file", semu(["grid", str(finished), *flags, str(tmp_path)]))
+    for folder in (str(tmp_path), f"{tmp_path}/new/"):
+        refused(capsys, "is a folder: name a file", semu(["grid", str(finished), *flags, folder]))
+    assert not (tmp_path / "new").exists()
     for _ in range(2):
         assert semu(["grid", str(finished), *flags, str(picture)]) == 0
     assert semu(["grid", str(finished), *flags, str(finished / "before_after.png")]) == 0  # a run's is one of its own

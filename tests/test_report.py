@@ -243,7 +243,7 @@ def test_of_an_old_run_the_page_leaves_out_what_is_not_there(tmp_path: Path) -> 
     (tmp_path / "metrics.json").write_text(json.dumps(old_class_run()))
     assert semu(["report", str(tmp_path)]) == 0
     html, said = page(tmp_path), text(page(tmp_path))
-    assert "the embedded model" in said
+    assert "was taken out of ddpm-cifar10" in said
     for absent in ("Pictures", "Where in the network", "Training", "<figure>", 'class="gallery"'):
         assert absent not in re.sub(r"<(style|script|dialog)\b.*?</\1>", "", html, flags=re.DOTALL)
 

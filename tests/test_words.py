@@ -10,8 +10,8 @@ import pytest
 from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import contains, listed, retained, with_anchor, with_article
-from semu_diffusion.domains.words import article, bare, find_name, match_names, named, plural, singular
 from semu_diffusion.errors import InputError
+from semu_diffusion.names.words import article, bare, find_name, match_names, named, plural, singular
 from semu_diffusion.options import listed_names
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 

@@ -41,10 +41,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.found) - 1
 
-    def has(self, method: str, erased: str, seed: int, settings: Mapping[str, Any] | None = None) -> bool:
+    def has(self, method: str, erased: str, seed: int, settings: Mapping[str, Any]) -> bool:
         """Whether the row is there. Raises InputError if it was measured with other ``settings`` of the method."""
         row = next((row for row in self.found[1:] if _key(row) == (method, erased, seed)), None)
-        if row is not None and settings is not None and row.get("settings") != json.loads(json.dumps(settings)):
+        if row is not None and row.get("settings") != json.loads(json.dumps(settings)):
             raise InputError(f"{self.path}: {method} was measured with other settings: choose another --work, or another name")
         return row is not None
 

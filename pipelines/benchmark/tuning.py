@@ -70,13 +70,13 @@ class Tuning:
         for said, candidate in candidates.items():
             key = f"{method.name}: {said}"
             for name in self.names:
-                if rows.has(key, name, self.seed):
+                if rows.has(key, name, self.seed, candidate.overrides):
                     continue
                 note(f"tuning {key}, {name}")
                 try:
                     row = measure(candidate, name, self.seed)
                 except (Diverged, FloatingPointError) as error:
-                    row = {"diverged": str(error)}
+                    row = {"diverged": str(error), "settings": dict(candidate.overrides)}
                 rows.add({**row, "method": key, "erased": name, "seed": self.seed, "score": score(row)})
         if not candidates:
             return method

@@ -6,9 +6,9 @@ import os
 import unicodedata
 from pathlib import Path
 
-from semu_diffusion.domains.letters import fold
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import is_text
+from semu_diffusion.names.letters import fold
 from semu_diffusion.pipelines.data.findings import Findings
 from semu_diffusion.pipelines.data.pictures import SUFFIXES
 

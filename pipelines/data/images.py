@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semu_diffusion.domains.words import match_names
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.hub import folder_or_snapshot
+from semu_diffusion.names.words import match_names
 from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
 from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
 from semu_diffusion.pipelines.data.metadata import listed_above, listed_classes

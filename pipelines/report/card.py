@@ -13,7 +13,7 @@ from semu_diffusion import assets
 from semu_diffusion.eval.results import Evaluation, Scores
 from semu_diffusion.files import public_name
 from semu_diffusion.models.hub import is_hub_id
-from semu_diffusion.pipelines.report.words import never_made, shares_of, shares_words
+from semu_diffusion.pipelines.report.words import base_name, never_made, shares_of, shares_words
 
 __all__ = ["for_repository", "patch_card"]
 
@@ -29,10 +29,8 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     evaluation = Evaluation.from_json(metrics)
     config, words = record["config"], evaluation.kind == "concept"
     erased = ", ".join(config["concept"] if words else config["forget"])
-    base = str(record["base_model"]["source"])
-    hub = is_hub_id(base) and record["base_model"].get("revision") is not None  # or a local folder of one slash
-    base = assets.MODELS[evaluation.kind] if base == assets.EMBEDDED else base
-    base = base if hub else Path(base).absolute().name  # a path tells of a machine, not of a model
+    base = base_name(record["base_model"], evaluation.kind)
+    hub = is_hub_id(base) and base == record["base_model"]["source"]
     anchors = record.get("anchors") or {}
     rows, missing = _rows(evaluation)
     network = str(record["base_model"].get("network", "unet"))

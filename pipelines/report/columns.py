@@ -104,9 +104,9 @@ WORDS = (
     "and SSIM: paired with the original's samples of what stays, same seeds (images in [-1, 1]). revival: share that the best "
     "of several learned vectors brings back. unasked: share of the erased thing among samples without a condition (w = 1). "
     "KID: of what stays, against the original's own samples, a drift in features. trained: numbers that training could change, "
-    "as a share of the denoiser's (of a closed form none). passes: images through the denoiser during the erasure (a backward "
-    "pass counts two). erase s: wall clock. ±: standard deviation over seeds of the mean over what was erased. A dash is what "
-    "was not measured."
+    "as a share of the denoiser's (none of a closed form or a copy). passes: images through the denoiser during the erasure "
+    "(a backward pass counts two). erase s: wall clock. ±: standard deviation over seeds of the mean over what was erased. A "
+    "dash is what was not measured."
 )
 PROBES = (
     "Share that each probe without training brings back; kept: the share of kept "

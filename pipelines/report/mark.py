@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from semu_diffusion.errors import InputError
@@ -13,9 +14,10 @@ WITHIN = 2000  # bytes
 
 
 def replaceable(path: str | Path, flag: str = "--output") -> Path:
-    """The path that a flag names. Raises InputError if a folder is there, or a file without the mark."""
+    """The path that a flag names. Raises InputError if a folder is meant or there, or a file without the mark."""
+    folder = str(path).endswith(("/", os.sep))
     path = Path(path).expanduser()
-    if path.is_dir():
+    if folder or path.is_dir():
         raise InputError(f"{flag} {path} is a folder: name a file")
     if path.exists() and not path.is_file():  # /dev/stdout, whose reading may never end
         raise InputError(f"{flag} {path} is no file, but a device or a pipe: choose another file")

@@ -233,7 +233,7 @@ def _tuning(found: Mapping[str, Any] | None, tuned: Collection[str]) -> str:
 
 
 def _became(rows: Sequence[Row]) -> str:
-    """What the judge calls most of the erased thing's samples now; nothing of several things."""
+    """What the judge calls the erased thing's samples most often now; nothing of several things."""
     if len({row["erased"] for row in rows}) > 1:
         return ""
     seen = []

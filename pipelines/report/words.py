@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from semu_diffusion.assets import EMBEDDED, MODELS, Kind
 from semu_diffusion.eval.metrics.unlearning import wilson_interval
 from semu_diffusion.eval.results import Evaluation, Scores
+from semu_diffusion.models.hub import is_hub_id
 
-__all__ = ["SHARES", "Share", "interval_words", "never_made", "percent", "points", "shares_of", "shares_words"]
+__all__ = ["SHARES", "Share", "base_name", "interval_words", "never_made", "percent", "points", "shares_of", "shares_words"]
 
 
 NAMED = "of a vocabulary that names them"  # no kind misses these groups
@@ -91,6 +95,15 @@ def _probe(name: str, samples: int) -> Share:
         return sum(one.share for one in found.values()) / len(found) if found else None
 
     return Share(f"brought back by the probe {name}", of, lambda _: samples)
+
+
+def base_name(base_model: Mapping[str, Any], kind: Kind) -> str:
+    """What people know the base model by: its Hub id, the name of an embedded one, or its folder without the path, which tells
+    of a machine."""
+    source = str(base_model.get("source") or EMBEDDED)
+    if is_hub_id(source) and base_model.get("revision") is not None:  # or a local folder of one slash
+        return source
+    return MODELS[kind] if source == EMBEDDED else Path(source).absolute().name
 
 
 def percent(share: float) -> str:

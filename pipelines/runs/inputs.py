@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from semu_diffusion.domains.words import match_names
 from semu_diffusion.erase.samples import Images
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.class_conditional import ClassConditional
+from semu_diffusion.names.words import match_names
 from semu_diffusion.pipelines.data.findings import Note
 from semu_diffusion.pipelines.data.images import load_images, load_plain_images
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from semu_diffusion.assets import Kind
-from semu_diffusion.domains.words import match_names
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.judges.clip import load_clip
 from semu_diffusion.eval.judges.judge import Judge, load_judge
@@ -18,6 +17,7 @@ from semu_diffusion.eval.metrics.fid import load_fid_extractor
 from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.probe import Probe, Sampled
 from semu_diffusion.eval.scorer import Progress, Reference, Sampling, Scorer
+from semu_diffusion.names.words import match_names
 from semu_diffusion.pipelines.data.images import load_images, to_stderr
 from semu_diffusion.pipelines.runs.config import DEFAULTS, EvaluationConfig
 from semu_diffusion.pipelines.runs.domains import Subject

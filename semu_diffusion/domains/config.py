@@ -6,9 +6,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from semu_diffusion.domains.words import named
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.errors import Notice
+from semu_diffusion.names.words import named
 from semu_diffusion.options import option, require
 
 __all__ = ["CONCEPT_PRESETS", "DEEP", "PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]

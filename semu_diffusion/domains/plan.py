@@ -19,8 +19,8 @@ from semu_diffusion.domains.prompts import (
     with_article,
 )
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
-from semu_diffusion.domains.words import Noun
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.names.words import Noun
 
 __all__ = ["ConceptPlan", "different", "plan_words"]
 

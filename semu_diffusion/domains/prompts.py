@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from semu_diffusion.domains.words import ARTICLE, Noun, article, bare, replace_nouns, singular
 from semu_diffusion.errors import InputError
+from semu_diffusion.names.words import ARTICLE, Noun, article, bare, replace_nouns, singular
 
 __all__ = [
     "ANCHORS",

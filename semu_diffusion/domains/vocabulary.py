@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from semu_diffusion.domains.letters import fold
 from semu_diffusion.domains.prompts import article, bare
-from semu_diffusion.domains.words import Noun
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json, write_text
+from semu_diffusion.names.letters import fold
+from semu_diffusion.names.words import Noun
 
 __all__ = ["Subject", "Vocabulary", "read_vocabulary"]
 

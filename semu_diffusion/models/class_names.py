@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from semu_diffusion.domains.letters import fold
-from semu_diffusion.domains.words import find_name
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.names.letters import fold
+from semu_diffusion.names.words import find_name
 
 __all__ = ["NO_NULL", "ClassNames", "class_names", "row_of"]
 

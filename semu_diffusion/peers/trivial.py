@@ -44,7 +44,7 @@ def copy_class_embedding(denoiser: nn.Module, anchors: Mapping[int, int]) -> Wei
     weight = embedding.weight.detach().clone()
     for erased, anchor in anchors.items():
         weight[erased] = embedding.weight.detach()[anchor]
-    return WeightEdit({"class_embedding.weight": weight}, len(anchors) * weight.shape[1])
+    return WeightEdit({"class_embedding.weight": weight}, 0)  # nothing is trained
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ OTHERS = (".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".
 @dataclass(frozen=True)
 class GridConfig(PatchedModelConfig, PublishedEdit):
     output: str = option("before_after.png", "picture to write", metavar="FILE")
-    images: int | None = option(None, "images of each class or prompt, left and right (default: as many as fit)", metavar="N")
+    images: int | None = option(
+        None, "images of each class or prompt, left and right (default: as many as fit)", metavar="N",
+        aliases=("--images-per-class", "--images-per-prompt"),
+    )  # fmt: skip
     sampling_steps: int | None = option(None, "sampler's steps (default: the model's usual ones, else 20)", metavar="N")
     guidance_scale: float | None = option(
         None, "classifier-free guidance w (default: 3 for classes; the model's own, else 7.5)", metavar="W"

@@ -78,7 +78,7 @@ def _of_benchmark(path: Path) -> list[Entry]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     about, *rows = read_rows(path)
-    model = str(about.get("protocol", {}).get("model", "embedded"))
+    model = str(about.get("protocol", {}).get("model", ""))
     if not all("evaluation" in row and "method" in row for row in rows):
         raise InputError(f"{path} was written by an earlier version: measure again")
     return [Entry(row["erased"], row["title"], Evaluation.from_json(row["evaluation"]), row, model) for row in rows]

@@ -26,8 +26,7 @@ NAMED = (
 def headline(run: Run) -> str:
     """What was erased from what, and what became of it, in one sentence."""
     evaluation, after = run.evaluation, run.evaluation.after
-    base = "the embedded model" if run.base == "embedded" else run.base
-    said = f"{_quoted(evaluation.erased)} was taken out of {base}"
+    said = f"{_quoted(evaluation.erased)} was taken out of {run.base}"
     count = after.samples.get("forget")
     if after.forget_accuracy is None or not count:
         if after.unconditional_share is None:

@@ -12,8 +12,8 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.eval.pictures import Pictures
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.files import read_json
-from semu_diffusion.models.hub import is_hub_id
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.report.words import base_name
 
 __all__ = ["Layer", "Run", "read_run"]
 
@@ -54,9 +54,7 @@ class Run:
     @property
     def base(self) -> str:
         """The model's name, without a path of this machine."""
-        source, revision = (self.record.get("base_model", {}).get(key) for key in ("source", "revision"))
-        source = str(source or "embedded")
-        return source if is_hub_id(source) and revision is not None else Path(source).name
+        return base_name(self.record.get("base_model", {}), self.evaluation.kind)
 
     @property
     def network(self) -> str:

@@ -1,7 +1,7 @@
 """How people write nouns and names: plurals, articles, accents, scripts without spaces.
 
 A noun is found in a sentence in its singular and its plural, as a word of its own, with accents or without; where a script has
-no blanks between words, anywhere. `semu_diffusion.domains.letters` says which ways of writing are the same.
+no blanks between words, anywhere. `semu_diffusion.names.letters` says which ways of writing are the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from semu_diffusion.domains.letters import UNSPACED, accented, composed, fold, folded, letter, plain
+from semu_diffusion.names.letters import UNSPACED, accented, composed, fold, folded, letter, plain
 
 __all__ = [
     "Noun",
