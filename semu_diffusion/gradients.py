@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from semu_diffusion.patches.modes import evaluating
 from semu_diffusion.sketch import GradientSketch
 
 __all__ = ["antithetic_timesteps", "collect_gradients", "only_trainable"]
@@ -81,19 +82,15 @@ def collect_gradients(
 @contextmanager
 def only_trainable(model: nn.Module, parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     """Inside, ``model`` is in eval mode and only ``parameters`` require a gradient; afterwards it is as it was."""
-    modes = {module: module.training for module in model.modules()}
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters}
     try:
-        model.eval()
         for parameter, _, _ in flags:
             parameter.requires_grad_(id(parameter) in wanted)
             parameter.grad = None
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, flag, grad in flags:
             parameter.requires_grad_(flag)
             parameter.grad = grad

@@ -64,10 +64,12 @@ def test_an_image_depends_on_its_seed_and_class_alone(model: ClassConditional) -
 
 def test_sampling_leaves_the_global_random_state_and_the_training_mode(model: ClassConditional) -> None:
     model.denoiser.train()
+    model.denoiser.mid_block.eval()
+    modes = [module.training for module in model.denoiser.modules()]
     before = torch.get_rng_state()
     images_of(model)
     assert torch.equal(before, torch.get_rng_state())
-    assert model.denoiser.training
+    assert [module.training for module in model.denoiser.modules()] == modes
 
 
 def test_sampling_draws_no_bars_and_leaves_the_pipelines_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -674,8 +674,10 @@ def test_a_model_in_train_mode_gets_the_patch_that_it_gets_in_eval_mode() -> Non
     settings = {"steps": 2, "forget_samples": 4, "kept_samples": 6}
     patches = [semu.erase_class(pipeline, "red", **settings)]
     pipeline.unet.train()
+    pipeline.unet.mid_block.eval()  # a part that its owner keeps frozen stays as it was too
+    modes = [module.training for module in pipeline.unet.modules()]
     patches.append(semu.erase_class(pipeline, "red", **settings))
-    assert pipeline.unet.training
+    assert [module.training for module in pipeline.unet.modules()] == modes
     assert all(torch.equal(patches[0].delta(name), patches[1].delta(name)) for name in patches[0].layers)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.patches.modes import evaluating
 from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, readable
 from semu_diffusion.patches.weights import is_fused
 from semu_diffusion.patches.wrappers import eager, unwrapped
@@ -164,16 +165,11 @@ def require_finite(made: torch.Tensor) -> None:
 def check_runs(network: nn.Module, what: str, attempt: Callable[[], torch.Tensor], shape: Sequence[int]) -> None:
     """InputError if ``attempt``, a pass of a small input through ``network``, fails or gives other than finite numbers of
     that shape. It is in eval mode meanwhile: dropout would draw from torch's global generator."""
-    training = network.training
-    network.eval()
-    try:
-        with refusing(f"{what} does not compute with its config"):
-            made = attempt()
-            if tuple(made.shape) != tuple(shape):
-                raise ValueError(f"{tuple(made.shape)} comes out instead of {tuple(shape)}")
-            require_finite(made)
-    finally:
-        network.train(training)
+    with evaluating(network), refusing(f"{what} does not compute with its config"):
+        made = attempt()
+        if tuple(made.shape) != tuple(shape):
+            raise ValueError(f"{tuple(made.shape)} comes out instead of {tuple(shape)}")
+        require_finite(made)
 
 
 def check_parts(model: Any, source: str) -> None:

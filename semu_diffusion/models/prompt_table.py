@@ -13,6 +13,7 @@ import torch
 
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.guards import check_tokenizer, refusing, require_finite
+from semu_diffusion.patches.modes import evaluating
 
 __all__ = [
     "ENCODERS",
@@ -153,7 +154,7 @@ def encode_texts(family: type[TextFamily], pipeline: Any, prompts: Sequence[str]
             stack.enter_context(_padded_to(tokenizer, most))
         for encoder in text_encoders(pipeline).values():
             stack.enter_context(on_device(encoder, device))
-            stack.enter_context(_evaluated(encoder))
+            stack.enter_context(evaluating(encoder))
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             texts.append(family.encode_text(pipeline, part + [""] * (batch_size - len(part))))
@@ -211,17 +212,6 @@ def token_limits(family: type[TextFamily], pipeline: Any) -> list[tuple[Any, int
                 )
             found.append((tokenizer, most))
     return found
-
-
-@contextmanager
-def _evaluated(encoder: Any) -> Iterator[None]:
-    """Inside, the encoder is in eval mode: the dropout of one fresh from training would draw other embeddings each time."""
-    training = encoder.training
-    encoder.eval()
-    try:
-        yield
-    finally:
-        encoder.train(training)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 from semu_diffusion import distributed
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.guards import refusing, require_finite
+from semu_diffusion.patches.modes import evaluating
 
 __all__ = ["count_timesteps", "ddim", "in_pieces", "noise_schedule", "piece_size", "set_steps", "start_noise"]
 
@@ -104,12 +105,8 @@ def in_pieces(
         filling = piece - len(seeds[part])
         noise = start_noise([*seeds[part], *[seeds[part][-1]] * filling], shape)
         asked = None if rows is None else [*rows[part], *[rows[part][-1]] * filling]
-        training = network.training
-        network.eval()
-        try:
+        with evaluating(network):
             return make(asked, noise)[: piece - filling].cpu()
-        finally:
-            network.train(training)
 
     waiting: torch.Tensor | None = None
     for made in distributed.each(range(0, len(seeds), piece), sampled):

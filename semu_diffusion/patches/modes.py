@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
-__all__ = ["own_defaults", "own_modes"]
+__all__ = ["evaluating", "own_defaults", "own_modes"]
 
 KINDS = ("cpu", "cuda", "mps", "xpu")  # of devices, each of which has automatic casts of its own
 
@@ -24,6 +25,18 @@ def own_defaults() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, ``network`` is in eval mode, without dropout; afterwards each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
