@@ -21,6 +21,7 @@ from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch, overlap
 from semu_diffusion.patches.modes import own_defaults
 from semu_diffusion.patches.patch_file import MAX_STRENGTH, PatchContent, read_patch, write_patch
+from semu_diffusion.patches.quantised import FrozenWeight
 from semu_diffusion.patches.weights import weight_of
 from semu_diffusion.patches.wrappers import modules_of, unwrapped
 
@@ -154,6 +155,8 @@ class ErasurePatch:
         model = unwrapped(model)
         if applied_to(model).patches:
             raise InputError("the model carries applied patches; remove them before merging")
+        if any(isinstance(weight, FrozenWeight) for weight in model.parameters()):
+            raise InputError("nothing can be written into quantised weights: merge into the model in float, or load the LoRA")
         self.apply(model)
         forget_application(model)
 

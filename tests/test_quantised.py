@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from patches import random_patch
 from text_models import tiny_pipeline
 from torch import nn
 from torch.utils import _pytree
@@ -16,8 +20,11 @@ from torch.utils import _pytree
 import semu_diffusion
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.weight_files import load_network
+from semu_diffusion.patches.application import applied_to
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, readable
+from semu_diffusion.pipelines.cli.commands.erase_concept import main
+from semu_diffusion.pipelines.cli.main import main as semu
 
 QUICK: dict[str, Any] = {
     "steps": 3, "batch_size": 4, "forget_samples": 4, "kept_samples": 6, "precision": "fp32", "anchor": "dog",
@@ -183,14 +190,68 @@ def test_a_network_of_floats_is_its_own_twin() -> None:
     assert readable(network) is network
 
 
-def test_a_quantised_folder_is_refused_by_the_command_line_in_one_line(tmp_path: Path) -> None:
-    from diffusers import UNet2DConditionModel
-
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("gguf", "are quantised by gguf; those of torchao, quanto, bitsandbytes and floats are read"),
+        ("quanto", "are quantised: pip install optimum-quanto to read them"),
+    ],
+)
+def test_a_quantised_folder_that_cannot_be_read_is_refused_in_one_line(
+    method: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unet = tiny_pipeline().unet
-    unet.register_to_config(quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
+    unet.register_to_config(quantization_config={"quant_method": method})
     unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(InputError, match=r"are quantised.*give the model in float"):
+    monkeypatch.setattr("semu_diffusion.models.weight_files.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=said):
         load_network(tmp_path / "unet", UNet2DConditionModel, "model", torch.float32)
+
+
+@pytest.fixture
+def twins() -> tuple[Any, Any]:
+    """A quantised network, read as floats, and one of the very weights that it stores."""
+    pipeline = quantised_pipeline()
+    return readable(pipeline.unet), rounded_pipeline(pipeline).unet
+
+
+GIVEN = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 50]), torch.ones(2, 8, 16)
+
+
+def test_a_patch_on_quantised_weights_is_read_with_them_and_comes_off(twins: tuple[Any, Any]) -> None:
+    twin, plain = twins
+    patches = random_patch(plain), random_patch(plain, seed=1).scale(0.5)
+    stored = {name: one.read().clone() for name, one in twin.named_parameters() if isinstance(one, FrozenWeight)}
+    with torch.no_grad():
+        before = twin(*GIVEN).sample
+        for patch in patches:
+            patch.apply(twin)
+            patch.apply(plain)
+            assert torch.allclose(twin(*GIVEN).sample, plain(*GIVEN).sample, atol=1e-4)
+            assert not torch.allclose(twin(*GIVEN).sample, before, atol=1e-2)
+        with pytest.raises(InputError, match="already applied"):
+            patches[0].apply(twin)
+        for patch in patches:
+            patch.remove(twin)
+        assert torch.equal(twin(*GIVEN).sample, before)
+    assert stored
+    assert all(torch.equal(one.read(), stored[name]) for name, one in twin.named_parameters() if name in stored)
+
+
+def test_a_patch_that_would_make_a_quantised_weight_infinite_changes_nothing(twins: tuple[Any, Any]) -> None:
+    twin, plain = twins
+    before = twin(*GIVEN).sample
+    with pytest.raises(InputError, match="infinite"):
+        random_patch(plain, size=1e33).scale(1e6).apply(twin)
+    assert torch.equal(twin(*GIVEN).sample, before)
+    assert not applied_to(twin).patches
+
+
+def test_nothing_is_merged_into_quantised_weights(twins: tuple[Any, Any]) -> None:
+    twin, plain = twins
+    with pytest.raises(InputError, match="nothing can be written into quantised weights: merge into the model in float"):
+        random_patch(plain).merge(twin)
+    assert not applied_to(twin).patches
 
 
 def torchao_int8() -> Any:
@@ -210,8 +271,6 @@ def quanto_int8() -> Any:
 @pytest.mark.parametrize("config", [torchao_int8, quanto_int8])
 @pytest.mark.filterwarnings("ignore")
 def test_a_denoiser_loaded_by_the_quantisation_of_diffusers_is_erased_from(config: Any, tmp_path: Path) -> None:
-    from diffusers import UNet2DConditionModel
-
     quantised = config()
     pipeline = tiny_pipeline()
     pipeline.unet.save_pretrained(tmp_path / "unet")
@@ -231,3 +290,52 @@ def test_a_denoiser_loaded_by_the_quantisation_of_diffusers_is_erased_from(confi
         for index, one in enumerate((unet, pipeline.unet)):
             changes[index] += one(*given).sample
     assert (changes[0] - changes[1]).norm() < 0.05 * changes[0].norm()
+
+
+def stand_in(unet: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that says that torchao quantised it, and a loader that reads it as torchao's would: in `Int8`."""
+    unet.register_to_config(quantization_config={"quant_method": "torchao"})
+    unet.save_pretrained(folder)
+
+    def loaded(*args: Any, **options: Any) -> Any:
+        made = tiny_pipeline().unet
+        quantise(made)
+        return made, {"missing_keys": [], "unexpected_keys": []}
+
+    monkeypatch.setattr("semu_diffusion.models.weight_files.find_spec", lambda name: name)
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", loaded)
+
+
+def by_library(config: Any) -> Any:
+    def save(unet: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        quantised = config()
+        unet.save_pretrained(folder)
+        made = UNet2DConditionModel.from_pretrained(folder, quantization_config=quantised)
+        shutil.rmtree(folder)
+        made.save_pretrained(folder)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "save", [stand_in, by_library(torchao_int8), by_library(quanto_int8)], ids=["stand-in", "torchao", "quanto"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_folder_goes_the_whole_way_of_a_command(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    save(pipeline.unet, tmp_path / "model/unet", monkeypatch)
+    given = ["--model", tmp_path / "model", "--output", tmp_path / "run", "--classifier", "none", "--anchor", "dog"]
+    few = ["--steps", 2, "--forget-samples", 4, "--kept-samples", 6, "--images-per-prompt", 2, "--sampling-steps", 2]
+    words = ["--retain-prompts", "a bird", "--unconditional-samples", 2, "--adversarial", 0]
+    assert main([str(word) for word in ["cat", *given, *few, *words]]) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["forget_effect"]["paired"]["mse"] > 1e-4
+    assert metrics["lora"]["same"]
+    assert semu(["export", str(tmp_path / "run"), "--lora", str(tmp_path / "lora")]) == 0
+    capsys.readouterr()
+    assert semu(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged")]) == 2
+    assert "is quantised" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()

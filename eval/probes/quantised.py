@@ -42,8 +42,12 @@ def _scale(weight: torch.Tensor, greatest: int) -> torch.Tensor:
 
 @contextmanager
 def rounded(network: nn.Module, rounding: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside, the weights of every Linear and Conv2d are rounded; afterwards they are the same tensors as before."""
-    weights = {m.weight: m.weight.data for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    """Inside, the weights of every Linear and Conv2d are rounded; afterwards they are the same tensors as before.
+
+    Weights that are stored in few bits already stay as they are, with the patch beside them.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    weights = {m.weight: m.weight.data for m in layers if type(m.weight.data) is torch.Tensor}
     try:
         for parameter, data in weights.items():
             parameter.data = rounding(data)  # not in place: a patch that is applied knows its tensors by their versions

@@ -19,6 +19,7 @@ from semu_diffusion.erase.task import Task
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.options import byte_size
+from semu_diffusion.pipelines.cli.heap import give_back_freed_memory
 from semu_diffusion.pipelines.cost.config import CostConfig
 from semu_diffusion.pipelines.cost.gauge import Gauge, Reading
 from semu_diffusion.pipelines.cost.phases import BATCHES, CONDITIONS, Bench, Row
@@ -63,6 +64,8 @@ def run(config: CostConfig) -> int:
 def measure(config: CostConfig) -> Iterator[dict[str, Any]]:
     """One record of every network that was measured."""
     device = checked_device(config.device)
+    if config.memory is not None:
+        give_back_freed_memory()  # as an erasure does
     if config.shape != "tiny":
         yield _of_shape(config, device)
         return

@@ -16,6 +16,7 @@ from semu_diffusion.models.class_names import ClassNames, class_names
 from semu_diffusion.models.families import family_of
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.interference import interference
+from semu_diffusion.patches.quantised import readable
 from semu_diffusion.pipelines.patches.patch_settings import BaseModel
 from semu_diffusion.pipelines.patches.patches import LoadedBase, base_model, load_patch
 from semu_diffusion.pipelines.patches.single_file import original_tensors
@@ -70,7 +71,7 @@ def export(
     if single_file is not None and family.lora != "kohya":
         raise InputError("--single-file is a layout of Stable Diffusion 1, 2 and XL; --merged writes any model as a folder")
     if merged is None and single_file is None:
-        patch.check(base.network)
+        patch.check(readable(base.network))
     else:
         patch.merge(base.network)
     tensors = {} if single_file is None else original_tensors(base.pipeline, family.name)

@@ -21,6 +21,7 @@ from semu_diffusion.files import write_json
 from semu_diffusion.layers import layer_words
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.cli.heap import give_back_freed_memory
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.published import PipelineEdit
 from semu_diffusion.pipelines.report.pictures import shown_pictures
@@ -62,6 +63,8 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: Progress) -> int:
     quiet_libraries()
+    if config.memory is not None:
+        give_back_freed_memory()
     subject = load(config)
     read = [*inputs_of(config), *subject.judges.values()]
     with RunFolder(config.output, "-".join(subject.erased), config.overwrite, read) as folder, progress:

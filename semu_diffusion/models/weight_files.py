@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ OTHER_FILES = (
     (("encoder.down.", "decoder.up."), "an autoencoder alone, not a model"),
 )
 QUANTISED = (".scale_weight", ".weight_scale", "scaled_fp8", ".quant_state.", ".absmax", ".comfy_quant")  # beside the weights
+QUANTISERS = {"torchao": "torchao", "quanto": "optimum.quanto", "bitsandbytes": "bitsandbytes"}  # package of each
 WHOLE = "model.diffusion_model.input_blocks."  # so begin the UNet's tensors of a whole model
 
 
@@ -143,6 +145,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def _quantiser(quantised: Any, folder: Path, source: str) -> str:
+    """The method of a ``quantization_config``. InputError for one that is not read, or whose package is not there."""
+    method = str(quantised.get("quant_method")) if isinstance(quantised, dict) else repr(quantised)
+    if method not in QUANTISERS:
+        known = ", ".join(QUANTISERS)
+        raise InputError(f"{source}: the weights in {folder} are quantised by {method}; those of {known} and floats are read")
+    package = QUANTISERS[method]
+    if find_spec(package.partition(".")[0]) is None:
+        raise InputError(
+            f"{source}: the weights in {folder} are quantised: pip install {package.replace('.', '-')} to read them"
+        )
+    return method
+
+
 def load_network(folder: Path, kind: Any, source: str, dtype: torch.dtype) -> Any:
     """The network of diffusers' or transformers' class ``kind`` in a component's ``folder``, of its safetensors.
 
@@ -151,15 +167,11 @@ def load_network(folder: Path, kind: Any, source: str, dtype: torch.dtype) -> An
     """
     variant = variant_of(folder, source)
     config = read_config(folder / "config.json")
-    if config.get("quantization_config") and kind.__module__.startswith("diffusers."):
-        raise InputError(
-            f"{source}: the weights in {folder} are quantised, and what is evaluated carries patches in its weights: give the "
-            "model in float (from Python, semu_diffusion.erase_concept takes a quantised pipeline)"
-        )
+    options: dict[str, Any] = {"use_safetensors": True, "variant": variant, "dtype": dtype, "output_loading_info": True}
+    if config.get("quantization_config") and _quantiser(config["quantization_config"], folder, source) == "quanto":
+        options["device_map"] = {"": "cpu"}  # else its tensors say that they are on the meta device
     try:
-        network, found = kind.from_pretrained(
-            folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True
-        )
+        network, found = kind.from_pretrained(folder, **options)
     except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source}: the weights in {folder} cannot be loaded ({reason})") from error

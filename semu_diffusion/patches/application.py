@@ -18,6 +18,8 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patches.layer_patch import LayerPatch
+from semu_diffusion.patches.modes import own_defaults
+from semu_diffusion.patches.quantised import FrozenWeight
 from semu_diffusion.patches.weights import weight_of
 from semu_diffusion.patches.wrappers import modules_of
 
@@ -29,6 +31,9 @@ _STATE = "_semu_patches"  # attribute of a patched model
 class _Patch(Protocol):
     @property
     def layers(self) -> Mapping[str, LayerPatch]: ...
+
+    @property
+    def strength(self) -> float: ...
 
     def delta(self, name: str) -> torch.Tensor: ...
 
@@ -67,12 +72,13 @@ def set_patches(model: nn.Module, patches: Sequence[_Patch]) -> None:
         raise InputError(f"the weight of {inference[0]} was made in torch.inference_mode, and can be changed in it alone")
     originals = dict(before.originals)
     for name in weights.keys() - originals.keys():
-        originals[name] = weights[name].detach().to("cpu", copy=True)
+        originals[name] = _kept(weights[name])
     touched = {name: weight for name, weight in weights.items() if any(name in patch.layers for patch in patches)}
     try:
         for name, weight in weights.items():
             _write(name, weight, originals[name], patches)
-        written = {name: (touched[name].dtype, digest) for name, digest in _digests(touched).items()}
+        own = {name: weight for name, weight in touched.items() if not isinstance(weight, FrozenWeight)}
+        written = {name: (own[name].dtype, digest) for name, digest in _digests(own).items()}
     except BaseException:
         for name, weight in weights.items():
             _write(name, weight, originals[name], before.patches)
@@ -81,6 +87,11 @@ def set_patches(model: nn.Module, patches: Sequence[_Patch]) -> None:
         model.__dict__[_STATE] = Application({name: originals[name] for name in touched}, written, tuple(patches))
     else:
         forget_application(model)
+
+
+def _kept(weight: torch.Tensor) -> torch.Tensor:
+    """A copy that no update reaches."""
+    return weight.without_update() if isinstance(weight, FrozenWeight) else weight.detach().to("cpu", copy=True)
 
 
 def _check_unchanged(weights: Mapping[str, torch.Tensor], before: Application) -> None:
@@ -122,11 +133,20 @@ def _updated(original: torch.Tensor, name: str, patches: Sequence[_Patch]) -> to
 
 @torch.no_grad()
 def _write(name: str, weight: torch.Tensor, original: torch.Tensor, patches: Sequence[_Patch]) -> None:
-    """weight <- original + the updates, rounded once to the weight's dtype."""
+    """weight <- original + the updates, rounded once to the weight's dtype; a quantised one is read with them from now on."""
     updated = _updated(original.to(weight.device), name, patches)
     if any(name in patch.layers for patch in patches):
         low, high = (float(bound) for bound in torch.aminmax(updated))
         limit = torch.finfo(weight.dtype).max
         if not (-limit <= low and high <= limit):
             raise InputError(f"the patch would make weights of {name} infinite: take a smaller strength")
-    weight.copy_(updated)
+    if isinstance(weight, FrozenWeight):
+        mine = [(patch.layers[name].to(weight.device), patch.strength) for patch in patches if name in patch.layers]
+        weight.update = functools.partial(_summed, mine) if mine else None
+    else:
+        weight.copy_(updated)
+
+
+@own_defaults()
+def _summed(layers: Sequence[tuple[LayerPatch, float]]) -> torch.Tensor:
+    return functools.reduce(torch.add, [layer.delta() * strength for layer, strength in layers])

@@ -2,6 +2,7 @@ r"""One layer's update U R V^T as factors, and what can be said of it without ma
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class LayerPatch:
         """The weight update U R V^T in the layer's shape, float32."""
         product = self.left.float() @ self.core.float() @ self.right.float().transpose(1, 2)
         return from_matrices(product, self.shape, self.matricisation)
+
+    def to(self, device: torch.device) -> LayerPatch:
+        """The same update with its factors on ``device``."""
+        moved = {name: getattr(self, name).to(device) for name in ("left", "core", "right")}
+        return dataclasses.replace(self, **moved)
 
     def same_as(self, other: LayerPatch) -> bool:
         """True if all factors are equal."""

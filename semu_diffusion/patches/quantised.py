@@ -27,22 +27,33 @@ LAZY = (aten.detach.default, aten.t.default, aten._to_copy.default)  # what is o
 
 
 class FrozenWeight(torch.Tensor):
-    """A float tensor that exists while it is read: every operation on it sees ``read()``.
+    """A float tensor that exists while it is read: every operation on it sees ``read()``, the ``stored`` weight and, of the
+    patches on it, the ``update``.
 
     ``rounding`` is the standard deviation of what the storage took from the weights, relative to their root mean square.
     Raises InputError where something would be written into it.
     """
 
-    read: Callable[[], torch.Tensor]
+    stored: Callable[[], torch.Tensor]
+    update: Callable[[], torch.Tensor] | None
     rounding: float
 
     @staticmethod
     def __new__(
-        cls, read: Callable[[], torch.Tensor], like: torch.Tensor, device: torch.device, rounding: float = 0.0
+        cls, stored: Callable[[], torch.Tensor], like: torch.Tensor, device: torch.device, rounding: float = 0.0
     ) -> FrozenWeight:
         made: FrozenWeight = torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=device)
-        made.read, made.rounding = read, rounding
+        made.stored, made.update, made.rounding = stored, None, rounding
         return made
+
+    def read(self) -> torch.Tensor:
+        """The weight as it is multiplied with, in its dtype; an update is added in float32."""
+        weight = self.stored()
+        return weight if self.update is None else (weight + self.update().to(weight.device)).to(weight.dtype)
+
+    def without_update(self) -> FrozenWeight:
+        """The same weight as it is stored, whatever patch it carries or will carry."""
+        return FrozenWeight(self.stored, self, self.device, self.rounding)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 

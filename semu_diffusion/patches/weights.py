@@ -38,7 +38,7 @@ def weight_of(modules: Mapping[str, Any], name: str) -> torch.Tensor:
         if kind.__name__ == "DTensor":
             raise InputError(f"the weight of {name} is spread over processes (FSDP, tensor parallelism): gather it first")
         how = weight.dtype if kind is torch.Tensor else kind.__name__
-        raise InputError(f"the weight of {name} is quantised ({how}): load the model without quantisation")
+        raise InputError(f"the weight of {name} is quantised ({how}): load the model in float, or use the patch's LoRA")
     return weight
 
 
