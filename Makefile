@@ -7,9 +7,10 @@ BIN = $(VENV)/bin
 
 DEMO_FLAGS ?= cat --sampling-precision auto
 UI_FLAGS ?= runs
-BENCH_FLAGS ?= --output docs/benchmark.md --work docs/benchmark --images 10 --unconditional-samples 200 --probes completion
 CONCEPT_FLAGS ?= cat
-CONCEPT_BENCH_FLAGS ?= --output docs/benchmark.md --work docs/benchmark --model tiny-sd --images 6 --unconditional-samples 200 --probes completion
+CLASSES_FLAGS ?= --images 10 --sampling-precision bf16 --probes completion --cache runs/bench/original
+WORDS_FLAGS ?= --model tiny-sd --images 6 --sampling-precision bf16 --probes completion --cache runs/bench/original
+BENCH_WORDS = bird airplane automobile deer ship truck horse cat "pixel art" night poster sketch
 FIGURES_FLAGS ?= cat --images-per-class 20 --revival
 CONCEPT_FIGURES_FLAGS ?= cat
 
@@ -43,12 +44,15 @@ format: $(VENV)/installed-dev ## mend what a machine can mend of style and forma
 types: $(VENV)/installed-dev ## check the types
 	@$(BIN)/python -m mypy -p semu_diffusion
 
-bench: $(VENV)/installed-dev ## erase each class and concept in turn, beside the other methods: docs/benchmark.md (some hours)
-	@$(BIN)/semu benchmark $(BENCH_FLAGS) --methods default,closed-form,copy
-	@$(BIN)/semu benchmark cat $(BENCH_FLAGS) --methods deep,trained,random,no-adversary,null-space,retain,unprotected,fine-tune,fine-tune-retain,esd-u,salun,leco,spm,uce,rece,erasediff,sfr-on,ascent,docs/benchmark/methods.json
-	@$(BIN)/semu benchmark $(CONCEPT_BENCH_FLAGS) --methods default,closed-form,remap
-	@$(BIN)/semu benchmark cat sketch $(CONCEPT_BENCH_FLAGS) --methods deep,trained,random,no-adversary,null-space,retain,unprotected,esd-x,esd-u,concept-ablation,salun,leco,spm,uce,rece,speed,erasediff,sfr-on,ascent
-	@$(BIN)/semu benchmark cat+ship+frog $(CONCEPT_BENCH_FLAGS)
+bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes, ours on three seeds, peers tuned (a day of two cores)
+	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods default,closed-form --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark horse cat sketch $(WORDS_FLAGS) --methods remap,random,deep --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --tune --tune-on dog,sepia --methods uce,rece,speed,esd-x,esd-u,concept-ablation,salun,leco,spm,erasediff,sfr-on,ascent --work runs/bench/words-tuned --output runs/bench/words-tuned.md
+	@$(BIN)/semu benchmark --merge runs/bench/words,runs/bench/words-tuned --output docs/benchmark/words.md
+	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark horse frog bird $(CLASSES_FLAGS) --methods closed-form,copy,random,deep,docs/benchmark/methods.json --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --tune --tune-on dog --methods uce,esd-u,salun,leco,erasediff,sfr-on,ascent,fine-tune,fine-tune-retain --work runs/bench/classes-tuned --output runs/bench/classes-tuned.md
+	@$(BIN)/semu benchmark --merge runs/bench/classes,runs/bench/classes-tuned --output docs/benchmark/classes.md
 
 figures: $(VENV)/installed-dev ## make the pictures of the README and the example reports again
 	@rm -rf runs/figures runs/figures-concept

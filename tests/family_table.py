@@ -38,9 +38,9 @@ The commands and `erase_class` and `erase_concept` from Python take a pipeline w
 `TorchAoConfig` (int8), `QuantoConfig` (int8, float8) or `BitsAndBytesConfig` (int8; nf4): each weight is read as floats for the
 moment in which it is needed, also in the backward pass, R is trained in float32 beside it, and what is evaluated reads the
 update with the weight. The patch is for the same model in float; as a LoRA it goes on both. Nothing is merged into quantised
-weights: `semu merge --model` takes the model in float. torchao and optimum-quanto have a test of a folder's whole way where they
-are installed (in CI a plain int8 class stands for them); bitsandbytes' layers were tried on a CPU by hand, since diffusers loads
-them on a GPU alone. Other formats (GGUF, Nunchaku, ModelOpt) and quantised convolutions are refused.
+weights: `semu merge --model` takes the model in float. torchao and optimum-quanto have a test of a folder's whole way where
+they are installed (in CI a plain int8 class stands for them); bitsandbytes' layers were tried on a CPU by hand, since diffusers
+loads them on a GPU alone. Other formats (GGUF, Nunchaku, ModelOpt) and quantised convolutions are refused.
 
 ## Not held
 

@@ -15,6 +15,7 @@ from saved_models import saved_judge, saved_model
 from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.erasure import Diverged
+from semu_diffusion.errors import InputError
 from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
@@ -23,6 +24,7 @@ from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.eval.scorer import NOTHING, Scorer
 from semu_diffusion.peers.methods import METHODS
 from semu_diffusion.pipelines.benchmark import run as benchmark
+from semu_diffusion.pipelines.benchmark.rows import merged_rows
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report import results
 from semu_diffusion.pipelines.report.columns import COLUMNS, Column
@@ -195,6 +197,20 @@ def test_rows_of_several_processes_make_one_page_and_share_what_the_original_giv
     assert semu(merged) == 2
     assert "were measured by different protocols (steps)" in capsys.readouterr().err
     assert (tmp_path / "all.md").read_text() == page
+
+
+def test_rows_of_tuned_methods_are_merged_with_others_of_the_same_protocol(tmp_path: Path) -> None:
+    protocols = [{"steps": 2}, {"steps": 2, "tuning": {"seed": 7}}, {"steps": 2, "tuning": {"seed": 8}}]
+    paths = [tmp_path / f"{number}.jsonl" for number in range(3)]
+    for number, (path, protocol) in enumerate(zip(paths, protocols, strict=True)):
+        lines = [{"protocol": protocol}, {"method": f"m{number}", "erased": "cat"}]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for order in (paths[:2], paths[1::-1], [paths[0], paths[1], paths[0]]):
+        first, *rows = merged_rows(order)
+        assert first["protocol"] == protocols[1]
+        assert {row["method"] for row in rows} == {"m0", "m1"}
+    with pytest.raises(InputError, match=r"2\.jsonl and .*0\.jsonl were measured by different protocols \(tuning\)"):
+        merged_rows(paths)
 
 
 def test_a_row_that_was_written_in_part_is_measured_again_and_the_others_are_kept(

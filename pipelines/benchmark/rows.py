@@ -74,15 +74,23 @@ def read_rows(path: Path) -> list[Row]:
 def merged_rows(paths: Sequence[Path]) -> list[Row]:
     """Protocol and rows of several files of one benchmark, each row once, the first one found.
 
-    Raises InputError for files that were not measured by one protocol.
+    Raises InputError for files that were not measured by one protocol; some may be of methods that were tuned first, all by one
+    search.
     """
     files = [read_rows(path) for path in paths]
-    for path, (protocol, *_) in zip(paths, files, strict=True):
-        if protocol != files[0][0]:
-            named = [key for key, value in protocol["protocol"].items() if files[0][0]["protocol"].get(key) != value]
+    whole = files[0][0]["protocol"]
+    for path, (first, *_) in zip(paths, files, strict=True):
+        own = first["protocol"]
+        named = [key for key in {**whole, **own} if whole.get(key) != own.get(key) and not _untuned(key, whole, own)]
+        if named:
             raise InputError(f"{path} and {paths[0]} were measured by different protocols ({', '.join(named)})")
+        whole = {**own, **whole}
     rows = {_key(row): row for _, *found in reversed(files) for row in reversed(found)}
-    return [files[0][0], *reversed(rows.values())]
+    return [{**files[0][0], "protocol": whole}, *reversed(rows.values())]
+
+
+def _untuned(key: str, *protocols: Mapping[str, Any]) -> bool:
+    return key == "tuning" and any(key not in protocol for protocol in protocols)
 
 
 def _key(row: Row) -> tuple[str, str, int]:
