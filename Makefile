@@ -11,8 +11,9 @@ CONCEPT_FLAGS ?= cat
 CLASSES_FLAGS ?= --images 10 --sampling-precision bf16 --probes completion --cache runs/bench/original
 WORDS_FLAGS ?= --model tiny-sd --images 6 --sampling-precision bf16 --probes completion --cache runs/bench/original
 BENCH_WORDS = bird airplane automobile deer ship truck horse cat "pixel art" night poster sketch
-FIGURES_FLAGS ?= cat --images-per-class 20 --revival
-CONCEPT_FIGURES_FLAGS ?= cat
+FIGURES_FLAGS ?= cat --images-per-class 40 --revival --sampling-precision auto
+CONCEPT_FIGURES_FLAGS ?= cat --images-per-prompt 12 --revival
+CHROMIUM ?= chromium
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
