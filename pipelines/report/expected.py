@@ -1,23 +1,21 @@
-"""What is known of methods elsewhere, beside the rows: the same figure of the same thing and model, within its tolerance or not."""
+"""What is known of methods elsewhere, beside the rows: the same figure, thing and model, within its tolerance or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from semu_diffusion.assets import placed
-from semu_diffusion.peers.methods import Expected, Method
+from semu_diffusion.peers.methods import FIGURES, Expected, Method
 from semu_diffusion.pipelines.benchmark.rows import Row
 from semu_diffusion.pipelines.report.columns import COLUMNS, at
 
 __all__ = ["Beside", "beside", "beside_table", "missed"]
 
-HEADINGS = {
-    "unlearning_accuracy": "UA", "paraphrase_accuracy": "held-out words", "in_domain_accuracy": "kept, own kind",
-    "cross_domain_accuracy": "kept, other kind", "revival": "revival", "unconditional_share": "unasked", "drift": "drift",
-}  # fmt: skip
+HEADINGS = dict(
+    zip(FIGURES, ("UA", "held-out words", "kept, own kind", "kept, other kind", "drift", "revival", "unasked"), strict=True)
+)
 WORDS = (
     "A figure that was found elsewhere agrees if the row lies within the tolerance, to either side. It was found by another "
     "protocol of the attack and of the samples, and where the weights are others, of another model: what does not agree says "
@@ -32,7 +30,6 @@ class Beside:
     method: Method
     known: Expected
     value: float
-    rows: int
     same_weights: bool
 
     @property
@@ -50,7 +47,7 @@ def beside(methods: Iterable[Method], measured: Sequence[Row]) -> Iterator[Besid
             found = [value for row in of if (value := _figure(row, known.figure)) is not None]
             if found and known.model in (None, model):
                 same = known.weights is None or weights.startswith(known.weights)
-                yield Beside(method, known, fmean(found), len(found), same)
+                yield Beside(method, known, fmean(found), same)
 
 
 def missed(methods: Iterable[Method], measured: Sequence[Row]) -> Iterator[str]:

@@ -102,7 +102,8 @@ def shared(rows: Sequence[Row]) -> list[Comparison]:
 def write_page(path: Path, works: Sequence[Path], methods: Mapping[str, Method] = METHODS) -> list[Sequence[Row]]:
     """Write `page` of the rows in the folders ``works`` and their shards, and beside it its pictures, a CSV and a JSON file.
 
-    ``methods``: those of which something is known elsewhere. Returns the rows of each section after their protocol. Raises InputError if there are none, or of different protocols.
+    ``methods``: those of which something is known elsewhere. Returns the rows of each section after their protocol. Raises
+    InputError if there are none, or of different protocols.
     """
     folders = [folder for work in works for folder in (work, *sorted(work.glob("shard-*-of-*")))]
     found = {file: [folder / file for folder in folders if (folder / file).is_file()] for file, _ in SECTIONS}
