@@ -322,7 +322,8 @@ def test_a_benchmark_that_is_stopped_before_its_first_row_has_measured_nothing(
 def test_a_merged_page_names_a_method_below_its_number(
     model: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    found = [{"protocol": {"model": model}}, {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}]
+    row = {"method": "default", "erased": "cat", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
+    found = [{"protocol": {"model": model}}, row]
     monkeypatch.setattr(benchmark, "write_page", lambda *_: [found])
     assert semu(["benchmark", "--merge", "parts", "--output", "all.md"]) == code
     assert ("unlearning_accuracy 0.400, expected 1 within 0.1" in capsys.readouterr().err) is (code == 1)
