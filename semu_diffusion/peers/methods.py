@@ -126,7 +126,7 @@ ELSEWHERE = "measured outside this package"
 NOBODY = "nobody has measured the authors' code on the embedded models"
 
 
-def known(source: str, thing: str, model: str = "tiny-sd", **figures: float) -> tuple[Expected, ...]:
+def known(source: str, thing: str, figures: Mapping[str, float], model: str = "tiny-sd") -> tuple[Expected, ...]:
     """Figures of such a case. The tolerance of a share is two standard errors of the difference of two shares, of 60 images
     there and of 40 here; that of a drift, which another seed alone moves by as much, half of it."""
     weights = {"tiny-sd": "a5500b64f7d3c87d", "ddpm-cifar10": "fed0d800ad41b589"}[model]
@@ -153,37 +153,39 @@ def at_least(accuracy: float) -> tuple[Expected, ...]:
 STYLE: dict[str, float] = {"unlearning_accuracy": 1.0}  # said of all methods together
 KNOWN = {
     "uce": (
-        *known(EQUATION, "cat", **named(0.967, 0.054, 0.907, 0.991, 0.0063), revival=0.58),
-        *known(f"{AUTHORS}, one token", "cat", unlearning_accuracy=0.867, drift=0.1196),
-        *known(EQUATION, "sketch", **STYLE, drift=0.0071, revival=0.07, unconditional_share=0.083),
+        *known(EQUATION, "cat", {**named(0.967, 0.054, 0.907, 0.991, 0.0063), "revival": 0.58}),
+        *known(f"{AUTHORS}, one token", "cat", {"unlearning_accuracy": 0.867, "drift": 0.1196}),
+        *known(EQUATION, "sketch", {**STYLE, "drift": 0.0071, "revival": 0.07, "unconditional_share": 0.083}),
         *known(
-            "measured with its equation on the layers of the label, outside this package", "cat", "ddpm-cifar10",
-            unlearning_accuracy=0.90, in_domain_accuracy=0.870, drift=0.0001, revival=0.52,
+            "measured with its equation on the layers of the label, outside this package", "cat",
+            {"unlearning_accuracy": 0.90, "in_domain_accuracy": 0.870, "drift": 0.0001, "revival": 0.52}, "ddpm-cifar10",
         ),
     ),
     "speed": (
-        *known(f"{AUTHORS}, threshold 0.01", "cat", **named(0.78, 0.20, 0.91, 1.0, 0.0076), revival=0.55),
-        *known(AUTHORS, "sketch", **STYLE, drift=0.0098, revival=0.0, unconditional_share=0.1),
+        *known(f"{AUTHORS}, threshold 0.01", "cat", {**named(0.78, 0.20, 0.91, 1.0, 0.0076), "revival": 0.55}),
+        *known(AUTHORS, "sketch", {**STYLE, "drift": 0.0098, "revival": 0.0, "unconditional_share": 0.1}),
     ),
     "esd-x": (
-        *known(f"{AUTHORS}, lr 5e-4", "cat", **named(0.90, 0.04, 0.78, 0.59, 0.10), revival=0.32),
-        *known(AUTHORS, "sketch", **STYLE),
+        *known(f"{AUTHORS}, lr 5e-4", "cat", {**named(0.90, 0.04, 0.78, 0.59, 0.10), "revival": 0.32}),
+        *known(AUTHORS, "sketch", STYLE),
     ),
     "esd-u": (
-        *known(f"{AUTHORS}, lr 2e-4", "cat", **named(0.65, 0.46, 0.85, 0.91, 0.141)),
-        *known(AUTHORS, "sketch", **STYLE),
-        *known(ELSEWHERE, "cat", "ddpm-cifar10", unlearning_accuracy=0.55, drift=0.030, unconditional_share=0.05),
+        *known(f"{AUTHORS}, lr 2e-4", "cat", named(0.65, 0.46, 0.85, 0.91, 0.141)),
+        *known(AUTHORS, "sketch", STYLE),
+        *known(
+            ELSEWHERE, "cat", {"unlearning_accuracy": 0.55, "drift": 0.030, "unconditional_share": 0.05}, "ddpm-cifar10"
+        ),
     ),
     "concept-ablation": (
-        *known(RESTATED, "cat", **named(0.90, 0.05, 0.78, 0.89, 0.29)),
-        *known(RESTATED, "sketch", **STYLE),
+        *known(RESTATED, "cat", named(0.90, 0.05, 0.78, 0.89, 0.29)),
+        *known(RESTATED, "sketch", STYLE),
     ),
     "salun": (
-        *known(RESTATED, "cat", **named(0.90, 0.07, 0.56, 0.83, 0.28)),
-        *known(RESTATED, "sketch", **STYLE),
-        *known(f"{ELSEWHERE}, lr 1e-4", "cat", "ddpm-cifar10", unlearning_accuracy=0.10),
+        *known(RESTATED, "cat", named(0.90, 0.07, 0.56, 0.83, 0.28)),
+        *known(RESTATED, "sketch", STYLE),
+        *known(f"{ELSEWHERE}, lr 1e-4", "cat", {"unlearning_accuracy": 0.10}, "ddpm-cifar10"),
     ),
-    "official": known(f"{AUTHORS}, 100 steps", "cat", "ddpm-cifar10", in_domain_accuracy=0.15),
+    "official": known(f"{AUTHORS}, 100 steps", "cat", {"in_domain_accuracy": 0.15}, "ddpm-cifar10"),
 }  # fmt: skip
 OWN = {
     method.name: method
@@ -246,7 +248,9 @@ def read_methods(path: str | Path) -> dict[str, Method]:
             settings = dict(settings)
             base = METHODS[settings.pop("base", "default")]
             title, expected = str(settings.pop("title", name)), settings.pop("expected", ())
-            overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+            overrides: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+            }
             wrong = [key for key in base.own if not 0 < float(overrides.get(key, 1.0)) < math.inf]
             if wrong:
                 raise ValueError(f"{wrong[0]} must be a positive number")
