@@ -22,12 +22,14 @@ from semu_diffusion.eval.probes.pseudo_word import PseudoWordProbe
 from semu_diffusion.eval.probes.revival import Learning
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.eval.scorer import NOTHING, Scorer
-from semu_diffusion.peers.methods import METHODS
+from semu_diffusion.peers.methods import Expected, Method
 from semu_diffusion.pipelines.benchmark import run as benchmark
 from semu_diffusion.pipelines.benchmark.rows import merged_rows
+from semu_diffusion.pipelines.benchmark.tuning import beyond
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report import results
 from semu_diffusion.pipelines.report.columns import COLUMNS, Column
+from semu_diffusion.pipelines.report.expected import beside_table, missed
 from semu_diffusion.pipelines.report.mark import MARK
 from semu_diffusion.pipelines.runs.ownership import held
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
@@ -253,12 +255,14 @@ def test_tuning_searches_as_many_values_for_each_method_on_what_is_not_reported(
     assert semu([*lean, "--tune-on", "red"]) == 2
     assert "--tune-on red: is reported" in capsys.readouterr().err
     assert semu([*lean, "--tune-on", "blue"]) == 0
-    search = [("short", lr, "blue", 10_000) for lr in (0.009, 0.03, 0.09)]
+    search = [("short", lr, "blue", 10_000) for lr in (0.03, 0.009, 0.09, 0.27)]  # the last: one beyond the edge
     assert measured == [*search, ("short", 0.09, "red", 0), ("copy", None, "red", 0)]
     protocol, *found = rows(tmp_path)
     tuning = protocol["protocol"]["tuning"]
     assert tuning["knobs"]["default"] == ["lr", [0.3, 1.0, 3.0]]
+    assert tuning["knobs"]["uce"] == ["preserve", [0.1, 1.0, 10.0]]
     assert (tuning["erased"], tuning["seed"], "copy" in tuning["knobs"]) == (["blue"], 10_000, False)
+    assert "one step further in that direction, at most 2 times" in tuning["edge"]
     assert [row["settings"].get("lr") for row in found] == [0.09, None]
     scores = [row["score"] for row in rows(tmp_path, "tuning-class")[1:]]
     assert scores.index(max(scores)) == 2
@@ -266,7 +270,7 @@ def test_tuning_searches_as_many_values_for_each_method_on_what_is_not_reported(
     assert "| SEMU, two steps, tuned: lr 0.09 (" in page
     assert "Tuned before on blue (seed 10000), which is not reported, by the mean of unlearning accuracy" in page
     assert semu([*lean, "--tune-on", "blue"]) == 0
-    assert len(measured) == 5  # the search is continued, not made again
+    assert len(measured) == 6  # the search is continued, not made again
     assert semu(arguments) == 2
     assert "measured by another protocol" in capsys.readouterr().err
 
@@ -334,10 +338,11 @@ def test_a_benchmark_that_is_stopped_before_its_first_row_has_measured_nothing(
 def test_a_merged_page_names_a_method_below_its_number(
     model: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    found = [{"protocol": {"model": model}}, {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}]
-    monkeypatch.setattr(benchmark, "write_page", lambda page, works: [found])
+    row = {"method": "default", "erased": "cat", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
+    found = [{"protocol": {"model": model}}, row]
+    monkeypatch.setattr(benchmark, "write_page", lambda *_: [found])
     assert semu(["benchmark", "--merge", "parts", "--output", "all.md"]) == code
-    assert ("unlearning_accuracy 0.400, expected at least 0.9" in capsys.readouterr().err) is (code == 1)
+    assert ("unlearning_accuracy 0.400, expected 1 within 0.1" in capsys.readouterr().err) is (code == 1)
 
 
 def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], few: list[str], capsys: Capture) -> None:
@@ -368,11 +373,36 @@ def test_a_variant_that_was_changed_is_not_taken_for_the_one_that_was_measured(
     assert "short was measured with other settings" in capsys.readouterr().err
 
 
-def test_a_method_below_the_number_it_is_known_to_reach_is_named() -> None:
-    row = {"method": "default", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
-    (line,) = benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "ddpm-cifar10"}}, row])
-    assert line == "default: unlearning_accuracy 0.400, expected at least 0.9"
-    assert not list(benchmark._below_expected([METHODS["default"]], [{"protocol": {"model": "my-ddpm"}}, row]))
+def test_what_was_found_elsewhere_stands_beside_the_row_of_the_same_model_and_thing_and_is_checked_to_both_sides() -> None:
+    seen = (Expected("revival", 0.5, 0.1, "tiny-sd", "cat", "aaaa", "by them"), Expected("unlearning_accuracy", 1.0, 0.1))
+    methods = {
+        "known": Method("known", "the known", lambda *_: None, expected=seen),
+        "other": Method("other", "the other", lambda *_: None, note="nobody has"),
+    }
+    protocol = {"protocol": {"model": "tiny-sd", "weights": "aaaabb"}}
+    for revival, agrees in ((0.35, "**no**"), (0.45, "yes"), (0.6, "yes"), (0.65, "**no**")):
+        found = [protocol, row_of("known", "cat", revival, 0.9), row_of("known", "dog", 0.0, 0.9)]
+        page = list(beside_table(methods, found))
+        (line,) = [line for line in page if line.startswith("| the known")]
+        assert line == f"| the known | cat | revival | {revival:.2f} | 0.50 | 0.10 | {agrees} | by them on this model |"
+        said = list(missed(methods.values(), found))
+        assert any(line.startswith(f"known: revival {revival:.3f}, expected 0.5") for line in said) is (agrees != "yes")
+        assert "known: unlearning_accuracy 0.500, expected 1 within 0.1" in said
+    older = {"protocol": {"model": "tiny-sd", "weights": "cccc"}}
+    page = list(beside_table(methods, [older, row_of("known", "cat", 0.0, 0.9), row_of("other", "cat", 0.0, 0.9)]))
+    (line,) = [line for line in page if "by them" in line]
+    assert line.endswith("| **no** | by them on other weights of this model (aaaa) |")
+    assert page[-1] == "the other: nobody has."
+    assert not any("revival" in line for line in missed(methods.values(), [older, row_of("known", "cat", 0.0, 0.9)]))
+    for model, erased in (("my-sd", "cat"), ("ddpm-cifar10", "cat"), ("tiny-sd", "dog")):
+        nothing = [{"protocol": {"model": model, "weights": "aaaabb"}}, row_of("known", erased, 0.0, 0.9)]
+        assert not list(beside_table(methods, nothing))
+
+
+def test_beyond_the_edge_is_one_step_as_far_as_its_neighbour_and_in_the_middle_none() -> None:
+    assert beyond(0.09, [0.009, 0.03, 0.09]) == [0.27]
+    assert beyond(0.01, [0.01, 0.1, 1.0]) == [0.001]
+    assert beyond(0.1, [0.01, 0.1, 1.0]) == []
 
 
 def row_of(method: str, erased: str, revival: float, before: float, **other: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from semu_diffusion.domains.vocabulary import Vocabulary
 from semu_diffusion.erase.task import Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.families import encode_prompts
-from semu_diffusion.peers.methods import METHODS, read_methods
+from semu_diffusion.peers.methods import METHODS, Expected, read_methods
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
 FEW: dict[str, Any] = {
@@ -45,16 +45,14 @@ def concept_task(
 
 
 @pytest.mark.parametrize(("name", "domain"), EVERY, ids=lambda word: word)
-def test_a_method_changes_predictions_and_comes_off_to_the_last_bit(
-    name: str, domain: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_changes_predictions_and_comes_off_to_the_last_bit(name: str, domain: str) -> None:
     method = METHODS[name]
     short = {key: value for key, value in method.overrides.items() if key not in FEW}
     if name == "speed":  # the tokens of the tiny model span all of its sixteen directions
-        monkeypatch.setattr("semu_diffusion.peers.speed.THRESHOLD", 1.0)
+        method = dataclasses.replace(method, overrides={"threshold": 1.0})
     task, config = class_task(**short) if domain == "class" else concept_task(**short)
     before = weight_bytes(task.model.denoiser)
-    result = method.run(task, config, None)
+    result = method.erase(task, config)
     assert weight_bytes(task.model.denoiser) == before
     x = torch.randn(2, *task.model.latent_shape, generator=torch.Generator().manual_seed(1))
     t, rows = torch.tensor([10, 60]), torch.tensor([task.forget[0]] * 2)
@@ -95,11 +93,27 @@ def test_a_variant_of_a_method_is_a_line_of_json(tmp_path: Path) -> None:
     )
     file.write_text(json.dumps({"slow": {"lr": 1e-3}}))
     assert read_methods(file)["slow"].knob is None  # it has been decided on
+    seen = {"figure": "revival", "value": 0.5, "tolerance": 0.1, "thing": "cat"}
+    file.write_text(json.dumps({"held": {"base": "uce", "preserve": 1.0, "expected": [seen]}}))
+    held = read_methods(file)["held"]
+    assert (held.shared, held.knob, held.expected) == ({}, None, (Expected("revival", 0.5, 0.1, thing="cat"),))
+
+
+def test_a_setting_that_one_method_alone_has_reaches_it_by_its_name() -> None:
+    task, config = concept_task()
+    one, other, again = (
+        dataclasses.replace(METHODS["uce"], overrides=own).erase(task, config).edit.values
+        for own in ({}, {"preserve": 10.0}, {"preserve": 0.1})
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(("content", "said"), [
     ("{", "is not readable JSON"), ("[]", "needs"), ("{}", "names none"), ('{"a": 3}', "needs"),
-    ('{"a": {"base": "magic"}}', "no method 'magic'"),
+    ('{"a": {"base": "magic"}}', "no method 'magic'"), ('{"a": {"base": "uce", "preserve": -1}}', "preserve must be"),
+    ('{"a": {"expected": {"unlearning_accuracy": 0.9}}}', "needs"),
+    ('{"a": {"expected": [{"figure": "beauty", "value": 1, "tolerance": 0}]}}', "no figure 'beauty'; there are"),
 ])  # fmt: skip
 def test_a_file_of_no_methods_is_refused_in_one_line(content: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "methods.json"

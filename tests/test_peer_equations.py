@@ -117,6 +117,38 @@ def test_esd_answers_with_negative_guidance(domain: str) -> None:
     assert set(found) == {"forget"}
 
 
+@pytest.mark.parametrize("domain", ["class", "concept"])
+def test_gradient_ascent_maximises_the_error_of_denoising(domain: str) -> None:
+    task, config = make("ascent", domain)
+    setting = setting_of(task, config)
+    batch = setting.samples.forget.draw(config.batch_size, phase_generator(config.seed, "training")).batch
+    found = own_objective(setting)(1)
+    with torch.no_grad():
+        error = mean_square(task.model.predict(batch.x_t, batch.t, batch.condition) - batch.target)
+    assert error > 0
+    assert sum(float(one.detach()) for one in found.values()) == pytest.approx(-error, rel=1e-2)
+
+
+@pytest.mark.parametrize("domain", ["class", "concept"])
+def test_leco_is_trained_to_the_target_of_esd(domain: str) -> None:
+    task, config = make("leco", domain)
+    lora = LowRank(task.model.denoiser, select_layers(task.model.denoiser, config.layers), 4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one in lora.up.values():
+            one.normal_(generator=torch.Generator().manual_seed(1))
+    setting = setting_of(task, config, lora)
+    batch = setting.samples.forget.draw(config.batch_size, phase_generator(config.seed, "training")).batch
+    nothing = torch.full_like(batch.condition, task.model.null)
+    with torch.no_grad():
+        own, null = (task.model.predict(batch.x_t, batch.t, rows) for rows in (batch.condition, nothing))
+        with trained(lora):
+            ours = task.model.predict(batch.x_t, batch.t, batch.condition).detach()
+            found = own_objective(setting)(1)
+    assert set(found) == {"forget"}
+    assert float(found["forget"].detach()) == pytest.approx(mean_square(ours - (null - 1.0 * (own - null))), rel=1e-2)
+    assert not torch.allclose(ours, own, atol=1e-2)  # the LoRA is seen
+
+
 def test_esd_x_trains_cross_attention_and_esd_u_all_else() -> None:
     task, config = make("esd-x", "concept")
     every = {name for name, _ in task.model.denoiser.named_parameters()}
@@ -283,7 +315,9 @@ def test_rece_without_rounds_is_uce_and_its_inputs_are_what_still_answers_as_bef
     kept = torch.cat([inputs.kept, inputs.null])
     now = rounds(old, inputs, 0)
     for name, weight in old.items():
-        assert torch.allclose(now[name], weight + update(weight, inputs.erased, inputs.anchors, kept, PRESERVE))
+        for preserve in (PRESERVE, 7.0):
+            once = rounds(old, inputs, 0, preserve)[name]
+            assert torch.allclose(once, weight + update(weight, inputs.erased, inputs.anchors, kept, preserve))
     found = adversarial_inputs(old, now, inputs.erased, 0.1).requires_grad_(True)
     wrong = sum((found @ now[name].T - inputs.erased @ old[name].T).square().sum() for name in old) + 0.1 * found.square().sum()
     (slope,) = torch.autograd.grad(wrong, found)

@@ -78,7 +78,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(probe, "default", Learning(steps=2, batch_size=2, restarts=2, screened=1))
     short = {"steps": 2, "forget_samples": 4, "kept_samples": 6}
     for name, method in methods.METHODS.items():
-        quick = dataclasses.replace(method, overrides={**short, **method.overrides}, expected={})
+        quick = dataclasses.replace(method, overrides={**short, **method.overrides}, expected=())
         monkeypatch.setitem(methods.METHODS, name, quick)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -62,7 +62,9 @@ class BenchmarkConfig:
         "that are launched together share the rows out by themselves", metavar="K/N",
     )  # fmt: skip
     tune: bool = option(
-        False, "search each method's main setting first, as many values for all, on names and a seed that are not reported"
+        False,
+        "search each method's main setting first, on names and a seed that are not reported: as many values for all, and up to "
+        "two further ones where the best lies at the edge",
     )
     tune_on: tuple[str, ...] = option(
         (), "what the search erases (default: two names that are not reported)", metavar="A,B,…", comma=True

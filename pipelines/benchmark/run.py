@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from semu_diffusion import distributed
-from semu_diffusion.assets import placed
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.erasure import Diverged
 from semu_diffusion.errors import InputError
@@ -24,6 +23,7 @@ from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
 from semu_diffusion.pipelines.benchmark.tuning import tuning_of
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.data import page_files
+from semu_diffusion.pipelines.report.expected import missed
 from semu_diffusion.pipelines.report.results import write_page
 from semu_diffusion.pipelines.runs.domains import Subject
 from semu_diffusion.pipelines.runs.erase import metered_task, spent
@@ -38,12 +38,12 @@ FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
 
 
 def run(config: BenchmarkConfig) -> int:
-    """Measure what is missing and write the page; 0, or 1 if a method diverged or fell below its expected number."""
+    """Measure what is missing and write the page; 0, or 1 if a method diverged or misses what it is known to reach."""
     page, *_ = page_files(config.output)
     if config.merge:
         sections = write_page(page, [Path(folder) for folder in config.merge])
         print(f"{config.output} shows the rows of {', '.join(config.merge)}")
-        return 1 if _said([line for found in sections for line in _below_expected(METHODS.values(), found)]) else 0
+        return 1 if _said([line for found in sections for line in missed(METHODS.values(), found)]) else 0
     quiet_libraries()
     place: Path | None = page
     work, share = Path(config.work).expanduser(), config.share
@@ -59,6 +59,7 @@ def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[in
     methods = _methods(config, subjects)
     erased = [subjects.checked(name) for name in config.erase or subjects.names]
     others = [subjects.checked(name) for name in config.others] or erased
+    known = {**METHODS, **{method.name: method for method in methods}}
     pairs = [(method, name) for method in methods for name in erased if name in others or method.name == "default"]
     jobs = [(method, name, int(seed)) for seed in config.seeds for method, name in pairs][share[0] - 1 :: share[1]]
     tuning = tuning_of(subjects, erased)
@@ -91,13 +92,13 @@ def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[in
                 diverged.append(f"{method.name} of {name}: {error}")
                 progress.note(f"no row for {diverged[-1]}")
             if page is not None:
-                write_page(page, [work])
+                write_page(page, [work], known)
     if page is None:
         print(f"{rows.path} holds {len(rows)} rows; semu benchmark --merge {config.work} writes the page of all shards")
     else:
-        write_page(page, [work])
+        write_page(page, [work], known)
         print(f"{page} holds {len(rows)} rows")
-    below = _said(_below_expected(methods, rows.found) if page is not None else ())  # known of all rows, not of a shard's
+    below = _said(missed(methods, rows.found) if page is not None else ())  # known of all rows, not of a shard's
     _said(f"no row for {one}" for one in diverged)
     return 1 if (diverged and page is not None) or below else 0  # of a launch one code would end the other shards
 
@@ -150,7 +151,7 @@ def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: 
     scorer, model, config = make_scorer(subject), subject.model, subjects.config
     cache = Cache.of(Path(config.cache or Path(config.work) / "original").expanduser(), weights, scorer, model)
     task, preparing = metered_task(subject, progress.show, None)
-    result = method.run(task, subject.config, progress.show)
+    result = method.erase(task, subject.config, progress.show)
     probes = make_probes(subject, scorer, None, progress.show, cache.recall)
     judges = [judge.sha256 for judge in scorer.judges.values()]
     asked = f"probes of {name} {_probes(subject, scorer)} {judges}"
@@ -186,16 +187,3 @@ def _said(lines: Iterable[str]) -> bool:
     for line in said:
         print(f"semu benchmark: {line}", file=sys.stderr)
     return bool(said)
-
-
-def _below_expected(methods: Iterable[Method], measured: Sequence[Row]) -> Iterator[str]:
-    """Methods whose mean over the rows, after their protocol, is below the number that they are known to reach on an embedded
-    model."""
-    protocol, *rows = measured
-    model = str(protocol["protocol"].get("model"))
-    for method in methods if placed(model) != model else ():
-        found: list[Mapping[str, Any]] = [row["evaluation"]["after"] for row in rows if row["method"] == method.name]
-        for key, bound in method.expected.items():
-            values = [scores[key] for scores in found if scores[key] is not None]
-            if values and sum(values) / len(values) < bound:
-                yield f"{method.name}: {key} {sum(values) / len(values):.3f}, expected at least {bound:g}"

@@ -60,7 +60,7 @@ class Subjects:
             EraseClassConfig(forget=names, **shared) if self.domain == "class" else EraseConceptConfig(concept=names, **shared)
         )
         try:
-            return made if method is None else dataclasses.replace(made, **method.overrides)
+            return made if method is None else dataclasses.replace(made, **method.shared)
         except TypeError as error:
             raise InputError(f"the method {method.name if method else ''!r} has a setting that is none ({error})") from error
 

@@ -19,6 +19,8 @@ __all__ = ["CRITERION", "Tuning", "tuning_of"]
 
 SEED = 10_000  # of the validation
 VALIDATED_ON = 2  # things, if nobody names them
+FURTHER = 2  # steps beyond the declared values, where the best one lies at their edge
+EDGE = f"and, where the best value lies at the edge, one step further in that direction, at most {FURTHER} times"
 CRITERION = "mean of unlearning accuracy and of the accuracies on what is kept, of its own kind and of the other"
 GROUPS = ("in_domain_accuracy", "cross_domain_accuracy")
 
@@ -35,22 +37,20 @@ class Tuning:
         """The whole search space, for the page and for run after run: all of the domain's methods, asked for or not."""
         domain = self.subjects.domain
         knobs = {name: method.knob for name, method in METHODS.items() if domain in method.domains and method.knob is not None}
-        return {"knobs": knobs, "erased": self.names, "seed": self.seed, "criterion": CRITERION}
+        return {"knobs": knobs, "edge": EDGE, "erased": self.names, "seed": self.seed, "criterion": CRITERION}
 
-    def candidates(self, method: Method) -> dict[str, Method]:
-        """The method with each value of its knob, by what is said of it; {} of one that has none.
+    def values(self, method: Method) -> list[float]:
+        """The values of the method's knob, its own one first; [] of one that has none.
 
         A variant that sets the knob itself has been decided on, and is not searched.
         """
         if method.knob is None:
-            return {}
+            return []
         setting, factors = method.knob
-        own = getattr(self.subjects.settings(self.subjects.names[0], method), setting)
-        values = [type(own)(float(f"{factor * own:.3g}")) if factor != 1 else own for factor in factors]
-        return {
-            f"{setting} {value:g}": dataclasses.replace(method, overrides={**method.overrides, setting: value})
-            for value in values
-        }
+        own: float = method.overrides.get(setting, method.own.get(setting))
+        if own is None:
+            own = getattr(self.subjects.settings(self.subjects.names[0], method), setting)
+        return [own, *(times(own, factor) for factor in factors if factor != 1)]
 
     def tuned(
         self, methods: Sequence[Method], work: Path, protocol: Mapping[str, Any],
@@ -66,25 +66,52 @@ class Tuning:
     def _best(
         self, method: Method, rows: Rows, measure: Callable[[Method, str, int], Row], note: Callable[[str], None]
     ) -> Method:
-        candidates = self.candidates(method)
-        for said, candidate in candidates.items():
-            key = f"{method.name}: {said}"
-            for name in self.names:
-                if rows.has(key, name, self.seed, candidate.overrides):
-                    continue
-                note(f"tuning {key}, {name}")
-                try:
-                    row = measure(candidate, name, self.seed)
-                except (Diverged, FloatingPointError) as error:
-                    row = {"diverged": str(error), "settings": dict(candidate.overrides)}
-                rows.add({**row, "method": key, "erased": name, "seed": self.seed, "score": score(row)})
-        if not candidates:
+        if method.knob is None:
             return method
-        found = {(row["method"], row["erased"]): row["score"] for row in rows.found[1:]}
-        scores = {said: fmean(found[f"{method.name}: {said}", name] for name in self.names) for said in candidates}
-        best = max(scores, key=lambda said: scores[said])  # the first of equal ones
-        note(f"{method.name}: {best} ({', '.join(f'{said} {value:.3f}' for said, value in scores.items())})")
-        return dataclasses.replace(candidates[best], title=f"{method.title}, tuned: {best}")
+        setting, scores = method.knob[0], dict[float, float]()
+        asked, best = self.values(method), 0.0
+        for _ in range(1 + FURTHER):
+            for value in asked:
+                candidate = with_value(method, value)
+                scores[value] = self._score(f"{method.name}: {setting} {value:g}", candidate, rows, measure, note)
+            best = max(scores, key=lambda value: scores[value])  # of equal ones its own, then the first asked for
+            asked = beyond(best, sorted(scores))
+            if not asked:
+                break
+        note(f"{method.name}: {setting} {best:g} ({', '.join(f'{value:g} {scores[value]:.3f}' for value in sorted(scores))})")
+        return dataclasses.replace(with_value(method, best), title=f"{method.title}, tuned: {setting} {best:g}")
+
+    def _score(
+        self, key: str, candidate: Method, rows: Rows, measure: Callable[[Method, str, int], Row], note: Callable[[str], None]
+    ) -> float:
+        """The candidate's mean score; what is not measured yet is, and becomes a row."""
+        for name in self.names:
+            if rows.has(key, name, self.seed, candidate.overrides):
+                continue
+            note(f"tuning {key}, {name}")
+            try:
+                row = measure(candidate, name, self.seed)
+            except (Diverged, FloatingPointError) as error:
+                row = {"diverged": str(error), "settings": dict(candidate.overrides)}
+            rows.add({**row, "method": key, "erased": name, "seed": self.seed, "score": score(row)})
+        return fmean(row["score"] for row in rows.found[1:] if row["method"] == key and row["erased"] in self.names)
+
+
+def with_value(method: Method, value: float) -> Method:
+    """The method with this value of its knob."""
+    return method if method.knob is None else dataclasses.replace(method, overrides={**method.overrides, method.knob[0]: value})
+
+
+def times(value: float, factor: float) -> float:
+    """Three digits of the product, of the value's own type."""
+    return type(value)(float(f"{factor * value:.3g}"))
+
+
+def beyond(best: float, values: Sequence[float]) -> list[float]:
+    """The next value after ``best`` where it is the first or the last of the sorted ``values``, as far as its neighbour is."""
+    if len(values) < 2 or best not in (values[0], values[-1]):
+        return []
+    return [times(best, best / values[1 if best == values[0] else -2])]
 
 
 def score(row: Row) -> float:

@@ -10,9 +10,11 @@ from typing import Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
+from semu_diffusion.peers.methods import METHODS, Method
 from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
 from semu_diffusion.pipelines.report.columns import COLUMNS, PROBES, WORDS, Column, measured, probe_columns, with_before
 from semu_diffusion.pipelines.report.data import write_data
+from semu_diffusion.pipelines.report.expected import beside_table
 from semu_diffusion.pipelines.report.front import Point, front
 from semu_diffusion.pipelines.report.mark import MARK, replaceable
 
@@ -97,10 +99,11 @@ def shared(rows: Sequence[Row]) -> list[Comparison]:
     return [max(found, key=lambda one: len(one.methods)) for found in by_kind.values()]
 
 
-def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
+def write_page(path: Path, works: Sequence[Path], methods: Mapping[str, Method] = METHODS) -> list[Sequence[Row]]:
     """Write `page` of the rows in the folders ``works`` and their shards, and beside it its pictures, a CSV and a JSON file.
 
-    Returns the rows of each section after their protocol. Raises InputError if there are none, or of different protocols.
+    ``methods``: those of which something is known elsewhere. Returns the rows of each section after their protocol. Raises
+    InputError if there are none, or of different protocols.
     """
     folders = [folder for work in works for folder in (work, *sorted(work.glob("shard-*-of-*")))]
     found = {file: [folder / file for folder in folders if (folder / file).is_file()] for file, _ in SECTIONS}
@@ -119,7 +122,7 @@ def write_page(path: Path, works: Sequence[Path]) -> list[Sequence[Row]]:
     columns = with_before((*measured(COLUMNS, every), *probe_columns(every)))
     values = {column.heading: column.value for column in measured(columns, every)}
     write_data(path, sections, values, {title: list(_means(rows)) for title, (_, *rows) in sections.items()})
-    write_text(path, page(sections, pictures))
+    write_text(path, page(sections, pictures, methods))
     return list(sections.values())
 
 
@@ -133,14 +136,18 @@ def _means(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield {**about, "rows": len(group), "means": means}
 
 
-def page(sections: Mapping[str, list[Row]], pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+def page(
+    sections: Mapping[str, list[Row]],
+    pictures: Mapping[str, str] = MappingProxyType({}),
+    methods: Mapping[str, Method] = METHODS,
+) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
     text = [f"<!-- {MARK} -->", "# Results", "", SHARED, "", WORDS + BRACKETS]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", _protocol(protocol["protocol"], rows)]
             text += ["", f"![The front]({pictures[title]})"] if title in pictures else []
-            text += _section(rows)
+            text += [*_section(rows), *beside_table(methods, [protocol, *rows])]
     return "\n".join(text) + "\n"
 
 
@@ -227,6 +234,7 @@ def _tuning(found: Mapping[str, Any] | None, tuned: Collection[str]) -> str:
     for name, (setting, factors) in ((name, knob) for name, knob in found["knobs"].items() if name in tuned):
         spaces.setdefault(f"{setting}, {' and '.join(f'{factor:g}' for factor in factors)} times its own", []).append(name)
     said = "; ".join(f"{space}, of {', '.join(names)}" for space, names in spaces.items())
+    said += f", {found['edge']}" if "edge" in found else ""
     on = f"{', '.join(found['erased'])} (seed {found['seed']})"
     by = f"which is not reported, by the {found['criterion']}"
     return f" Tuned before on {on}, {by}: {said}; the others have their own settings."

@@ -14,6 +14,7 @@ prompts have many tokens, no direction is exactly orthogonal to all of z, and D 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ __all__ = ["free_basis", "influential", "solved", "speed"]
 THRESHOLD = 1e-2  # of the mean eigenvalue: directions with less of the kept inputs' energy are free
 
 
-def speed(task: Task[Any], config: ErasureConfig, progress: Progress | None = None) -> EditResult:
+def speed(task: Task[Any], config: ErasureConfig, progress: Progress | None = None, threshold: float = THRESHOLD) -> EditResult:
     """Every layer that sees nothing but the condition. Raises InputError as `closed_form`."""
-    return closed_form(task, config, lambda weights, inputs: constrained(weights, inputs, THRESHOLD), progress)
+    return closed_form(task, config, partial(constrained, threshold=threshold), progress)
 
 
 def constrained(weights: Weights, inputs: NameInputs, threshold: float) -> Weights:
