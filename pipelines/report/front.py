@@ -28,8 +28,8 @@ FLOOR = {
     "drift": 1e-5, "drift, held out": 1e-5, "KID ×10³": 1e-2, "trained": 1e-6, "kB": 1e-1, "passes": 100, "erase s": 1e-2,
 }  # fmt: skip
 WORDS = {
-    "drift": "drift of what is kept (MSE)", "unasked": "erased thing among unasked samples", "UA": "unlearning accuracy",
-    "passes": "image passes of the erasure", "erase s": "seconds of the erasure",
+    "drift": "drift of what is kept, MSE", "unasked": "erased thing, unasked", "UA": "unlearning accuracy",
+    "trained": "share of the numbers trained", "passes": "image passes of the erasure", "erase s": "seconds of the erasure",
 }  # fmt: skip
 HIGHER = ("UA", "kept", "look-alikes", "SSIM")  # is better; of all others lower
 

@@ -89,7 +89,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
 
 def things(rows: Sequence[Row]) -> str:
     """What the `points` are of, in words."""
-    return "; ".join(one.title for one in shared(rows))
+    return "; ".join(one.title[0].lower() + one.title[1:] for one in shared(rows))
 
 
 def shared(rows: Sequence[Row]) -> list[Comparison]:
