@@ -219,10 +219,8 @@ def test_every_verdict_stands_beside_its_interval_and_its_threshold(run: Path) -
 def test_the_page_draws_what_became_of_the_class_with_its_counts(run: Path) -> None:
     pictures = read_run(run).pictures
     assert pictures is not None
-    became, said = (
-        pictures.became["forget"]["red"],
-        text(page(run).partition("What became of red")[2].partition("</figure>")[0]),
-    )
+    became, figure = pictures.became["forget"]["red"], page(run).partition("What became of red")[2]
+    said = text(figure.partition("</figure>")[0])
     total = sum(sum(row.values()) for row in became.values())
     pairs = [(old, new, count) for old, row in became.items() for new, count in row.items() if count]
     assert pairs
@@ -405,7 +403,8 @@ def benchmark(run: Path, tmp_path: Path) -> Path:
     metrics = json.loads((run / "metrics.json").read_text())
     rows = []
     for method, title, erased, gone in (
-        ("default", "SEMU, the default", "red", 0.25), ("default", "SEMU, the default", "blue", 0.75), ("uce", "UCE", "red", 0.5)
+        ("default", "SEMU, the default", "red", 0.25), ("default", "SEMU, the default", "blue", 0.75),
+        ("uce", "UCE", "red", 0.5),
     ):  # fmt: skip
         protocol = {**metrics["protocol"], "steps": 7} if method == "uce" else metrics["protocol"]
         evaluation = {**metrics, "protocol": protocol, "after": {**metrics["after"], "unlearning_accuracy": gone}}

@@ -177,11 +177,11 @@ def test_a_picture_opens_its_details_and_closes_by_keyboard(report: Path, open_p
 @pytest.mark.parametrize("width", [375, 1200])
 def test_nothing_overflows_and_every_text_can_be_read(
     report: Path,
-    benchmark: Path,
+    benchmark: Path,  # noqa: F811
     tmp_path: Path,
     open_page: Open,
     scheme: str,
-    width: int,  # noqa: F811
+    width: int,
 ) -> None:
     several = tmp_path / "several.html"
     assert semu(["report", str(report.parent), str(report.parent), str(benchmark), "--output", str(several)]) == 0
