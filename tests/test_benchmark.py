@@ -90,7 +90,7 @@ def test_a_benchmark_writes_every_row_and_the_page(tmp_path: Path, arguments: li
     assert "![The front](page-classes.svg)" in page
     picture = ElementTree.fromstring((tmp_path / "page-classes.svg").read_text())
     drawn = ["".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"1  SEMU, two steps", "2  class-embedding copy (trivial)", "revival"} <= set(drawn)
+    assert {"1  SEMU, two steps", "2  class-embedding copy (trivial)", "revival (lower is better)"} <= set(drawn)
     assert "page.md holds 2 rows" in capsys.readouterr().out
     table = list(csv.DictReader((tmp_path / "page.csv").open(encoding="utf-8")))
     content = json.loads((tmp_path / "page.json").read_text())
@@ -340,7 +340,7 @@ def test_a_merged_page_names_a_method_below_its_number(
 ) -> None:
     row = {"method": "default", "erased": "cat", "evaluation": {"after": {"unlearning_accuracy": 0.4}}}
     found = [{"protocol": {"model": model}}, row]
-    monkeypatch.setattr(benchmark, "write_page", lambda *_: [found])
+    monkeypatch.setattr(benchmark, "write_page", lambda *_, **__: [found])
     assert semu(["benchmark", "--merge", "parts", "--output", "all.md"]) == code
     assert ("unlearning_accuracy 0.400, expected 1 within 0.1" in capsys.readouterr().err) is (code == 1)
 
@@ -350,6 +350,7 @@ def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], fe
     for flags, said in (
         ([*arguments, "--classifier", "none"], "needs a judge"),
         ([*arguments, "--model", unconditional], "names neither classes nor a vocabulary"),
+        ([*arguments, "--axes", "drift,magic"], "--axes drift,magic: give two of these"),
         ([*arguments, "--methods", "magic"], "--methods magic: unknown; there are default, "),
         ([*arguments, "--methods", "remap"], "is not a method for class models"),
         (["benchmark", "rod", *arguments[2:]], "did you mean red"),
@@ -416,10 +417,10 @@ def row_of(method: str, erased: str, revival: float, before: float, **other: Any
 
 def test_what_was_not_measured_is_a_dash() -> None:
     row = row_of("copy", "red", 0.4, 0.9)
-    line = list(results._table("erased", iter([("red", [row], False)]), COLUMNS))[1]
-    assert line.startswith("| red | 0.500 | – | – |")
-    assert "0.0100 | – |" in line
-    assert "nan" not in line.lower()
+    table = results._table(results.ALONE, "the copy", "erased", iter([("red", [row], False)]), COLUMNS)
+    line = dict(zip(table.columns, table.lines[0], strict=True))
+    assert (line["erased"], line["UA"], line["drift"]) == ("red", "0.500", "0.0100")
+    assert line["held-out words"] == line["SSIM"] == "–"
 
 
 def test_methods_stand_beside_each_other_on_the_same_things_alone() -> None:

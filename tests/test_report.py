@@ -30,7 +30,8 @@ from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_clas
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
 from semu_diffusion.pipelines.report.card import patch_card
-from semu_diffusion.pipelines.report.page.compare import matrix, read_entries
+from semu_diffusion.pipelines.report.page.entries import Entry, read_entries
+from semu_diffusion.pipelines.report.page.neighbours import matrices
 from semu_diffusion.pipelines.report.page.numbers import about_erased
 from semu_diffusion.pipelines.report.page.run import TABLES, read_run
 from semu_diffusion.pipelines.report.page.usage import usages
@@ -207,6 +208,39 @@ def test_the_page_shows_every_number_and_every_chosen_picture(run: Path) -> None
     assert "erase-class --config run.json" in said
 
 
+def test_every_verdict_stands_beside_its_interval_and_its_threshold(run: Path) -> None:
+    said, found = text(page(run)), read_run(run)
+    for one in verdicts(found.evaluation, found.pictures):
+        words = f"95 % interval {one.shown(one.low)} to {one.shown(one.high)}; good up to {one.shown(one.limit)}"
+        assert one.value is None or text(words) in said
+    assert said.count("; good up to ") == 3
+
+
+def test_the_page_draws_what_became_of_the_class_with_its_counts(run: Path) -> None:
+    pictures = read_run(run).pictures
+    assert pictures is not None
+    became, figure = pictures.became["forget"]["red"], page(run).partition("What became of red")[2]
+    said = text(figure.partition("</figure>")[0])
+    total = sum(sum(row.values()) for row in became.values())
+    pairs = [(old, new, count) for old, row in became.items() for new, count in row.items() if count]
+    assert pairs
+    assert all(f"{old} to {new}: {count} of {total}" in said for old, new, count in pairs)
+
+
+def test_the_page_says_of_each_layer_its_rank_the_energy_kept_and_the_response(run: Path) -> None:
+    for layer in read_run(run).layers:
+        measured = [layer.protection[key] for key in ("gradient_energy_kept", "response_on_kept")]
+        shape = "×".join(map(str, layer.shape))
+        numbers = " ".join(f"{value:.3g}" for value in measured if value is not None)
+        assert f"{layer.name} {shape} {layer.rank} {layer.size:.4f} {numbers} " in text(page(run))
+
+
+def test_the_limits_and_the_protocol_say_what_a_reader_must_know(run: Path) -> None:
+    said = text(page(run))
+    assert "The place of the edit is itself a hint" in said
+    assert "starts from the same noise before and after" in said
+
+
 def test_what_a_later_version_measures_appears_by_itself(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -325,7 +359,7 @@ def test_several_runs_become_one_page_with_their_neighbours_and_links(run: Path,
 
 def test_the_matrix_has_what_was_erased_on_its_diagonal(run: Path) -> None:
     (entry,) = read_entries(run)
-    names, ((_, cells),) = matrix([entry])
+    names, ((_, cells),) = matrices({"": [entry]})[""]
     assert names[0] == "red"
     assert set(names) == set(NAMES)
     found = Evaluation.from_json(json.loads((run / "metrics.json").read_text()))
@@ -341,7 +375,7 @@ def test_the_matrix_shows_what_was_asked_by_name_not_another_group_with_the_same
     assert entry.pictures is not None
     lost = {"green": {"green": {"blue": 4}, "blue": {}, "red": {}}}
     more = dataclasses.replace(entry.pictures, became={**entry.pictures.became, "binomial": lost})
-    assert matrix([entry]) == matrix([dataclasses.replace(entry, pictures=more)])
+    assert matrices({"": [entry]}) == matrices({"": [dataclasses.replace(entry, pictures=more)]})
 
 
 def test_of_a_model_without_names_the_unconditional_share_is_judged() -> None:
@@ -363,27 +397,103 @@ def test_a_destroyed_model_is_offered_to_nobody(run: Path) -> None:
     assert not usages(dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, collapsed="noise")))
 
 
-def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def benchmark(run: Path, tmp_path: Path) -> Path:
+    """Rows of two methods: one of two things, the other of one of them, by another protocol."""
     metrics = json.loads((run / "metrics.json").read_text())
-    row = {"kind": "class", "seconds": {"train": 2.0}, "trained_fraction": 0.01, "bytes": 1000, "evaluation": metrics}
-    other = {**metrics, "protocol": {**metrics["protocol"], "steps": 7}}
-    rows = [
-        {**row, "method": "default", "title": "SEMU, the default", "erased": "red"},
-        {**row, "method": "default", "title": "SEMU, the default", "erased": "red"},
-        {**row, "method": "uce", "title": "UCE", "erased": "red", "evaluation": other},
-    ]
+    rows = []
+    for method, title, erased, gone in (
+        ("default", "SEMU, the default", "red", 0.25), ("default", "SEMU, the default", "blue", 0.75),
+        ("uce", "UCE", "red", 0.5),
+    ):  # fmt: skip
+        protocol = {**metrics["protocol"], "steps": 7} if method == "uce" else metrics["protocol"]
+        evaluation = {**metrics, "protocol": protocol, "after": {**metrics["after"], "unlearning_accuracy": gone}}
+        about = {"method": method, "title": title, "erased": erased, "kind": "class", "seconds": {"train": 2.0}}
+        rows.append({**about, "trained_fraction": 0.01, "bytes": 1000, "evaluation": evaluation})
     path = tmp_path / "classes.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in ({"protocol": {}}, *rows)))
-    assert semu(["report", str(path), "--output", str(tmp_path / "page.html")]) == 0
+    return path
+
+
+def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, benchmark: Path, tmp_path: Path) -> None:
+    assert semu(["report", str(benchmark), "--output", str(tmp_path / "page.html")]) == 0
     said = text((tmp_path / "page.html").read_text())
     assert "3 erasures compared" in said
     assert "SEMU, the default" in said
     assert "steps: 2; 7" in said
-    assert "The front" in said
-    assert "model: red-green-blue; other" not in said
+    assert 'its numbers the means over the same things: the class "red".' in said
     assert semu(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
-    assert semu(["report", str(run), str(path), "--output", str(tmp_path / "both.html")]) == 0  # a run beside rows
+    assert semu(["report", str(run), str(benchmark), "--output", str(tmp_path / "both.html")]) == 0  # a run beside rows
     assert "4 erasures compared" in text((tmp_path / "both.html").read_text())
+
+
+def test_the_page_averages_methods_over_the_same_things_alone(benchmark: Path, tmp_path: Path) -> None:
+    assert semu(["report", str(benchmark), "--output", str(tmp_path / "page.html")]) == 0
+    html = (tmp_path / "page.html").read_text().partition("<h3>Numbers</h3>")[2]
+    found = {}
+    for table in re.findall(r"<table>.*?</table>", html, re.DOTALL):
+        lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
+        found[text(table.partition("</caption>")[0]).strip()] = {re.sub(r" \(.*", "", line[0]): line[1] for line in lines[1:]}
+    both, one = found["2 classes: red, blue"], found['The class "red"']
+    assert both == {"the original": both["the original"], "SEMU, the default": "0.500"}
+    assert one == {"the original": both["the original"], "SEMU, the default": "0.250", "UCE": "0.500"}
+
+
+def test_the_front_of_a_page_shows_any_two_columns(run: Path, benchmark: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["report", str(benchmark), "--output", str(tmp_path / "page.html"), "--axes"]
+    assert semu([*words, "Kept, own kind,erase s"]) == 0
+    html = (tmp_path / "page.html").read_text()
+    assert re.findall(r'<svg class="plot"[^>]*aria-label="([^"]*)"', html) == [
+        "seconds of the erasure (log, lower is better) against kept, own kind (higher is better)"
+    ]
+    assert re.findall(r'<option value="([^"]*)" selected>', html) == ["kept, own kind", "erase s"]
+    for arguments, said in (
+        ([*words, "drift,beauty"], "--axes drift,beauty: give two of these, with a comma between them: UA; held-out words; "),
+        (["report", str(run), "--axes", "drift,UA"], "there is no front here"),
+        (
+            ["report", str(run), str(run), "--output", str(tmp_path / "runs.html"), "--axes", "drift,UA"],
+            "there is no front here",
+        ),
+    ):
+        assert semu(arguments) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+    assert (tmp_path / "page.html").read_text() == html
+    assert not (tmp_path / "runs.html").exists()
+
+
+def word_entry(erased: str, kind: str, groups: dict[str, dict[str, float]]) -> Entry:
+    """A row of a benchmark of words: of each group the conditions with the share judged right after; 1 before."""
+    after = {condition: share for asked in groups.values() for condition, share in asked.items()}
+    evaluation = dataclasses.replace(
+        FULL,
+        erased=(erased,),
+        before=Scores(per_condition=dict.fromkeys(after, 1.0)),
+        after=Scores(per_condition=after, judged_as={erased: {"dog" if kind == "object" else "photo": 1.0}}),
+        protocol=dataclasses.replace(FULL.protocol, conditions={group: list(asked) for group, asked in groups.items()}),
+    )
+    return Entry(erased, "a method", evaluation, {"kind": kind, "erased": erased}, "words")
+
+
+def test_the_matrix_of_words_has_a_column_for_each_thing_that_its_prompts_show() -> None:
+    cat = word_entry("cat", "object", {
+        "forget": {"a photo of a cat": 0.0, "a photo of a kitten": 0.5}, "paraphrase": {"a tomcat": 0.0},
+        "in_domain": {"a photo of a dog": 0.75},
+        "cross_domain": {"a photo of a dog": 0.75, "a sepia photo of a dog": 1.0, "a pencil sketch of a dog": 0.5},
+    })  # fmt: skip
+    sketch = word_entry("sketch", "style", {
+        "forget": {"a pencil sketch of a cat": 0.0, "a pencil sketch of a dog": 0.0},
+        "in_domain": {"a photo of a cat": 0.5, "a sepia photo of a dog": 1.0, "a sepia photo of a cat": 0.0},
+        "cross_domain": {"a photo of a dog": 0.25, "a photo of a cat": 0.5},
+    })  # fmt: skip
+    names, rows = matrices({"a method": [cat, sketch]})["a method"]
+    assert set(names) == {"cat", "sketch", "dog", "photo", "a sepia photo of …"}
+    assert names[:2] == ["cat", "sketch"]
+    after = {erased: {n: cell["after"] for n, cell in zip(names, cells, strict=True) if cell} for erased, cells in rows}
+    assert after["cat"] == {"cat": 0.25, "dog": 0.75, "sketch": 0.5, "a sepia photo of …": 1.0}
+    assert after["sketch"] == {"sketch": 0.0, "photo": 0.5, "a sepia photo of …": 0.5, "dog": 0.25}
+    assert [[bool(cell and cell["own"]) for cell in cells[:2]] for _, cells in rows] == [[True, False], [False, True]]
 
 
 def test_what_is_no_run_is_one_line_and_nothing_else_is_replaced(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import run  # noqa: F401  (a fixture)
+from test_report import benchmark, run  # noqa: F401  (fixtures)
 
 from semu_diffusion.pipelines.cli.main import main as semu
 
@@ -176,10 +176,15 @@ def test_a_picture_opens_its_details_and_closes_by_keyboard(report: Path, open_p
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1200])
 def test_nothing_overflows_and_every_text_can_be_read(
-    report: Path, tmp_path: Path, open_page: Open, scheme: str, width: int
+    report: Path,
+    benchmark: Path,  # noqa: F811
+    tmp_path: Path,
+    open_page: Open,
+    scheme: str,
+    width: int,
 ) -> None:
     several = tmp_path / "several.html"
-    assert semu(["report", str(report.parent), str(report.parent), "--output", str(several)]) == 0
+    assert semu(["report", str(report.parent), str(report.parent), str(benchmark), "--output", str(several)]) == 0
     for path in (report, several):
         page = open_page(path, width, color_scheme=scheme)
         for tab in TABS if path == report else [""]:
@@ -196,6 +201,31 @@ def test_nothing_overflows_and_every_text_can_be_read(
             assert box["x"] + box["width"] <= width
             assert page.evaluate("(one => one.scrollWidth <= one.clientWidth)(document.getElementById('detail'))")
             assert page.evaluate(LOW_CONTRAST) == []
+
+
+MARKS = """plot => [...plot.querySelectorAll(".point")].map((point) => {
+  const text = point.querySelector("text"), number = (name) => Number(text.getAttribute(name));
+  return [point.getAttribute("transform"), point.getAttribute("display") === "none", number("x"), number("y")];
+})"""
+
+
+def test_the_axes_of_the_front_can_be_chosen(benchmark: Path, tmp_path: Path, open_page: Open) -> None:  # noqa: F811
+    several = tmp_path / "several.html"
+    assert semu(["report", str(benchmark), "--output", str(several)]) == 0
+    page = open_page(several)
+    first, _, third, _ = page.locator(".front .plot").all()
+    old = first.evaluate(MARKS)
+    page.select_option(".front select >> nth=1", "UA")
+    drawn, expected = first.evaluate(MARKS), third.evaluate(MARKS)  # which shows the same from the start
+    assert drawn != old
+    for one, other in zip(drawn, expected, strict=True):
+        where = [list(map(float, found[0].removeprefix("translate(").rstrip(")").split(","))) for found in (one, other)]
+        assert [*where[0], *one[1:]] == pytest.approx([*where[1], *other[1:]], abs=0.1)
+    assert first.get_attribute("aria-label") == third.get_attribute("aria-label")
+    assert first.locator(".y").inner_html() == third.locator(".y").inner_html()
+    plain = open_page(several, java_script_enabled=False)
+    assert plain.locator(".front .plot:visible").count() == 4
+    assert plain.locator(".front select:visible").count() == 0
 
 
 def test_print_and_a_browser_without_scripts_show_everything(report: Path, open_page: Open) -> None:

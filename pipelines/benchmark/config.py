@@ -73,6 +73,10 @@ class BenchmarkConfig:
         (), "measure nothing: write the page of the rows in these work folders and their shards", comma=True,
         metavar="DIR,DIR,…",
     )  # fmt: skip
+    axes: str | None = option(
+        None, "two columns that the picture of the front shows, to the right and upward, as in drift,revival (default: four "
+        "panels)", metavar="X,Y",
+    )  # fmt: skip
     device: str | None = option(None, "torch device (default: cuda if there is one, else cpu)", metavar="DEVICE")
 
     def __post_init__(self) -> None:

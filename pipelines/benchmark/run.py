@@ -24,6 +24,7 @@ from semu_diffusion.pipelines.benchmark.tuning import tuning_of
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.report.data import page_files
 from semu_diffusion.pipelines.report.expected import missed
+from semu_diffusion.pipelines.report.front import Axes, axes_of
 from semu_diffusion.pipelines.report.results import write_page
 from semu_diffusion.pipelines.runs.domains import Subject
 from semu_diffusion.pipelines.runs.erase import metered_task, spent
@@ -40,8 +41,9 @@ FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
 def run(config: BenchmarkConfig) -> int:
     """Measure what is missing and write the page; 0, or 1 if a method diverged or misses what it is known to reach."""
     page, *_ = page_files(config.output)
+    axes = None if config.axes is None else axes_of(config.axes)
     if config.merge:
-        sections = write_page(page, [Path(folder) for folder in config.merge])
+        sections = write_page(page, [Path(folder) for folder in config.merge], axes=axes)
         print(f"{config.output} shows the rows of {', '.join(config.merge)}")
         return 1 if _said([line for found in sections for line in missed(METHODS.values(), found)]) else 0
     quiet_libraries()
@@ -51,10 +53,10 @@ def run(config: BenchmarkConfig) -> int:
         place, work = None, work / f"shard-{share[0]}-of-{share[1]}"
     distributed.join()  # for a GPU of its own
     with held(work), distributed.apart():
-        return _run(config, place, work, share or (1, 1))
+        return _run(config, place, work, share or (1, 1), axes)
 
 
-def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[int, int]) -> int:
+def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[int, int], axes: Axes | None) -> int:
     subjects = subjects_of(config)
     methods = _methods(config, subjects)
     erased = [subjects.checked(name) for name in config.erase or subjects.names]
@@ -92,11 +94,11 @@ def _run(config: BenchmarkConfig, page: Path | None, work: Path, share: tuple[in
                 diverged.append(f"{method.name} of {name}: {error}")
                 progress.note(f"no row for {diverged[-1]}")
             if page is not None:
-                write_page(page, [work], known)
+                write_page(page, [work], known, axes)
     if page is None:
         print(f"{rows.path} holds {len(rows)} rows; semu benchmark --merge {config.work} writes the page of all shards")
     else:
-        write_page(page, [work], known)
+        write_page(page, [work], known, axes)
         print(f"{page} holds {len(rows)} rows")
     below = _said(missed(methods, rows.found) if page is not None else ())  # known of all rows, not of a shard's
     _said(f"no row for {one}" for one in diverged)

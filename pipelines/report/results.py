@@ -15,15 +15,15 @@ from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
 from semu_diffusion.pipelines.report.columns import COLUMNS, PROBES, WORDS, Column, measured, probe_columns, with_before
 from semu_diffusion.pipelines.report.data import write_data
 from semu_diffusion.pipelines.report.expected import beside_table
-from semu_diffusion.pipelines.report.front import Point, front
+from semu_diffusion.pipelines.report.front import Axes, Point, front
 from semu_diffusion.pipelines.report.mark import MARK, replaceable
 
-__all__ = ["Comparison", "comparisons", "page", "points", "write_page"]
+__all__ = ["COMPARED", "Comparison", "Table", "comparisons", "page", "points", "tables", "things", "write_page"]
 
 SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
-FRONT = {"drift": "drift", "revival": "revival", "unasked": "unasked", "UA": "UA", "seconds": "erase s", "passes": "passes"}
 OURS = ("default", "closed-form", "deep", "trained")
 KINDS = {"class": "classes"}  # in the plural; the others take an s
+COMPARED, PROBED, ALONE = "Compared", "Probes without training", "Each by itself"  # parts of a section
 BRACKETS = " In brackets after a name: what the judge calls its samples most often now."
 SHARED = (
     "Written by `semu benchmark`: all rows of a section share protocol and judge. A table of several things compares the "
@@ -81,14 +81,17 @@ def _asked(row: Row) -> tuple[str, int]:
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """A point of the fronts for each method of `shared`."""
-    columns = {column.heading: column for column in COLUMNS}
-    found = []
-    for one in shared(rows):
-        for method, group in one.methods.items():
-            values = {name: columns[heading].mean(group) for name, heading in FRONT.items()}
-            found.append(Point(group[0]["title"], method in OURS, values, one.kind))
-    return found
+    """A point of the front for each method of `shared`."""
+    return [
+        Point(group[0]["title"], method in OURS, {column.heading: column.mean(group) for column in COLUMNS}, one.kind)
+        for one in shared(rows)
+        for method, group in one.methods.items()
+    ]
+
+
+def things(rows: Sequence[Row]) -> str:
+    """What the `points` are of, in words."""
+    return "; ".join(one.title[0].lower() + one.title[1:] for one in shared(rows))
 
 
 def shared(rows: Sequence[Row]) -> list[Comparison]:
@@ -99,11 +102,13 @@ def shared(rows: Sequence[Row]) -> list[Comparison]:
     return [max(found, key=lambda one: len(one.methods)) for found in by_kind.values()]
 
 
-def write_page(path: Path, works: Sequence[Path], methods: Mapping[str, Method] = METHODS) -> list[Sequence[Row]]:
+def write_page(
+    path: Path, works: Sequence[Path], methods: Mapping[str, Method] = METHODS, axes: Axes | None = None
+) -> list[Sequence[Row]]:
     """Write `page` of the rows in the folders ``works`` and their shards, and beside it its pictures, a CSV and a JSON file.
 
-    ``methods``: those of which something is known elsewhere. Returns the rows of each section after their protocol. Raises
-    InputError if there are none, or of different protocols.
+    ``methods``: those of which something is known elsewhere. The pictures are of these ``axes``, or of the front's own. Returns
+    the rows of each section after their protocol. Raises InputError if there are none, or of different protocols.
     """
     folders = [folder for work in works for folder in (work, *sorted(work.glob("shard-*-of-*")))]
     found = {file: [folder / file for folder in folders if (folder / file).is_file()] for file, _ in SECTIONS}
@@ -115,8 +120,7 @@ def write_page(path: Path, works: Sequence[Path], methods: Mapping[str, Method] 
     for title, (_, *rows) in sections.items():
         name = f"{path.stem}-{title.split()[0].lower()}.svg"
         if rows:
-            on = ", ".join(thing for one in shared(rows) for thing in one.things)
-            write_text(replaceable(path.with_name(name)), front(points(rows), f"{title}: {on}"))
+            write_text(replaceable(path.with_name(name)), front(points(rows), f"{title}: {things(rows)}", axes))
             pictures[title] = name
     every = [row for _, *rows in sections.values() for row in rows]
     columns = with_before((*measured(COLUMNS, every), *probe_columns(every)))
@@ -152,22 +156,45 @@ def page(
 
 
 def _section(rows: Sequence[Row]) -> Iterator[str]:
+    part = COMPARED
+    for table in tables(rows):
+        if table.part == PROBED:
+            yield from ("", f"## {PROBED}", "", PROBES) if part != PROBED else ()
+            yield from ("", f"{table.title}:", "")
+        else:
+            yield from ("", f"## {table.title}" if table.part == COMPARED else f"## {ALONE}: {table.title}", "")
+        part = table.part
+        yield f"| {' | '.join(table.columns)} |"
+        yield "|---|" + "---:|" * (len(table.columns) - 1)
+        yield from (f"| {' | '.join(line)} |" for line in table.lines)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a ``part`` of the page: its title, the columns' headings, and lines of as many texts, the first a name."""
+
+    part: str
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """Every table of a section: each of the `comparisons`, by the judge and by the probes, then the rows that are in none for
+    one thing alone, by themselves."""
     columns, probes = measured(COLUMNS, rows), probe_columns(rows)
     compared = comparisons(rows)
-    for one in compared:
-        yield from ("", f"## {one.title}", "", *_table("method", _by_method(one), columns))
-    if probes:
-        yield from ("", "## Probes without training", "", PROBES)
-        for one in compared:
-            yield from ("", f"{one.title}:", "", *_table("method", _by_method(one), probes))
+    for part, shown in ((COMPARED, columns), (PROBED, probes)):
+        for one in compared if shown else ():
+            yield _table(part, one.title, "method", _by_method(one), shown)
     methods = {row["method"]: [one for one in rows if one["method"] == row["method"]] for row in rows}
     alone = {(method, *one.things) for one in compared if len(one.things) == 1 for method in one.methods}  # have a table
     several = [own for method, own in methods.items() if any((method, row["erased"]) not in alone for row in own)]
     if several:
         asked = [column for column in columns if column.before is not None]
-        yield from ("", "## Each by itself: the original", "", *_table("asked for", _one_by_one(rows, True), asked))
+        yield _table(ALONE, "the original", "asked for", _one_by_one(rows, True), asked)
     for own in several:
-        yield from ("", f"## Each by itself: {own[0]['title']}", "", *_table("erased", _one_by_one(own), columns))
+        yield _table(ALONE, own[0]["title"], "erased", _one_by_one(own), columns)
 
 
 Line = tuple[str, Sequence[Row], bool]  # its name, its rows, whether the original's numbers of these rows are meant
@@ -185,13 +212,16 @@ def _one_by_one(rows: Sequence[Row], original: bool = False) -> Iterator[Line]:
         yield f"{erased}{'' if original else _became(found)}", found, original
 
 
-def _table(first: str, lines: Iterator[Line], columns: Sequence[Column]) -> Iterator[str]:
-    """Markdown: the head, and a line with the means over each of the rows. What cannot be said of the original is empty."""
-    yield f"| {first} | " + " | ".join(column.heading for column in columns) + " |\n|---|" + "---:|" * len(columns)
-    for name, rows, original in lines:
-        cells = [column.text(rows) if not original else column.original.text(rows) for column in columns]
-        empty = [original and column.before is None for column in columns]
-        yield f"| {name} | " + " | ".join("" if none else cell for none, cell in zip(empty, cells, strict=True)) + " |"
+def _table(part: str, title: str, first: str, lines: Iterator[Line], columns: Sequence[Column]) -> Table:
+    """The means over each line's rows. What cannot be said of the original is empty."""
+
+    def cell(column: Column, rows: Sequence[Row], original: bool) -> str:
+        if original:
+            return "" if column.before is None else column.original.text(rows)
+        return column.text(rows)
+
+    texts = ((name, *(cell(column, rows, original) for column in columns)) for name, rows, original in lines)
+    return Table(part, title, (first, *(column.heading for column in columns)), tuple(texts))
 
 
 def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:

@@ -17,13 +17,19 @@ class ReportConfig:
         (), "run folders, or the .jsonl rows of a benchmark", metavar="RUN", positional=True, required=True
     )
     output: str | None = option(None, "page to write (default: report.html in the run folder, of several here)", metavar="FILE")
+    axes: str | None = option(
+        None, "two columns that the front shows, to the right and upward, as in drift,revival (default: four panels)",
+        metavar="X,Y",
+    )  # fmt: skip
 
 
 def run(config: ReportConfig) -> int:
+    from semu_diffusion.pipelines.report.front import axes_of
     from semu_diffusion.pipelines.report.page.compare import write_page
 
+    axes = None if config.axes is None else axes_of(config.axes)
     output = None if config.output is None else Path(config.output).expanduser()
-    print(write_page([Path(path).expanduser() for path in config.runs], output))
+    print(write_page([Path(path).expanduser() for path in config.runs], output, axes))
     return 0
 
 
@@ -37,5 +43,6 @@ COMMAND = Command(
         "semu report runs/cat",
         "semu report runs/cat runs/dog runs/ship --output runs/pets.html",
         "semu report runs/benchmark/classes.jsonl --output runs/benchmark.html",
+        "semu report runs/benchmark --axes 'erase s,revival'",
     ),
 )

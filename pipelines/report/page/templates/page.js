@@ -107,6 +107,44 @@
     dialog.addEventListener("close", () => card && card.querySelector(".open").focus());
   }
 
+  // The front: its first panel shows any two of the columns that were measured, each number where it hides nothing.
+  for (const front of all(".front")) {
+    const { side, pad, axes } = JSON.parse(front.querySelector("script").textContent);
+    const plot = front.querySelector(".plot"), points = all(".point", plot), chosen = all("select", front);
+    const tried = [];
+    for (let r = 12; r < 100; r += 8) {
+      for (let k = -2; k < 10; k++) tried.push([r * Math.cos(k * Math.PI / 6), r * Math.sin(k * Math.PI / 6)]);
+    }
+    const draw = () => {
+      const [x, y] = chosen.map((one) => axes[one.value]);
+      plot.setAttribute("aria-label", `${y.words} against ${x.words}`);
+      plot.querySelector(".x").innerHTML = x.x;
+      plot.querySelector(".y").innerHTML = y.y;
+      const place = (share) => pad + share * (side - 2 * pad);
+      const dots = points.map((_, i) => x.at[i] === null || y.at[i] === null ? null : [place(x.at[i]), side - place(y.at[i])]);
+      const taken = dots.filter(Boolean).map(([a, b]) => [a, b, 5, 5]);
+      points.forEach((point, i) => {
+        point.setAttribute("display", dots[i] ? "inline" : "none");
+        if (!dots[i]) return;
+        const [cx, cy] = dots[i], number = point.querySelector("text"), wide = 4 * number.textContent.length, high = 6;
+        const within = (at, half) => half < at && at < side - half;
+        const free = ([dx, dy]) => within(cx + dx, wide) && within(cy + dy, high) && taken.every(
+          ([a, b, w, h]) => Math.abs(cx + dx - a) >= wide + w || Math.abs(cy + dy - b) >= high + h);
+        const [dx, dy] = tried.find(free) || tried[0], way = 1 - 8 / Math.hypot(dx, dy);
+        taken.push([cx + dx, cy + dy, wide, high]);
+        point.setAttribute("transform", `translate(${cx},${cy})`);
+        point.querySelector(".leader").setAttribute("d", `M0 0L${dx * way} ${dy * way}`);
+        number.setAttribute("x", dx);
+        number.setAttribute("y", dy + 4);
+      });
+      plot.querySelector(".none").setAttribute("display", dots.some(Boolean) ? "none" : "inline");
+    };
+    for (const one of chosen) {
+      one.addEventListener("change", draw);
+      one.value = [...one.options].find((option) => option.defaultSelected).value; // what is drawn, after a reload too
+    }
+  }
+
   for (const button of all(".copy")) {
     button.addEventListener("click", async () => {
       const code = button.parentElement.querySelector("code");
