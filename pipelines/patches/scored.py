@@ -87,6 +87,7 @@ def _edited(config: EvaluatePatchConfig, subject: Subject) -> Any:
 
 
 def _classes(config: EvaluatePatchConfig, made: Any) -> ClassSubject:
+    require(config.questions is None, "--questions are of models of words, and this one has classes")
     names = tuple(str(name) for name in made.get("forget", ()))
     shared = _shared(config, EraseClassConfig)
     if not config.class_names:
