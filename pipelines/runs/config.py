@@ -205,7 +205,7 @@ def settled(config: Config, kind: Kind, usual: Mapping[str, Any]) -> Config:
 class NamedQuestionsConfig:
     """Questions of the user's own, of models of words; in run.json stands what the file says."""
 
-    questions: dict[str, Any] | None = option(
+    questions: Mapping[str, Any] | None = option(
         None, "JSON file of more prompts: binomials, implicit descriptions, languages, look_alikes, as in a vocabulary",
         metavar="FILE", group="evaluation",
     )  # fmt: skip
