@@ -47,7 +47,7 @@ COMMAND = Command(
         'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
         'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
         "erase-concept cat --retain-prompts 'a photo of a dog' --layers cross-attention",
-        "erase-concept cat --questions my-questions.json",
+        "erase-concept cat --questions examples/questions.json",
         "erase-concept --config runs/cat/run.json --output runs/cat-again",
     ),
     presets=CONCEPT_PRESETS,
