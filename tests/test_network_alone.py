@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from text_models import tiny_pipeline
 from tiny_models import tiny_model
 
+from semu_diffusion.errors import InputError
 from semu_diffusion.eval.results import Evaluation
 from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.patches.original_names import original_unet_name
@@ -136,6 +137,12 @@ def test_the_share_of_an_edit_of_all_networks_is_that_of_all_their_numbers(tmp_p
     assert found is not None
     assert found.fraction == 1
     assert found.model_parameters > sum(value.numel() for value in other.unet.parameters())
+
+
+def test_the_folder_of_a_unet_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    tiny_pipeline("sdxl").unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(InputError, match="is of another architecture: .* is in one of the two networks alone"):
+        network_alone(str(tmp_path / "unet"), tiny_pipeline().unet)
 
 
 @pytest.mark.parametrize(("tensors", "name", "said"), [

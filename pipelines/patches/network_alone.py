@@ -38,7 +38,11 @@ def network_alone(given: str, network: nn.Module) -> dict[str, torch.Tensor] | N
             return None
         if read_config(path / "config.json").get("_class_name") != type(network).__name__:
             return None
-        return dict(load_network(path, type(network), source, next(network.parameters()).dtype).state_dict())
+        tensors = dict(load_network(path, type(network), source, next(network.parameters()).dtype).state_dict())
+        other = min(tensors.keys() ^ network.state_dict().keys(), default=None)
+        if other is not None:
+            raise InputError(f"{source} is of another architecture: {other} is in one of the two networks alone")
+        return tensors
     if not path.is_file():
         return None
     check_not_pickled(path, source)
