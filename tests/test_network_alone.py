@@ -141,7 +141,7 @@ def test_the_share_of_an_edit_of_all_networks_is_that_of_all_their_numbers(tmp_p
 
 def test_the_folder_of_a_unet_of_another_architecture_is_refused(tmp_path: Path) -> None:
     tiny_pipeline("sdxl").unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(InputError, match="is of another architecture: .* is in one of the two networks alone"):
+    with pytest.raises(InputError, match=r"is of another architecture: .* is in one of the two networks alone"):
         network_alone(str(tmp_path / "unet"), tiny_pipeline().unet)
 
 
