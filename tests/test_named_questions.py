@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patches import random_patch
 from saved_models import saved_judge
 from text_models import WORDS, tiny_pipeline
 
@@ -145,28 +144,30 @@ def test_the_example_asks_any_model_and_run_json_replays_it_without_the_file(
     assert "questions: implicit of 'cat' have an empty prompt" in capsys.readouterr().err
 
 
-def test_evaluate_asks_a_patch_by_the_files_questions_in_table_report_and_card(
+def test_a_run_and_evaluate_ask_by_the_files_questions_in_table_report_and_card(
     tmp_path: Path, judged: str, capsys: Capture
 ) -> None:
-    patch = random_patch(tiny_pipeline().unet, rank=1)
-    made = {"concept": ["cat"], "anchor": ["dog"], "prompts": ["a photo of a cat"]}
-    dataclasses.replace(patch, metadata=made).save(tmp_path / "cat" / "patch.safetensors")
     (tmp_path / "questions.json").write_text(json.dumps(GIVEN))
-    given = [str(tmp_path / "cat"), "--model", judged, "--questions", str(tmp_path / "questions.json")]
+    shared = ["--model", judged, "--questions", str(tmp_path / "questions.json")]
     few = ["--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival", "--probes", "none"]
-    assert semu(["evaluate", *given, *few, "--output", str(tmp_path / "run")]) == 0
     said = {
         "binomial": "right on what is asked for beside it",
         "implicit": "sees it described without its name",
         "language": "sees it asked for in other languages",
         "look_alike": "right on what only looks or sounds like it",
     }
-    out = capsys.readouterr().out
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    for group, words in said.items():
-        assert metrics["after"][f"{group}_accuracy"] is not None
-        assert words in out
-    page, card = ((tmp_path / "run" / name).read_text() for name in ("report.html", "README.md"))
-    assert "it purrs" in page
-    assert "described without its name" in page
-    assert said["implicit"] in card
+    assert erase_concept(["cat", *shared, *QUICK, "--anchor", "dog", "--output", str(tmp_path / "cat")]) == 0
+    table = {"cat": capsys.readouterr().out}
+    assert semu(["evaluate", str(tmp_path / "cat"), *shared, *few, "--output", str(tmp_path / "run")]) == 0
+    table["run"] = capsys.readouterr().out
+    for run, out in table.items():
+        metrics = json.loads((tmp_path / run / "metrics.json").read_text())
+        page = (tmp_path / run / "report.html").read_text()
+        assert metrics["protocol"]["conditions"]["implicit"] == ["it purrs"]
+        assert "it purrs" in page
+        assert "described without its name" in page
+        for group, words in said.items():
+            assert metrics["after"][f"{group}_accuracy"] is not None
+            assert words in out
+    card = (tmp_path / "cat" / "README.md").read_text()
+    assert all(words in card for words in said.values())
