@@ -145,7 +145,7 @@ def checked_value(where: str, name: str, annotation: Any, value: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         right = all(v in typing.get_args(kind) for v in values)
     else:
-        wanted = (int, float) if kind is float else kind
+        wanted = (int, float) if kind is float else typing.get_origin(kind) or kind
         right = all(isinstance(v, wanted) and (kind is bool or not isinstance(v, bool)) for v in values)
         right = right and all(is_text(v) and "\0" not in v for v in values if isinstance(v, str))
     if not right or several != isinstance(value, list):

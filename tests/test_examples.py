@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 from saved_models import saved_judge, saved_model
 from text_models import tiny_pipeline
+
+from semu_diffusion.pipelines.cli.main import main as semu
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUICK: dict[str, Any] = {"steps": 2, "forget_samples": 4, "kept_samples": 6, "precision": "fp32"}
@@ -68,6 +72,22 @@ def test_the_control_of_revival_attacks_a_model_that_knew_and_one_that_did_not(c
     found = example("never_known")["main"](steps=2, attack_steps=2, samples=4)
     assert set(found) == {"knew it", "by its label", "never knew it"}
     assert "a model that never knew it: revival " in capsys.readouterr().out
+
+
+def test_a_leco_of_other_code_is_scored_by_semu_evaluate(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    tiny_pipeline().save_pretrained(tmp_path / "sd")
+    example("train_leco")["main"]("cat", "leco.safetensors", str(tmp_path / "sd"), steps=2, denoising_steps=3, lr=0.1)
+    with safe_open("leco.safetensors", "pt") as file:
+        keys = set(file.keys())
+    stems = {key.split(".")[0] for key in keys}
+    assert keys == {f"{stem}.{part}" for stem in stems for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+    assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k" in stems
+    few = ["--classifier", "none", "--images-per-prompt", "1", "--sampling-steps", "2", "--output", "scored"]
+    assert semu(["evaluate", "--lora", "leco.safetensors", "--model", "sd", "--forget", "cat", *few]) == 0
+    metrics = json.loads(Path("scored/metrics.json").read_text())
+    assert metrics["patch"]["layers"] == len(stems)
+    assert metrics["forget_effect"]["paired"]["mse"] > 0
 
 
 def test_every_example_is_run_here() -> None:

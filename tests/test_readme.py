@@ -160,7 +160,7 @@ def test_the_links_and_pictures_of_the_readme_are_there() -> None:
     assert not broken_links(README.read_text())
 
 
-@pytest.mark.parametrize("target", ["demo", "demo-concept", "bench", "figures"])
+@pytest.mark.parametrize("target", ["demo", "demo-concept", "ui", "bench", "figures"])
 def test_make_runs_commands_that_parse(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     dry = ["make", "--dry-run", "--always-make", "VENV=.venv", target]

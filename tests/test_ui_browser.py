@@ -13,6 +13,7 @@ from patches import random_patch
 from saved_models import saved_model
 from test_report_browser import LOW_CONTRAST, browser  # noqa: F401  (a fixture)
 from test_ui import run_with
+from text_models import tiny_pipeline
 from tiny_models import tiny_model
 
 from semu_diffusion.pipelines.runs.folder import status_of
@@ -29,8 +30,10 @@ PATIENCE = 180_000  # milliseconds that a step may take
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     home = tmp_path_factory.mktemp("ui")
     saved_model(home / "my-ddpm")
+    tiny_pipeline().save_pretrained(home / "my-sd")
+    run_with(random_patch(tiny_pipeline().unet, size=0.5), home / "runs" / "no-cat")
     run_with(random_patch(tiny_model().denoiser, size=0.5), home / "runs" / "no-red")
-    desk = Desk(Shelf(home / "runs", (str(home / "my-ddpm"),)), Studio("cpu"))
+    desk = Desk(Shelf(home / "runs", (str(home / "my-ddpm"), str(home / "my-sd"))), Studio("cpu"))
     yield desk
     desk.close()
 
@@ -118,6 +121,26 @@ def test_a_class_is_drawn_and_strength_0_shows_the_same_picture_twice(open_page:
     page.click("#draw")
     page.locator("#pictures img[alt='original: green, seed 8']").wait_for()
     assert len(set(pictures(page, "original") + pictures(page, "erased"))) == 8
+
+
+def test_a_prompt_that_is_typed_for_a_text_model_is_drawn_before_and_after(open_page: Open) -> None:
+    page = open_page()
+    choose(page, "#model", "my-sd")
+    page.locator("#patches").get_by_text("no-cat").first.wait_for()
+    assert not page.locator("#class").is_visible()
+    words = page.locator("#prompt textarea, #prompt input")
+    words.fill("a photo of a cat")
+    page.click("#draw")
+    page.locator("#pictures img.erased[alt='erased: a photo of a cat, seed 0']").wait_for()
+    (first,), (second,) = pictures(page, "original"), pictures(page, "erased")
+    assert first != second
+    widths = page.locator("#pictures img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert len(widths) == 2
+    assert all(widths)
+    words.fill("a dog at night")
+    page.keyboard.press("Enter")
+    page.locator("#pictures img.original[alt='original: a dog at night, seed 0']").wait_for()
+    assert pictures(page, "original") != [first]
 
 
 def test_an_erasure_shows_how_far_it_is_and_stops(open_page: Open, desk: Desk) -> None:

@@ -118,7 +118,7 @@ def _add_value(group: Any, field: dataclasses.Field[Any], kind: Any, several: bo
     words: dict[str, Any] = {
         "default": argparse.SUPPRESS,
         "help": (field.metadata.get("help", "") + shown).replace("%", "%%"),
-        "type": _text if several or kind is str else kind,  # numbers of a list are read by who has such a list
+        "type": kind if kind in (int, float) and not several else _text,  # numbers of a list are read by who has such a list
     }
     if typing.get_origin(kind) is Literal:
         words |= {"choices": typing.get_args(kind), "type": type(typing.get_args(kind)[0])}

@@ -30,7 +30,8 @@ class PublishedEdit(PatchFile):
         metavar="FILE", group="edits of others",
     )  # fmt: skip
     edited: str | None = option(
-        None, "in place of a patch: the whole edited model, a folder, file or Hub id of the same architecture as --model",
+        None, "in place of a patch: the whole edited model, a folder, file or Hub id of the same architecture as --model; or "
+        "its UNet alone, a folder or safetensors file, which may hold the edited layers only (ESD-x)",
         metavar="MODEL", group="edits of others",
     )  # fmt: skip
     forget: tuple[str, ...] = option(

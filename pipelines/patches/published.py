@@ -1,4 +1,4 @@
-"""Edits that others publish, LoRA files and whole checkpoints: put on the model and taken off as a patch is."""
+"""Edits that others publish, LoRA files, whole checkpoints and UNets alone: put on the model and taken off as a patch is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from semu_diffusion.options import require
 from semu_diffusion.patches.lora_file import lora_patches, read_lora
 from semu_diffusion.peers.edit import Edit, WeightEdit
 
-__all__ = ["PipelineEdit", "checkpoint_edit", "lora_edit"]
+__all__ = ["PipelineEdit", "checkpoint_edit", "lora_edit", "network_edit"]
 
 UNSCORED = ("safety_checker", "image_encoder", "feature_extractor")  # say nothing of what a model draws
 
@@ -36,6 +36,12 @@ class PipelineEdit:
     @property
     def nbytes(self) -> int:
         return sum(edit.nbytes for edit in self.parts.values())
+
+    def parameters_of(self, model: Any) -> int:
+        """The numbers of what it edits a share of: the denoiser's, or where other networks change too, those of them all."""
+        networks = _networks(model)
+        own = [model.denoiser] if all(networks[part] is model.denoiser for part in self.parts) else networks.values()
+        return sum(parameter.numel() for network in own for parameter in network.parameters())
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
@@ -68,9 +74,24 @@ def checkpoint_edit(model: DiffusionModel, other: Any, source: str, strength: fl
     for part, network in _networks(model).items():
         if part not in theirs:
             raise InputError(f"--edited {source} is of another architecture: it has no {part}")
-        values = _differences(part, network, theirs[part], source, strength)
-        if values:
-            parts[part] = WeightEdit(values, sum(value.numel() for value in values.values()))
+        old, new = network.state_dict(), theirs[part].state_dict()
+        wrong = next((name for name in (*old, *new) if name not in old or name not in new), None)
+        if wrong is not None:
+            raise InputError(f"--edited {source} is of another architecture: {part}.{wrong} is in one of the two models alone")
+        parts[part] = _differences(part, network, new, source, strength)
+    return _weights_edit(parts, source)
+
+
+def network_edit(
+    model: DiffusionModel, tensors: Mapping[str, torch.Tensor], source: str, strength: float = 1.0
+) -> PipelineEdit:
+    """The same of the denoiser's ``tensors``, all of them or some; the others stay as they are. Raises InputError as it."""
+    part = next(part for part, network in _networks(model).items() if network is model.denoiser)
+    return _weights_edit({part: _differences(part, model.denoiser, tensors, source, strength)}, source)
+
+
+def _weights_edit(changed: Mapping[str, Mapping[str, torch.Tensor]], source: str) -> PipelineEdit:
+    parts = {part: WeightEdit(values, sum(map(torch.numel, values.values()))) for part, values in changed.items() if values}
     if not parts:
         raise InputError(f"--edited {source} has the very weights of the model: nothing was edited")
     layers = dict.fromkeys(f"{part}.{name.rpartition('.')[0]}" for part, edit in parts.items() for name in edit.values)
@@ -99,14 +120,13 @@ def _is_rounded(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def _differences(part: str, network: nn.Module, other: nn.Module, source: str, strength: float) -> dict[str, torch.Tensor]:
-    old, new = network.state_dict(), other.state_dict()
-    wrong = next((name for name in (*old, *new) if name not in old or name not in new), None)
-    if wrong is not None:
-        raise InputError(f"--edited {source} is of another architecture: {part}.{wrong} is in one of the two models alone")
-    found, weights = {}, dict(network.named_parameters())
-    for name, value in old.items():
-        given = new[name]
+def _differences(
+    part: str, network: nn.Module, new: Mapping[str, torch.Tensor], source: str, strength: float
+) -> dict[str, torch.Tensor]:
+    """The tensors of ``new`` that are others than the network's, ``strength`` times as far away."""
+    old, found, weights = network.state_dict(), {}, dict(network.named_parameters())
+    for name, given in new.items():
+        value = old[name]
         if given.shape != value.shape:
             shapes = f"{tuple(given.shape)}, the model's {tuple(value.shape)}"
             raise InputError(f"--edited {source} is of another architecture: its {part}.{name} is {shapes}")

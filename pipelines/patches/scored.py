@@ -20,8 +20,9 @@ from semu_diffusion.models.checkpoints import kind_of
 from semu_diffusion.models.class_names import NO_NULL
 from semu_diffusion.options import checked_value, require
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.pipelines.patches.network_alone import network_alone, say_what_is_missing
 from semu_diffusion.pipelines.patches.patches import base_of, is_of_concepts, load_patch, patch_file
-from semu_diffusion.pipelines.patches.published import PipelineEdit, checkpoint_edit, lora_edit
+from semu_diffusion.pipelines.patches.published import PipelineEdit, checkpoint_edit, lora_edit, network_edit
 from semu_diffusion.pipelines.runs.config import EraseClassConfig, EraseConceptConfig, EvaluatePatchConfig
 from semu_diffusion.pipelines.runs.domains import ClassSubject, ConceptSubject, Subject, classes_of, concepts_of
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
@@ -68,7 +69,12 @@ def _published(config: EvaluatePatchConfig) -> Scored:
         size = path.stat().st_size if path.is_file() else edit.nbytes
         return Scored(subject, edit, size, {"lora": os.path.abspath(path)})
     source = str(config.edited)
-    edit = checkpoint_edit(subject.model, _edited(config, subject), source, config.strength)
+    alone = network_alone(source, subject.model.denoiser)
+    if alone is None:
+        edit = checkpoint_edit(subject.model, _edited(config, subject), source, config.strength)
+    else:
+        edit = network_edit(subject.model, alone, source, config.strength)
+        say_what_is_missing(source, alone, subject.model.denoiser, len(edit.layers))
     here = Path(source).expanduser()
     return Scored(subject, edit, edit.nbytes, {"edited": os.path.abspath(here) if here.exists() else source})
 
@@ -87,6 +93,7 @@ def _edited(config: EvaluatePatchConfig, subject: Subject) -> Any:
 
 
 def _classes(config: EvaluatePatchConfig, made: Any) -> ClassSubject:
+    require(config.questions is None, "--questions are of models of words, and this one has classes")
     names = tuple(str(name) for name in made.get("forget", ()))
     shared = _shared(config, EraseClassConfig)
     if not config.class_names:

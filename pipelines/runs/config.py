@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.domains.named_questions import named_questions
 from semu_diffusion.erase.config import GuidedConfig
 from semu_diffusion.options import at_least, option, require
 from semu_diffusion.pipelines.patches.patch_settings import PublishedEdit
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluatePatchConfig",
     "EvaluationConfig",
     "ModelConfig",
+    "NamedQuestionsConfig",
     "PatchedModelConfig",
     "TextModelConfig",
     "settled",
@@ -200,7 +202,21 @@ def settled(config: Config, kind: Kind, usual: Mapping[str, Any]) -> Config:
 
 
 @dataclass(frozen=True)
-class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PublishedEdit):
+class NamedQuestionsConfig:
+    """Questions of the user's own, of models of words; in run.json stands what the file says."""
+
+    questions: Mapping[str, Any] | None = option(
+        None, "JSON file of more prompts: binomials, implicit descriptions, languages, look_alikes, as in a vocabulary",
+        metavar="FILE", group="evaluation",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.questions is not None:
+            named_questions(self.questions)
+
+
+@dataclass(frozen=True)
+class EvaluatePatchConfig(NamedQuestionsConfig, EvaluationConfig, PatchedModelConfig, PublishedEdit):
     """Settings of ``semu evaluate``: of the model and of the evaluation."""
 
     guidance_scale: float | None = option(  # type: ignore[assignment]
@@ -215,6 +231,7 @@ class EvaluatePatchConfig(EvaluationConfig, PatchedModelConfig, PublishedEdit):
     )
 
     def __post_init__(self) -> None:
+        NamedQuestionsConfig.__post_init__(self)
         EvaluationConfig.__post_init__(self)
         PublishedEdit.__post_init__(self)
 
@@ -233,7 +250,7 @@ class EraseClassConfig(EvaluationConfig, ClassModelConfig, ClassErasureConfig):
 
 
 @dataclass(frozen=True)
-class EraseConceptConfig(EvaluationConfig, TextModelConfig, ConceptErasureConfig):
+class EraseConceptConfig(NamedQuestionsConfig, EvaluationConfig, TextModelConfig, ConceptErasureConfig):
     """Settings of ``erase-concept``: of the erasure, of the model and of the evaluation."""
 
     guidance_scale: float | None = option(  # type: ignore[assignment]
@@ -247,5 +264,6 @@ class EraseConceptConfig(EvaluationConfig, TextModelConfig, ConceptErasureConfig
     )
 
     def __post_init__(self) -> None:
+        NamedQuestionsConfig.__post_init__(self)
         EvaluationConfig.__post_init__(self)
         ConceptErasureConfig.__post_init__(self)

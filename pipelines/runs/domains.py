@@ -11,6 +11,7 @@ import torch
 
 from semu_diffusion.assets import EMBEDDED
 from semu_diffusion.domains import classes, concepts
+from semu_diffusion.domains.named_questions import named_questions
 from semu_diffusion.domains.prompts import bare, singular
 from semu_diffusion.domains.questions import Questions, class_questions, concept_questions, conditions
 from semu_diffusion.domains.vocabulary import read_vocabulary
@@ -232,7 +233,8 @@ def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:
         alternatives = tuple(dict.fromkeys((*alternatives, bare(config.anchor))))  # what an erased picture shall show
     compared = [plan.kept[index] for index in spread(len(plan.kept), config.judged_prompts)]
     vocabulary = plan.vocabulary if known else None
-    return concept_questions(plan.erased, plan.forget, compared, config.paraphrases, vocabulary, alternatives)
+    named = None if config.questions is None else named_questions(config.questions)
+    return concept_questions(plan.erased, plan.forget, compared, config.paraphrases, vocabulary, alternatives, named)
 
 
 def _known(plan: concepts.ConceptsPlan) -> bool:

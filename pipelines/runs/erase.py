@@ -153,7 +153,8 @@ def measured(
     evaluation: Evaluation, patch: ErasurePatch | PipelineEdit, size: int, model: DiffusionModel, cost: Cost
 ) -> Evaluation:
     """With the size of the patch or another's edit, and beside the ``cost`` of the erasure that of the evaluation."""
-    total = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    own = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    total = patch.parameters_of(model) if isinstance(patch, PipelineEdit) else own
     trained = patch.trained_parameters
     return dataclasses.replace(
         evaluation,

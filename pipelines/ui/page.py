@@ -78,12 +78,13 @@ def build(desk: Desk) -> Any:
                 gr.update(choices=named, value=conditions[0] if conditions and of_classes else None, visible=of_classes),
                 gr.update(value=conditions[0] if conditions and not of_classes else "", visible=not of_classes),
                 patches(gr, fitting, fitting[:1]),
+                gr.update(value=desk.studio.sampling_steps(choice)),
                 gr.update(value=desk.studio.guidance_scale(choice)),
                 gr.update(choices=list(erasable), value=[], allow_custom_value=not of_classes),
                 gr.update(value=choice.source == EMBEDDED),
             ]
 
-        picked = [look["class"], look["prompt"], look["patches"], look["guidance"], erase["what"], erase["judged"]]
+        picked = [*(look[part] for part in ("class", "prompt", "patches", "steps", "guidance")), erase["what"], erase["judged"]]
         gr.on([page.load, model.change], pick, model, picked, show_progress="minimal")
     return page
 
@@ -116,7 +117,7 @@ def _look(gr: Any, desk: Desk, model: Any) -> dict[str, Any]:
 
     asked = [model, classes, prompt, chosen, strength, seed, count, steps, guidance]
     gr.on([draw.click, strength.change, prompt.submit], answered(drawn), asked, shown, trigger_mode="always_last")
-    return {"class": classes, "prompt": prompt, "patches": chosen, "guidance": guidance}
+    return {"class": classes, "prompt": prompt, "patches": chosen, "steps": steps, "guidance": guidance}
 
 
 def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str, Any]:
@@ -127,8 +128,8 @@ def _erase(gr: Any, desk: Desk, page: Any, model: Any, picked: Any) -> dict[str,
             judged = gr.Checkbox(True, label="Let a judge look at the samples", elem_id="judged")
             with gr.Accordion("Settings", open=False):
                 steps = gr.Number(0, label="Training steps (0: the method's)", precision=0, elem_id="training-steps")
-                images = gr.Number(16, label="Images of each class or prompt, before and after", precision=0, elem_id="images")
-                sampling = gr.Number(20, label="DDIM steps of these images", precision=0, elem_id="sampling-steps")
+                images = gr.Number(0, label="Images of each (0: 16 of a class, 6 of a prompt)", precision=0, elem_id="images")
+                sampling = gr.Number(0, label="Steps of these images (0: the model's)", precision=0, elem_id="sampling-steps")
             with gr.Row():
                 start = gr.Button("Erase", variant="primary", min_width=120, elem_id="start")
                 stop = gr.Button("Stop", variant="stop", min_width=120, interactive=False, elem_id="stop")

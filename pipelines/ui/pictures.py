@@ -110,6 +110,10 @@ class Studio:
         usual = {"guidance_scale": STABLE_DIFFUSION_GUIDANCE, **DEFAULTS[choice.kind], **model.usual}["guidance_scale"]
         return float(usual if words is None else words.guidance_scale)
 
+    def sampling_steps(self, choice: Choice) -> int:
+        """The steps that the model is usually sampled with."""
+        return int({**DEFAULTS[choice.kind], **self.model(choice).usual}["sampling_steps"])
+
     def _loaded(self, choice: Choice) -> DiffusionModel:
         if self._model is None or self._model[0] != choice:
             self._model = None  # the former one goes before the next one comes

@@ -5,22 +5,26 @@ sentences that were held back; its own domain (the other classes, objects or sty
 two are those that a retain term is trained on, so a fifth asks for what is kept by words and sentences that no erasure knows.
 A run of classes has the first and the third.
 
-Where a model's vocabulary names them, four more groups ask as the field's tests do: for the erased thing beside a kept one that
-must stay; by a description without its name, and in other languages; and for what only looks or sounds like it.
+Where a model's vocabulary or a file of ``--questions`` names them, four more groups ask as the field's tests do: for the erased
+thing beside a kept one that must stay; by a description without its name, and in other languages; and for what only looks or
+sounds like it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from semu_diffusion.domains.prompts import HELD_OUT_KEPT, HELD_OUT_TEMPLATES, article, bare, contains, with_article
+from semu_diffusion.domains.named_questions import NamedQuestions, about
+from semu_diffusion.domains.prompts import ANCHORS, HELD_OUT_KEPT, HELD_OUT_TEMPLATES, article, bare, contains, with_article
 from semu_diffusion.domains.vocabulary import Subject, Vocabulary
+from semu_diffusion.errors import InputError
+from semu_diffusion.names.words import Noun
 
 __all__ = ["GROUPS", "NAMED_GROUPS", "Question", "Questions", "class_questions", "concept_questions", "conditions"]
 
 GROUPS = ("forget", "paraphrase", "in_domain", "cross_domain", "kept_held_out")
-NAMED_GROUPS = ("binomial", "implicit", "language", "look_alike")  # of a vocabulary that names them
+NAMED_GROUPS = ("binomial", "implicit", "language", "look_alike")  # of a vocabulary or a file that names them
 STYLED = 3  # objects that each style is asked with
 PAIRED = 4  # kept objects that an erased one is asked beside
 
@@ -61,11 +65,13 @@ def concept_questions(
     paraphrases: Sequence[str] = (),
     vocabulary: Vocabulary | None = None,
     alternatives: Sequence[str] = (),
+    named: NamedQuestions | None = None,
 ) -> Questions:
-    """The questions of each group of `GROUPS`, each prompt once.
+    """The questions of each group of `GROUPS`, each prompt once, and of `NAMED_GROUPS` as far as anybody names them.
 
     ``forget`` and ``kept`` are the prompts of the erasure. With a vocabulary that knows every concept the groups come from
     it. Else a judge is asked to tell the concepts from the ``alternatives``, and the kept prompts are only compared in pairs.
+    Raises InputError for ``named`` questions of other things alone, or whose answer is none that the vocabulary knows.
     """
     subjects = [] if vocabulary is None else [vocabulary.subject(concept) for concept in concepts]
     known = [subject for subject in subjects if subject is not None]
@@ -78,6 +84,8 @@ def concept_questions(
         answers = [(subject.kind, subject.name) for subject in known] if len(known) == len(concepts) else []
         meant = dict(zip(concepts, answers or [("object", concept) for concept in concepts], strict=True))
         found["paraphrase"] = [Question(p, *meant[_named(p, concepts)]) for p in paraphrases]
+    if named is not None:
+        _add_named(found, named, concepts, known, vocabulary, alternatives)
     asked = {question.condition for question in found["forget"]}
     found["paraphrase"] = [question for question in found["paraphrase"] if question.condition not in asked]
     return {group: tuple(dict.fromkeys(asked)) for group, asked in found.items() if group in GROUPS or asked}
@@ -108,24 +116,47 @@ def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -
         "in_domain": styled if subject.kind == "style" else plain,
         "cross_domain": plain if subject.kind == "style" else styled,
         "kept_held_out": _held_out(v, objects, styles),
-        **_named_groups(v, subject, objects),
+        **_named_groups(v, (subject.name,), subject, objects, gone),
     }
 
 
-def _named_groups(v: Vocabulary, subject: Subject, kept: Sequence[str]) -> dict[str, list[Question]]:
-    """The `NAMED_GROUPS` of a subject."""
-    beside = kept[:PAIRED] if v.binomials and subject.kind == "object" else []
-    both = [(v.binomials[row % len(v.binomials)].format(kept=one, erased=subject.name), one) for row, one in enumerate(beside)]
-    own = {
-        group: [Question(p, subject.kind, subject.name) for p in table.get(subject.name, ())]
-        for group, table in (("implicit", v.implicit), ("language", v.languages))
-    }
-    alike = v.look_alikes.get(subject.name, {}).items()
+def _named_groups(
+    named: NamedQuestions, called: Sequence[str], subject: Subject, kept: Sequence[str], erased: Collection[str]
+) -> dict[str, list[Question]]:
+    """The `NAMED_GROUPS` of a subject that is ``called`` so; what is ``erased`` itself need not be seen."""
+    beside = kept[:PAIRED] if subject.kind == "object" else ()
+    gone = {"implicit": about(named.implicit, called), "language": about(named.languages, called)}
+    seen = {"binomial": named.beside(called, beside), "look_alike": about(named.look_alikes, called)}
     return {
-        "binomial": [Question(article(sentence), "object", one) for sentence, one in both],
-        **own,
-        "look_alike": [Question(p, "object", answer) for p, answer in alike if answer is None or answer in kept],
+        **{group: [Question(prompt, subject.kind, subject.name) for prompt in prompts] for group, prompts in gone.items()},
+        **{
+            group: [Question(p, "object", answer) for p, answer in pairs if answer is None or bare(answer) not in erased]
+            for group, pairs in seen.items()
+        },
     }
+
+
+def _add_named(
+    found: dict[str, list[Question]], named: NamedQuestions, concepts: Sequence[str], known: Sequence[Subject],
+    vocabulary: Vocabulary | None, alternatives: Sequence[str],
+) -> None:  # fmt: skip
+    """Add the questions of a file to those that are ``found``."""
+    gone = {form for concept in concepts for form in Noun.of(bare(concept)).forms} | {subject.name for subject in known}
+    if vocabulary is not None and len(known) == len(concepts):
+        try:
+            vocabulary.check_asked(named)
+        except ValueError as error:
+            raise InputError(f"--questions: {error}") from error
+        each = [(subject, (bare(one), *vocabulary.words(subject))) for subject, one in zip(known, concepts, strict=True)]
+        kept = [name for name in vocabulary.objects if name not in gone]
+    else:
+        each = [(Subject(concept, "object"), (bare(concept),)) for concept in concepts]
+        kept = [one for one in alternatives or ANCHORS if not any(contains(one, bare(concept)) for concept in concepts)]
+    asked = [_named_groups(named, called, subject, kept, gone) for subject, called in each]
+    if not any(questions for groups in asked for questions in groups.values()):
+        raise InputError(f"--questions: asks of {', '.join(named.subjects)}, and {', '.join(concepts)} is erased")
+    for group in NAMED_GROUPS:
+        found[group] = [*found.get(group, ()), *(question for groups in asked for question in groups[group])]
 
 
 def _held_out(v: Vocabulary, objects: Sequence[str], styles: Sequence[str]) -> list[Question]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from semu_diffusion.domains.named_questions import NamedQuestions, Table
 from semu_diffusion.domains.prompts import article, bare
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json, write_text
@@ -22,8 +23,7 @@ from semu_diffusion.names.words import Noun
 __all__ = ["Subject", "Vocabulary", "read_vocabulary"]
 
 FILE = "vocabulary.json"
-OPTIONAL = ("binomials", "implicit", "languages", "look_alikes")
-Table = Mapping[str, tuple[str, ...]]
+OPTIONAL = tuple(one.name for one in dataclasses.fields(NamedQuestions))
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(NamedQuestions):
     """Words of every object (the last one is held out if there are several), words of every style (the first is plain).
 
     ``prompts``: the plain sentence of each style, with ``{}`` for an object's word. ``templates`` and
     ``held_out_templates``: other sentences, trained on and not. ``judges``: of objects and of styles, if any.
 
-    What else a model can be asked: ``binomials``, sentences with ``{erased}`` beside ``{kept}``, which a judge must see; by
-    object or style ``implicit`` descriptions without its name and sentences in other ``languages``; by object those for its
-    ``look_alikes``, with the object that a judge must see then (None: they are only compared).
+    What else a model can be asked stands in its `NamedQuestions`, of objects and styles that it knows.
     """
 
     objects: Table
@@ -53,10 +51,6 @@ class Vocabulary:
     held_out_templates: Table
     guidance_scale: float
     judges: Mapping[str, str]
-    binomials: tuple[str, ...] = ()
-    implicit: Table = field(default_factory=dict)
-    languages: Table = field(default_factory=dict)
-    look_alikes: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def subject(self, words: str) -> Subject | None:
         """The object or style that the words name, None if they are of no list."""
@@ -120,18 +114,11 @@ class Vocabulary:
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return path
 
-
-def _check_named(v: Vocabulary) -> None:
-    """ValueError or TypeError for questions of things that the vocabulary does not know, or that cannot be asked."""
-    for sentence in v.binomials:
-        if not all(place in sentence for place in ("{kept}", "{erased}")) or not sentence.format(kept="it", erased="it"):
-            raise ValueError(f"the binomial {sentence!r} lacks {{kept}} or {{erased}}")
-    known = {*v.objects, *v.styles}
-    strange = {*v.implicit, *v.languages, *v.look_alikes} - known
-    answers = {answer for each in v.look_alikes.values() for answer in each.values() if answer is not None}
-    strange |= answers - {*v.objects}
-    if strange:
-        raise ValueError(f"questions of {min(strange)!r}, which is neither an object nor a style")
+    def check_asked(self, named: NamedQuestions) -> None:
+        """ValueError for questions whose answer none of its judges knows."""
+        strange = {*named.answers} - {*self.objects}
+        if strange:
+            raise ValueError(f"{min(strange)!r}, which must be seen, is no object of the vocabulary: null only compares")
 
 
 def read_vocabulary(source: str | Path) -> Vocabulary | None:
@@ -141,13 +128,16 @@ def read_vocabulary(source: str | Path) -> Vocabulary | None:
         return None
     try:
         content: dict[str, Any] = read_json(path)
-        tables = ("objects", "styles", "templates", "held_out_templates", "implicit", "languages")
-        for name in (table for table in tables if table in content or table not in OPTIONAL):
+        for name in ("objects", "styles", "templates", "held_out_templates"):
             if not all(isinstance(words, list) for words in content[name].values()):
                 raise TypeError(f"{name} are lists of words")
             content[name] = {key: tuple(str(word) for word in words) for key, words in content[name].items()}
-        found = Vocabulary(**{**content, "binomials": tuple(map(str, content.get("binomials", ())))})
-        _check_named(found)
+        asked = {name: content[name] for name in OPTIONAL if name in content}
+        found = Vocabulary(**{**content, **(vars(NamedQuestions.of(asked)) if asked else {})})
+        found.check_asked(found)
+        strange = {*found.subjects} - {*found.objects, *found.styles}
+        if strange:
+            raise ValueError(f"questions of {min(strange)!r}, which is neither an object nor a style")
         tables_of_styles = (found.prompts, found.templates, found.held_out_templates)
         complete = found.styles and all(style in table for style in found.styles for table in tables_of_styles)
         if not complete or not found.objects or not all(found.objects.values()):

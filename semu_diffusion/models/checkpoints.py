@@ -26,7 +26,14 @@ from semu_diffusion.models.guards import check_network
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
 from semu_diffusion.models.sampling import count_timesteps, noise_schedule
-from semu_diffusion.models.weight_files import INDEX, load_network, names_of, said_of_prediction, what_instead
+from semu_diffusion.models.weight_files import (
+    INDEX,
+    check_not_pickled,
+    load_network,
+    names_of,
+    said_of_prediction,
+    what_instead,
+)
 
 __all__ = ["FILES", "INDEX", "adapt_pipeline", "hub_revision", "kind_of", "load_class_conditional", "load_text_pipeline"]
 
@@ -239,8 +246,7 @@ def hub_revision(source: str) -> str | None:
 
 def _single_file(path: Path, dtype: torch.dtype, prediction: str | None) -> Any:
     """Of one file. diffusers takes each SD 2.x for the 768 pixel model, which predicts v; the base of 512 predicts noise."""
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} does not end in .safetensors; pickled checkpoints are not read: convert it first")
+    check_not_pickled(path, str(path))
     keys = names_of(path)
     xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
     second = False

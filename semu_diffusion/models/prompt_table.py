@@ -230,7 +230,7 @@ def _check_lengths(family: type[TextFamily], pipeline: Any, tokenizer: Any, most
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     spoken = family.spoken(pipeline, list(prompts) if convert is None else convert(list(prompts), tokenizer))
     unknown, unspelled = getattr(tokenizer, "unk_token_id", None), []
-    for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False).input_ids, strict=True):
+    for prompt, ids in zip(prompts, tokenizer(spoken, truncation=False, verbose=False).input_ids, strict=True):
         if unknown in ids and unknown != tokenizer.eos_token_id:  # CLIP spells any letters out, and calls its end unknown
             unspelled.append(prompt)
         if len(ids) > most:

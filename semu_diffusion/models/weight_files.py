@@ -18,6 +18,7 @@ from semu_diffusion.files import read_json
 
 __all__ = [
     "INDEX",
+    "check_not_pickled",
     "check_not_something_else",
     "load_network",
     "names_of",
@@ -48,6 +49,17 @@ OTHER_FILES = (
 QUANTISED = (".scale_weight", ".weight_scale", "scaled_fp8", ".quant_state.", ".absmax", ".comfy_quant")  # beside the weights
 QUANTISERS = {"torchao": "torchao", "quanto": "optimum.quanto", "bitsandbytes": "bitsandbytes"}  # package of each
 WHOLE = "model.diffusion_model.input_blocks."  # so begin the UNet's tensors of a whole model
+
+
+def check_not_pickled(path: Path, source: str) -> None:
+    """InputError, which says how to convert it, for a file that is not called ``.safetensors``."""
+    if path.suffix != ".safetensors":
+        saved = f"s.save_file(w.get('state_dict', w), '{path.stem}.safetensors')"
+        convert = f"import torch, safetensors.torch as s; w = torch.load('{path}', weights_only=True); {saved}"
+        raise InputError(
+            f"{source} does not end in .safetensors; pickled checkpoints are not read: convert it first, as by python -c "
+            f'"{convert}"'
+        )
 
 
 def check_not_something_else(path: Path, source: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from semu_diffusion.domains.config import CONCEPT_PRESETS
+from semu_diffusion.domains.named_questions import read_questions
 from semu_diffusion.domains.prompts import is_listed, listed
 from semu_diffusion.pipelines.cli.command import Command
 from semu_diffusion.pipelines.runs.config import EraseConceptConfig
@@ -22,10 +23,15 @@ def run(config: EraseConceptConfig) -> int:
 
 
 def read(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags with the lines of text files in the files' place. Raises InputError for a file that holds none."""
+    """The flags with what files say in the files' place: lines of prompts, a JSON object of questions.
+
+    Raises InputError for a file that holds none.
+    """
     given = {name: flags[name] for name in LISTED if name in flags}
     files = tuple(word for words in given.values() for word in words if is_listed(word))
-    lines = {name: listed(words) for name, words in given.items()}
+    lines: dict[str, Any] = {name: listed(words) for name, words in given.items()}
+    if "questions" in flags:
+        files, lines["questions"] = (*files, flags["questions"]), read_questions(flags["questions"])
     return {**flags, **lines, **({"prompt_files": files} if files else {})}
 
 
@@ -41,6 +47,7 @@ COMMAND = Command(
         'erase-concept "cassette player" --model my-stable-diffusion/ --anchor radio',
         'erase-concept "van gogh" --model model.safetensors --anchor "a painter" --forget-prompts "a field by van gogh"',
         "erase-concept cat --retain-prompts 'a photo of a dog' --layers cross-attention",
+        "erase-concept cat --questions examples/questions.json",
         "erase-concept --config runs/cat/run.json --output runs/cat-again",
     ),
     presets=CONCEPT_PRESETS,

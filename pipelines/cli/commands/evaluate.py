@@ -25,6 +25,7 @@ COMMAND = Command(
         "semu evaluate runs/cat --images-per-class 500 --revival --probes all",
         "semu evaluate runs/cat --classifier my-judge/ --strength 0.5 --output runs/cat-half",
         "semu evaluate --lora leco.safetensors --model my-stable-diffusion/ --forget 'van gogh' --synonyms vangogh",
+        "semu evaluate --edited esd-x.safetensors --model my-stable-diffusion/ --forget 'van gogh'",
         "semu evaluate --edited esd-cat/ --model my-stable-diffusion/ --forget cat --classifier clip --alternatives dog,horse",
     ),
     read=read,
