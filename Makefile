@@ -59,10 +59,11 @@ figures: $(VENV)/installed-dev ## make the pictures of the README and the exampl
 	@rm -rf runs/figures runs/figures-concept
 	@$(BIN)/erase-class $(FIGURES_FLAGS) --output runs/figures
 	@cp runs/figures/before_after.png assets/before_after.png
-	@cp runs/figures/report.html docs/report-class.html
+	@$(BIN)/semu report runs/figures --output docs/report-class.html
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
-	@cp runs/figures-concept/report.html docs/report-concept.html
+	@$(BIN)/semu report runs/figures-concept --output docs/report-concept.html
+	@$(CHROMIUM) --headless --hide-scrollbars --window-size=1100,1400 --screenshot=assets/report.png docs/report-concept.html
 
 stress: $(VENV)/installed-dev ## thousands of damaged files, a hundred runs ended in the middle (the tests take some)
 	@SEMU_MUTANTS=2000 SEMU_KILLS=120 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_file_fuzz.py tests/test_kills.py

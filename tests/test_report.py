@@ -180,6 +180,23 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, concept_run: 
         assert "default-src 'none'" in html
         assert html.count("<h1>") == 1
         assert all('alt="' in image for image in re.findall(r"<img [^>]*>", html))
+
+
+def test_a_page_away_from_its_run_links_to_nothing_that_is_not_there(run: Path, tmp_path: Path) -> None:
+    assert semu(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    html = (tmp_path / "page.html").read_text()
+    assert {name for name in re.findall(r"""href=["']([^"']+)""", html) if not name.startswith(("data:", "#"))} == set()
+    assert "Files of the run folder, which this page does not lie in: run.json, metrics.json" in html
+
+
+@pytest.mark.parametrize("name", ["report-class.html", "report-concept.html"])
+def test_the_example_pages_are_small_whole_and_of_a_commit(name: str) -> None:
+    path = Path(__file__).parents[1] / "docs" / name
+    html = path.read_text()
+    assert path.stat().st_size < 3 * 2**20
+    assert re.search(r"commit [0-9a-f]{7,}", html)
+    assert "-dirty" not in html
+    assert {name for name in re.findall(r"""(?:src|href)=["']([^"']+)""", html) if not name.startswith(("data:", "#"))} == set()
         assert len(html) < 3_000_000
 
 

@@ -32,11 +32,10 @@ FILES = ("run.json", "metrics.json", "metrics.jsonl", "pictures.json", "README.m
 
 
 def write_run_page(run: Run, path: Path) -> None:
-    """Write the page of a run."""
-    write_text(
-        path,
-        render("run.html", {**_context(run), "files": [f for f in FILES if (run.folder / f).is_file() or f == "run.json"]}),
-    )
+    """Write the page of a run; it links to the run's files where it lies beside them."""
+    files = [name for name in FILES if (run.folder / name).is_file() or name == "run.json"]
+    beside = path.resolve().parent == run.folder.resolve()
+    write_text(path, render("run.html", {**_context(run), "files": files, "beside": beside}))
 
 
 def render(template: str, context: dict[str, Any]) -> str:
