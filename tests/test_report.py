@@ -227,10 +227,11 @@ def test_the_page_shows_every_number_and_every_chosen_picture(run: Path) -> None
 
 def test_every_verdict_stands_beside_its_interval_and_its_threshold(run: Path) -> None:
     said, found = text(page(run)), read_run(run)
-    for one in verdicts(found.evaluation, found.pictures):
+    measured = [one for one in verdicts(found.evaluation, found.pictures) if one.value is not None]
+    assert said.count("; good up to ") == len(measured) > 0
+    for one in measured:
         words = f"95 % interval {one.shown(one.low)} to {one.shown(one.high)}; good up to {one.shown(one.limit)}"
-        assert one.value is None or text(words) in said
-    assert said.count("; good up to ") == 3
+        assert text(words) in said
 
 
 def test_the_page_draws_what_became_of_the_class_with_its_counts(run: Path) -> None:
@@ -245,11 +246,13 @@ def test_the_page_draws_what_became_of_the_class_with_its_counts(run: Path) -> N
 
 
 def test_the_page_says_of_each_layer_its_rank_the_energy_kept_and_the_response(run: Path) -> None:
-    for layer in read_run(run).layers:
-        measured = [layer.protection[key] for key in ("gradient_energy_kept", "response_on_kept")]
-        shape = "×".join(map(str, layer.shape))
-        numbers = " ".join(f"{value:.3g}" for value in measured if value is not None)
-        assert f"{layer.name} {shape} {layer.rank} {layer.size:.4f} {numbers} " in text(page(run))
+    said, layers = text(page(run)), read_run(run).layers
+    keys = list(dict.fromkeys(key for layer in layers for key in layer.protection))  # the name's layers have none
+    assert {"gradient_energy_kept", "response_on_kept"} <= set(keys)
+    for layer in layers:
+        values = [layer.protection.get(key) for key in keys]
+        numbers = " ".join("–" if value is None else f"{value:.3g}" for value in values)
+        assert f"{layer.name} {'×'.join(map(str, layer.shape))} {layer.rank} {layer.size:.4f} {numbers} " in said
 
 
 def test_the_limits_and_the_protocol_say_what_a_reader_must_know(run: Path) -> None:
@@ -446,7 +449,7 @@ def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, ben
 
 def test_the_page_averages_methods_over_the_same_things_alone(benchmark: Path, tmp_path: Path) -> None:
     assert semu(["report", str(benchmark), "--output", str(tmp_path / "page.html")]) == 0
-    html = (tmp_path / "page.html").read_text().partition("<h3>Numbers</h3>")[2]
+    html = (tmp_path / "page.html").read_text().partition("<h3>Numbers</h3>")[2].partition("<details")[0]
     found = {}
     for table in re.findall(r"<table>.*?</table>", html, re.DOTALL):
         lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]

@@ -79,8 +79,11 @@ def _of_runs(entries: Sequence[Entry]) -> list[Table]:
     return [Table(COMPARED, "Measured", ("run", *(column.heading for column in columns)), lines)] if entries else []
 
 
-def _front(rows: Sequence[Row], axes: Axes | None) -> dict[str, Any]:
+def _front(rows: Sequence[Row], axes: Axes | None) -> dict[str, Any] | None:
+    """The front of methods that share something; None of those that erased several things at once alone."""
     found = points(rows)
+    if not found:
+        return None
     shown = panels(found, axes)
     return {
         "things": things(rows),
