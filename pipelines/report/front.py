@@ -120,7 +120,8 @@ def plot(points: Sequence[Point], x: str, y: str) -> str:
 def free_axes(points: Sequence[Point], shown: Axes) -> dict[str, Any]:
     """For a script that draws a panel again: its measures, and of every column that is ``shown`` or has a number both axes as
     SVG and where on them the marks are, in the panel's order."""
-    drawn, axes = _drawn(points), {}
+    drawn = _drawn(points)
+    axes: dict[str, dict[str, Any]] = {}
     for name in (column.heading for column in COLUMNS):
         if name in shown or any(point.values.get(name) is not None for point in points):
             one = _axis(name, drawn)
