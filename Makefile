@@ -63,7 +63,7 @@ figures: $(VENV)/installed-dev ## make the pictures of the README and the exampl
 	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
 	@$(BIN)/semu report runs/figures-concept --output docs/report-concept.html
-	@$(CHROMIUM) --headless --hide-scrollbars --window-size=1100,1400 --screenshot=assets/report.png docs/report-concept.html
+	@$(CHROMIUM) --headless --hide-scrollbars --window-size=1100,1720 --screenshot=assets/report.png docs/report-concept.html
 
 stress: $(VENV)/installed-dev ## thousands of damaged files, a hundred runs ended in the middle (the tests take some)
 	@SEMU_MUTANTS=2000 SEMU_KILLS=120 $(BIN)/python -m pytest -q tests/test_patch_fuzz.py tests/test_file_fuzz.py tests/test_kills.py
