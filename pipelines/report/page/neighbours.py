@@ -73,7 +73,8 @@ def _measured(entry: Entry, things: Things) -> dict[str, tuple[float, float]]:
 
 def _asked(entry: Entry) -> Iterator[Asked]:
     """The judged conditions of an entry without pictures; one of two groups in the first, whose answer its number is of."""
-    evaluation, kind = entry.evaluation, entry.row["kind"]
+    evaluation = entry.evaluation
+    kind: str = entry.row["kind"]
     seen = set()
     for group in NEIGHBOURS:
         for condition in evaluation.protocol.conditions.get(group, ()):
