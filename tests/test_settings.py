@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -297,6 +298,7 @@ def test_every_example_parses(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "cat").mkdir(parents=True)
+    shutil.copytree(Path(__file__).parents[1] / "examples", tmp_path / "examples")  # a file of questions is read at once
     write_run(tmp_path / "runs" / "cat", {"concept" if words == ["erase-concept"] else "forget": ["cat"]})
     assert exit_code(semu, [*words, "--help"]) == 0
     _, examples = capsys.readouterr().out.split("examples:\n")

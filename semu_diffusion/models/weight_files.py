@@ -179,11 +179,11 @@ def load_network(folder: Path, kind: Any, source: str, dtype: torch.dtype) -> An
     """
     variant = variant_of(folder, source)
     config = read_config(folder / "config.json")
-    options: dict[str, Any] = {"use_safetensors": True, "variant": variant, "dtype": dtype, "output_loading_info": True}
+    options: dict[str, Any] = {"variant": variant, "dtype": dtype, "output_loading_info": True}
     if config.get("quantization_config") and _quantiser(config["quantization_config"], folder, source) == "quanto":
         options["device_map"] = {"": "cpu"}  # else its tensors say that they are on the meta device
     try:
-        network, found = kind.from_pretrained(folder, **options)
+        network, found = kind.from_pretrained(folder, use_safetensors=True, **options)
     except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source}: the weights in {folder} cannot be loaded ({reason})") from error
