@@ -195,7 +195,8 @@ def read_json(path: str | Path, what: str = "", largest: float | None = 1e300) -
             raise RecursionError
         return content
     except (OSError, ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(said.split())[:200]
         raise InputError(f"{what or path} is not readable JSON ({reason})") from error
 
 

@@ -385,14 +385,14 @@ def test_what_was_found_elsewhere_stands_beside_the_row_of_the_same_model_and_th
         found = [protocol, row_of("known", "cat", revival, 0.9), row_of("known", "dog", 0.0, 0.9)]
         page = list(beside_table(methods, found))
         (line,) = [line for line in page if line.startswith("| the known")]
-        assert line == f"| the known | cat | revival | {revival:.2f} | 0.50 | 0.10 | {agrees} | by them on this model |"
+        assert line == f"| the known | cat | revival | {revival:.2f} | 0.50 | 0.10 | {agrees} | by them, on this model |"
         said = list(missed(methods.values(), found))
         assert any(line.startswith(f"known: revival {revival:.3f}, expected 0.5") for line in said) is (agrees != "yes")
         assert "known: unlearning_accuracy 0.500, expected 1 within 0.1" in said
     older = {"protocol": {"model": "tiny-sd", "weights": "cccc"}}
     page = list(beside_table(methods, [older, row_of("known", "cat", 0.0, 0.9), row_of("other", "cat", 0.0, 0.9)]))
     (line,) = [line for line in page if "by them" in line]
-    assert line.endswith("| **no** | by them on other weights of this model (aaaa) |")
+    assert line.endswith("| **no** | by them, on other weights of this model (aaaa) |")
     assert page[-1] == "the other: nobody has."
     assert not any("revival" in line for line in missed(methods.values(), [older, row_of("known", "cat", 0.0, 0.9)]))
     for model, erased in (("my-sd", "cat"), ("ddpm-cifar10", "cat"), ("tiny-sd", "dog")):

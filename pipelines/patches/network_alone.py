@@ -18,7 +18,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.weight_files import INDEX, check_not_pickled, check_not_something_else, load_network, read_config
-from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.patches.original_names import original_unet_key
 
 __all__ = ["network_alone", "say_what_is_missing"]
 
@@ -82,10 +82,8 @@ def _original_names(network: nn.Module) -> dict[str, str]:
     """The network's own name of each tensor by that of the original code, as far as it has one."""
     blocks = getattr(getattr(network, "config", None), "layers_per_block", 2)
     found: dict[str, str] = {}
-    attended = {".".join(name.split(".")[:2]) for name in network.state_dict() if ".attentions." in name}
-    for key in network.state_dict():
-        name, _, kind = key.rpartition(".")
-        upsampler = 2 if ".".join(key.split(".")[:2]) in attended else 1
+    state = network.state_dict()
+    for key in state:
         with suppress(InputError):  # of a network that the original code does not have
-            found[f"{original_unet_name(name, blocks if isinstance(blocks, int) else 2, upsampler)}.{kind}"] = key
+            found[original_unet_key(key, state, blocks if isinstance(blocks, int) else 2)] = key
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.patches.original_names import original_unet_key
 
 __all__ = ["original_tensors"]
 
@@ -56,13 +56,9 @@ def original_tensors(pipeline: Any, family: str) -> dict[str, torch.Tensor]:
 
 
 def _unet(unet: Any) -> Tensors:
-    layers = unet.config.layers_per_block
     state = unet.state_dict()
     for key, value in state.items():
-        name, _, kind = key.rpartition(".")
-        block = ".".join(key.split(".")[:2])
-        attention = any(other.startswith(f"{block}.attentions.") for other in state)
-        yield f"{UNET}{original_unet_name(name, layers, 2 if attention else 1)}.{kind}", value
+        yield UNET + original_unet_key(key, state, unet.config.layers_per_block), value
 
 
 def _autoencoder(vae: Any) -> Tensors:

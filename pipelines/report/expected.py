@@ -75,9 +75,9 @@ def beside_table(methods: Mapping[str, Method], measured: Sequence[Row]) -> Iter
     for one in found:
         known, form = one.known, _form(one.known.figure)
         numbers = " | ".join(format(number, form) for number in (one.value, known.value, known.tolerance))
-        source = known.source + (" on this model" if one.same_weights else f" on other weights of this model ({known.weights})")
-        agrees = "yes" if one.agrees else "**no**"
-        yield f"| {one.method.title} | {known.thing} | {HEADINGS[known.figure]} | {numbers} | {agrees} | {source} |"
+        where = "on this model" if one.same_weights else f"on other weights of this model ({known.weights})"
+        verdict = f"{'yes' if one.agrees else '**no**'} | {known.source}, {where}"
+        yield f"| {one.method.title} | {known.thing} | {HEADINGS[known.figure]} | {numbers} | {verdict} |"
     yield from ("",) if found and notes else ()
     yield from (f"{', '.join(titles)}: {note}." for note, titles in notes.items())
 

@@ -11,9 +11,11 @@ way down in each resolution and L + 1 on the way up,
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from semu_diffusion.errors import InputError
 
-__all__ = ["original_unet_name"]
+__all__ = ["original_unet_key", "original_unet_name"]
 
 _SINGLE = {
     "conv_in": "input_blocks.0.0",
@@ -43,6 +45,14 @@ def original_unet_name(name: str, layers_per_block: int, upsampler: int = 2) -> 
         return _SINGLE.get(name) or _in_block(name, layers_per_block, upsampler)
     except (LookupError, ValueError) as error:
         raise InputError(f"the original UNet of Stable Diffusion has no {name}: leave it out (--layers '!{name}')") from error
+
+
+def original_unet_key(key: str, keys: Collection[str], layers_per_block: int) -> str:
+    """The original name of a tensor of a UNet that has these ``keys``. Raises InputError as `original_unet_name`."""
+    name, _, kind = key.rpartition(".")
+    block = ".".join(key.split(".")[:2])
+    attention = any(other.startswith(f"{block}.attentions.") for other in keys)
+    return f"{original_unet_name(name, layers_per_block, 2 if attention else 1)}.{kind}"
 
 
 def _in_block(name: str, layers_per_block: int, upsampler: int) -> str:
