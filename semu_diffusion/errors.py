@@ -1,6 +1,6 @@
 """The one exception that means "the input is at fault, not the program", and the one warning: "this was decided for you"."""
 
-__all__ = ["InputError", "Notice"]
+__all__ = ["InputError", "Notice", "reason"]
 
 
 class InputError(ValueError):
@@ -23,3 +23,8 @@ class Notice(UserWarning):
 def _one_line(text: str) -> str:
     """Without what a terminal would obey: a message cites words of files that strangers wrote."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """What an error of another library says, at most so many letters in one line; its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

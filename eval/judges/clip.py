@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.eval.images import in_chunks, to_float, to_uint8, with_channels
 from semu_diffusion.eval.judges.networks import JudgeNetwork, state_digest
 from semu_diffusion.eval.results import ClipScore
@@ -111,8 +111,7 @@ def load_clip(name: str = "clip", device: str | torch.device = "cpu") -> Clip:
             network = open_clip.create_model(model, pretrained=weights, device=torch.device(device), force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # the Hub client, safetensors and open_clip raise a dozen classes for the same thing
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{name}: the weights cannot be had ({reason})") from error
+        raise InputError(f"{name}: the weights cannot be had ({reason(error)})") from error
     network.eval().requires_grad_(False)
     size = network.visual.image_size
     return Clip(

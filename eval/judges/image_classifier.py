@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.files import read_json, save_tensors, write_text
 
 __all__ = ["ClassifierConfig", "ImageClassifier"]
@@ -132,7 +132,7 @@ class ImageClassifier(nn.Module):
             weights = {name: value.float() for name, value in load_file(weights_file).items()}
             outcome = model.load_state_dict(weights, strict=False)
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(f"{weights_file} cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+            raise InputError(f"{weights_file} cannot be loaded ({reason(error)})") from error
         missing = [name for name in outcome.missing_keys if not name.endswith("num_batches_tracked")]
         if missing or outcome.unexpected_keys:
             odd = (missing + outcome.unexpected_keys)[0]

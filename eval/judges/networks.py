@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from semu_diffusion.assets import folder as embedded
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 from semu_diffusion.files import tensors_only
 
@@ -182,8 +182,7 @@ def _timm_categories(model: Any) -> tuple[str, ...]:
 
 
 def _no_weights(name: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return InputError(f"--classifier {name}: its weights could not be loaded ({reason})")
+    return InputError(f"--classifier {name}: its weights could not be loaded ({reason(error)})")
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.eval.images import in_chunks, to_uint8, with_channels
 from semu_diffusion.eval.judges.networks import state_digest
 from semu_diffusion.eval.results import Network
@@ -63,8 +63,7 @@ def load_dino(source: str, device: str | torch.device = "cpu") -> Dino:
         if loading["missing_keys"]:
             raise ValueError(f"there are no weights for {min(loading['missing_keys'])}")
     except Exception as error:  # of foreign files in a library: OSError, ValueError, KeyError, safetensors' own
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"--dino {source}: no DINOv2 can be loaded from there ({reason})") from error
+        raise InputError(f"--dino {source}: no DINOv2 can be loaded from there ({reason(error, 160)})") from error
     model = model.to(device).eval().requires_grad_(False)
     network = Network(source.rstrip("/").rpartition("/")[2], state_digest(model.state_dict()), model.config.hidden_size)
     return Dino(model, processor, network)

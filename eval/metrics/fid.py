@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.eval.images import in_chunks, to_uint8, with_channels
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import file_digest
@@ -134,8 +134,7 @@ def _inception(path: Path, device: torch.device) -> FeatureExtractor:
         with tensors_only(), torch.random.fork_rng(devices=[]):
             network = FeatureExtractorInceptionV3(_INCEPTION, ["2048"], str(path))
     except Exception as error:  # no such file, a pickle with code in it, other weights
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} does not hold torch-fidelity's Inception v3 weights ({reason})") from error
+        raise InputError(f"{path} does not hold torch-fidelity's Inception v3 weights ({reason(error, 160)})") from error
     network = network.to(device)
     digest = file_digest(path)
     other = "" if digest.startswith(_PUBLISHED_HASH) else ", other weights than the published"
@@ -152,5 +151,4 @@ def _download(path: Path) -> None:
         bar = sys.stderr.isatty()
         torch.hub.download_url_to_file(INCEPTION_URL, str(path), _PUBLISHED_HASH, progress=bar)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"downloading Inception's weights from {INCEPTION_URL} failed ({reason})") from error
+        raise InputError(f"downloading Inception's weights from {INCEPTION_URL} failed ({reason(error, 160)})") from error

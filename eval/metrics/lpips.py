@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.eval.images import in_chunks, with_channels
 from semu_diffusion.files import tensors_only
 
@@ -38,7 +38,7 @@ def load_lpips(device: str | torch.device = "cpu") -> Lpips | None:
         with tensors_only(), torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
             network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net.to(device).eval()
     except Exception as error:  # a pickle with code in it, half a file, other weights
-        raise InputError(f"{file} does not hold AlexNet's weights ({' '.join(str(error).split())[:160]})") from error
+        raise InputError(f"{file} does not hold AlexNet's weights ({reason(error, 160)})") from error
 
     def distances(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         if before.shape != after.shape or before.ndim != 4 or len(before) == 0:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.pipelines.data.folders import TABLES
 from semu_diffusion.pipelines.data.tables import column_of, label_of
 
@@ -69,4 +69,4 @@ def _rows(table: Path) -> list[dict[str, Any]]:
             return rows
         raise ValueError("a line is no object")
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise InputError(f"{table} is no readable table ({' '.join(str(error).split())[:150]})") from error
+        raise InputError(f"{table} is no readable table ({reason(error, 150)})") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.pipelines.data.folders import hidden
 
 __all__ = ["column_of", "label_of", "parquet_files", "read_tables"]
@@ -83,7 +83,7 @@ def _rows(path: Path, labelled: bool) -> tuple[list[Any], list[Any], tuple[str, 
         label_column = _column(path, schema.names, LABEL_COLUMNS)
         table = pq.read_table(path, columns=[image_column, label_column])
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())[:150]})") from error
+        raise InputError(f"{path} is not a readable parquet file ({reason(error, 150)})") from error
     kind = table[label_column].type
     words = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
     known = words or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.files import public_name, read_json, write_json, write_text
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.pipelines.report.card import for_repository, patch_card
@@ -38,8 +38,7 @@ def push(run: Path, repo: str, private: bool = False) -> str:
             address = str(api.create_repo(repo, private=private, exist_ok=True))
             api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Patch, LoRA files, card and numbers")
         except Exception as error:  # the Hub's client raises a dozen unrelated classes; each means that it was not taken
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"the Hub did not take {repo} ({reason}); log in with: hf auth login") from error
+            raise InputError(f"the Hub did not take {repo} ({reason(error)}); log in with: hf auth login") from error
     return address
 
 
@@ -70,7 +69,7 @@ def _check_finite(path: Path) -> None:
         if not all(tensor.isfinite().all() for tensor in load_file(path).values()):
             raise ValueError("its numbers are not finite")
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is not a LoRA of this run ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{path} is not a LoRA of this run ({reason(error)})") from error
 
 
 def public_record(record: dict[str, Any], run: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from safetensors import safe_open
 from torch import nn
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.files import read_json, tensors_only
 from semu_diffusion.models.adapters.ddpm import PixelDdpm, check_unet
 from semu_diffusion.models.adapters.dit import DiT
@@ -158,8 +158,7 @@ def _loaded(source: str, load: Callable[[], Any]) -> Any:
     except InputError:
         raise
     except Exception as error:  # diffusers, transformers and the Hub client raise a dozen classes; each means the same here
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason})") from error
+        raise InputError(f"{source} cannot be loaded as a diffusers pipeline ({reason(error)})") from error
 
 
 def _text_index(folder: Path, source: str) -> dict[str, Any]:

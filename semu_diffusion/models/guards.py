@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.errors import InputError, Notice, reason
 from semu_diffusion.patches.modes import evaluating
 from semu_diffusion.patches.quantised import FrozenWeight, quantised_layers, readable
 from semu_diffusion.patches.weights import is_fused
@@ -152,8 +152,7 @@ def refusing(wrong: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise InputError(f"{wrong} ({reason})") from error
+        raise InputError(f"{wrong} ({reason(error, 150)})") from error
 
 
 def require_finite(made: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.files import read_json
 
 __all__ = [
@@ -185,8 +185,7 @@ def load_network(folder: Path, kind: Any, source: str, dtype: torch.dtype) -> An
     try:
         network, found = kind.from_pretrained(folder, use_safetensors=True, **options)
     except Exception as error:  # broken headers, missing tensors and wrong shapes come as OSError, ValueError, RuntimeError, …
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{source}: the weights in {folder} cannot be loaded ({reason})") from error
+        raise InputError(f"{source}: the weights in {folder} cannot be loaded ({reason(error)})") from error
     left = {name for name in found["unexpected_keys"] if not name.endswith("position_ids")}
     if kind.__module__.startswith("transformers."):  # of a whole CLIP, the part that looks at pictures is left
         own = {name for name, _ in network.named_children()}

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.files import read_json
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
@@ -227,9 +227,7 @@ def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # of a foreign parser on a foreign file: whatever it is, the file is at fault
-        raise InputError(
-            f"--lora {path} is not readable as a file of tensors ({' '.join(str(error).split())[:150]})"
-        ) from error
+        raise InputError(f"--lora {path} is not readable as a file of tensors ({reason(error, 150)})") from error
 
 
 def _config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:

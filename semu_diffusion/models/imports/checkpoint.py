@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.models.weight_files import check_not_something_else
 
 __all__ = ["Imported", "State", "read_checkpoint"]
@@ -38,8 +38,7 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> dict[str, torch.Tens
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a pickle that holds more than tensors, and of a file that is none
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} cannot be read as a checkpoint of tensors ({reason})") from error
+        raise InputError(f"{path} cannot be read as a checkpoint of tensors ({reason(error, 120)})") from error
     if ema and not (isinstance(content, list | tuple) and len(content) > 3 and isinstance(content[-1], Mapping)):
         raise InputError(f"{path} holds no moving average: leave --ema out")
     state = content[-1 if ema else 0] if isinstance(content, list | tuple) and content else content

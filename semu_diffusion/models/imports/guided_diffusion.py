@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.models.imports.checkpoint import Imported, State
 from semu_diffusion.patches.original_names import original_unet_name
 
@@ -81,7 +81,7 @@ def unet_of(state: State, kind: Published, size: int | None = None) -> UNet2DMod
     try:
         unet.load_state_dict(dict(_tensors(state, kind, unet.state_dict(), attends[::-1])))
     except (KeyError, RuntimeError) as error:
-        raise InputError(f"the checkpoint is of another network ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"the checkpoint is of another network ({reason(error)})") from error
     return unet.eval()
 
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch.nn import functional as F
 
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, reason
 from semu_diffusion.models.imports.checkpoint import Imported, State
 
 __all__ = ["imported", "schedule", "unet_of"]
@@ -103,7 +103,7 @@ def unet_of(state: State, sample_size: int | None = None) -> UNet2DModel:
         renamed = {name: tensor.reshape(own[name].shape) if name in own else tensor for name, tensor in renamed.items()}
         unet.load_state_dict({**renamed, **_embeddings(state, width)})
     except RuntimeError as error:
-        raise InputError(f"the checkpoint is of another network ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"the checkpoint is of another network ({reason(error)})") from error
     return unet.eval()
 
 
