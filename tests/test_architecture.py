@@ -145,6 +145,11 @@ def nothing_seeds_globally(path: str, tree: ast.AST) -> Iterator[str]:
                 yield f"line {call.lineno}: {name} seeds globally; take a generator"
 
 
+def bars_are_drawn_in_one_place(path: str, tree: ast.AST) -> Iterator[str]:
+    if PurePosixPath(path).parts[0] in ROOMS and path != "pipelines/cli/progress.py":
+        yield from (f"imports {name}; take pipelines.cli.progress" for name in imports(path, tree) if within(name, "tqdm"))
+
+
 RULES: tuple[Rule, ...] = (
     the_method_knows_no_shell,
     the_rooms_of_the_method_point_down,
@@ -152,6 +157,7 @@ RULES: tuple[Rule, ...] = (
     short_names_are_never_imported,
     nothing_is_unpickled,
     nothing_seeds_globally,
+    bars_are_drawn_in_one_place,
 )
 
 
@@ -214,6 +220,7 @@ PLANTED = [
     (nothing_seeds_globally, "eval/fid.py", "import numpy as np\nnp.random.seed(0)"),
     (nothing_seeds_globally, "eval/fid.py", "import random\nrandom.seed(0)"),
     (nothing_seeds_globally, "semu_diffusion/erasure.py", "from torch import manual_seed\nmanual_seed(0)"),
+    (bars_are_drawn_in_one_place, "pipelines/train/ddpm.py", "def train():\n    from tqdm import tqdm"),
     (nothing_seeds_globally, "semu_diffusion/patch.py", "from accelerate.utils import set_seed\nset_seed(0)"),
 ]
 
@@ -226,6 +233,7 @@ ALLOWED = [
     ("eval/fid.py", "import torch\nwith torch.random.fork_rng(devices=[]):\n    torch.manual_seed(0)"),
     ("eval/fid.py", "import torch\ngenerator = torch.Generator().manual_seed(0)"),
     ("tests/test_fid.py", "import torch\ntorch.manual_seed(0)"),
+    ("pipelines/cli/progress.py", "def bar():\n    from tqdm import tqdm"),
 ]
 
 

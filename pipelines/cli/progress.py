@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "bar"]
+
+
+def bar(stage: str, items: Iterable[Any] | None = None, total: int | None = None, done: int = 0, keep: bool = False) -> Any:
+    """A bar of its own over the ``items``, or one to `update` by hand; it goes away at its end unless it is to ``keep``."""
+    from tqdm import tqdm
+
+    return tqdm(items, stage, total, keep, initial=done, disable=None)  # None: silent where there is no terminal
 
 
 class Progress:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.names.words import match_names
+from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
 from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
 from semu_diffusion.pipelines.data.metadata import listed_above, listed_classes
@@ -196,7 +196,7 @@ def _pixels(pictures: Sequence[tuple[str, Any]], findings: Findings) -> list[np.
     """(C, H, W) uint8 of every picture, given as (what it is, its bytes or its file)."""
     return [
         decoded(picture_bytes(content) if isinstance(content, Path) else content, what, findings)
-        for what, content in _progress(pictures, "reading images")
+        for what, content in bar("reading images", pictures)
     ]
 
 
@@ -240,9 +240,3 @@ def _image_set(
         digest.update(torch.tensor(labels).numpy().tobytes())
         revision = digest.hexdigest()
     return ImageSet(torch.from_numpy(stacked), torch.tensor(labels), names, source, revision)
-
-
-def _progress(items: Iterable[Any], what: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc=what, disable=not sys.stderr.isatty(), leave=False))

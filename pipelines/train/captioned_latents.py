@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.data.images import ImageSet
 from semu_diffusion.pipelines.train.captions import captions
 from semu_diffusion.pipelines.train.picture_styles import STYLES, drawn_styles, in_style
@@ -47,12 +47,10 @@ def encoded(data: ImageSet, autoencoder: AutoencoderKL, folder: Path, precision:
 
 def _encode(images: torch.Tensor, style: str, autoencoder: AutoencoderKL, precision: Precision) -> torch.Tensor:
     import torch
-    from tqdm import tqdm
 
     parts = []
-    chunks = tqdm(images.split(CHUNK), f"encoding {style}", disable=not sys.stderr.isatty(), leave=False)
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in bar(f"encoding {style}", images.split(CHUNK)):
             x = signed(in_style(chunk.to(autoencoder.device), style))
             with precision():
                 mean = autoencoder.encode(x).latent_dist.mean

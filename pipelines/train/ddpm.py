@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semu_diffusion.options import option, require
+from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.train.card import Card, Result, judged_shares
 from semu_diffusion.pipelines.train.recipe import Recipe, TrainingConfig
 from semu_diffusion.pipelines.train.step import denoising_loss, mirrored, plain_attention, signed
@@ -120,7 +120,6 @@ class DDPM(Recipe):
     def measure(self, folder: Path, final: bool) -> dict[str, Any]:
         """Share of samples of each class (guidance 3, 50 DDIM steps, seeds 0, 1, …) that the judge calls that class."""
         import torch
-        from tqdm import tqdm
 
         from semu_diffusion.models.checkpoints import load_class_conditional
 
@@ -130,8 +129,7 @@ class DDPM(Recipe):
 
         def sample(labels: list[int]) -> torch.Tensor:
             samples = model.sample(labels, range(len(labels)), SAMPLING_STEPS, GUIDANCE, BATCH)
-            hidden = not sys.stderr.isatty()
-            return torch.cat(list(tqdm(samples, "judging", -(-len(labels) // BATCH), disable=hidden, leave=False)))
+            return torch.cat(list(bar("judging", samples, -(-len(labels) // BATCH))))
 
         count = self.config.judged_samples
         share, each, judge = judged_shares(self.config.classifier, model.names, count, self.device, sample)

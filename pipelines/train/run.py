@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import ENDING, atomic_file, clear_temporaries, handled, write_json, write_text
+from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.cli.signals import Stopped
 from semu_diffusion.pipelines.runs.ownership import WRITTEN_BY, held, is_ours
 
@@ -124,19 +124,17 @@ class TrainingRun:
         is never waited for. Raises Stopped, after both, when Ctrl-C or SIGTERM came, and InputError when a loss is not
         finite: no checkpoint of such weights is written.
         """
-        from tqdm import tqdm
-
         if self.step == 0:
             self._drop_log_after(-1)  # of a run that ended before its first checkpoint, or that is started over
         self._started = saved = time.monotonic()
         before, first = self.seconds, self.step
         losses: list[torch.Tensor] = []
-        hidden = not sys.stderr.isatty()
-        with tqdm(total=self.config.steps, initial=first, desc="training", disable=hidden) as bar, self.graceful_shutdown():
+        shown = bar("training", total=self.config.steps, done=first, keep=True)
+        with shown, self.graceful_shutdown():
             while self.progress() < 1:
                 losses.append(update())
                 self.step += 1
-                bar.update()
+                shown.update()
                 if self.step % LOG_EVERY == 0 or self.step == self.config.steps:
                     mean = self._mean(losses)
                     speed = (self.step - first) * self.config.batch_size / max(self.elapsed() - before, 1e-6)

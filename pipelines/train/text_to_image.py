@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from semu_diffusion.domains.prompts import article
 from semu_diffusion.files import write_text
 from semu_diffusion.options import option, require
+from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.train.captioned_latents import CaptionedLatents, encoded
 from semu_diffusion.pipelines.train.captions import PROMPTS, cifar_vocabulary
 from semu_diffusion.pipelines.train.card import Card, Result, judged_shares
@@ -204,10 +204,9 @@ class TextToImage(Recipe):
 def _sampled(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor:
     """uint8 images (N, 3, H, W) of the prompts, with their articles set right; image i from seed i."""
     import torch
-    from tqdm import tqdm
 
     found = []
-    for start in tqdm(range(0, len(prompts), BATCH), "judging", disable=not sys.stderr.isatty(), leave=False):
+    for start in bar("judging", range(0, len(prompts), BATCH)):
         part = [article(prompt) for prompt in prompts[start : start + BATCH]]
         images = pipeline(
             part,
