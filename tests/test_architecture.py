@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 
@@ -41,6 +42,11 @@ def sources() -> list[str]:
     places = [ROOT / room for room in (*ROOMS, "tests")]
     found = (p for place in places for p in place.rglob("*.py"))
     return sorted(str(p.relative_to(ROOT)) for p in found if p.resolve() == p)  # not twice, through a link
+
+
+@cache
+def parsed(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
 
 
 def module_name(path: str) -> str:
@@ -163,7 +169,7 @@ RULES: tuple[Rule, ...] = (
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_code_keeps_the_rule(rule: Rule) -> None:
-    found = {path: list(rule(path, ast.parse((ROOT / path).read_text()))) for path in sources()}
+    found = {path: list(rule(path, parsed(path))) for path in sources()}
     assert not {path: violations for path, violations in found.items() if violations}
 
 
@@ -176,7 +182,7 @@ def test_the_public_face_points_down() -> None:
 def test_files_functions_and_folders_stay_small() -> None:
     ours = [path for path in sources() if not path.startswith("tests/")]
     assert not [path for path in ours if len((ROOT / path).read_text().splitlines()) > 300]
-    functions = [n for p in ours for n in ast.walk(ast.parse((ROOT / p).read_text())) if isinstance(n, ast.FunctionDef)]
+    functions = [n for p in ours for n in ast.walk(parsed(p)) if isinstance(n, ast.FunctionDef)]
     assert not [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 60]
     rooms = [str(PurePosixPath(path).parent) for path in ours if not path.endswith("__init__.py")]
     assert not [room for room in set(rooms) - {COMMANDS} if rooms.count(room) > 14]
@@ -247,26 +253,26 @@ def test_what_is_allowed_is_not_reported(path: str, source: str) -> None:
     assert not [found for rule in RULES for found in rule(path, ast.parse(source))]
 
 
-def import_graph(files: dict[str, str]) -> dict[str, set[str]]:
-    """module -> our modules it imports, of a {path: source}."""
+def import_graph(files: dict[str, ast.AST]) -> dict[str, set[str]]:
+    """module -> our modules it imports, of a {path: syntax tree}."""
     modules = {module_name(path) for path in files}
     graph: dict[str, set[str]] = {}
-    for path, source in files.items():
-        names = set(imports(path, ast.parse(source)))
+    for path, tree in files.items():
+        names = set(imports(path, tree))
         targets = {name if name in modules else name.rpartition(".")[0] for name in names}
         graph[module_name(path)] = (targets & modules) - {module_name(path)}
     return graph
 
 
 def test_no_two_files_import_each_other() -> None:
-    files = {path: (ROOT / path).read_text() for path in sources()}
+    files: dict[str, ast.AST] = {path: parsed(path) for path in sources()}
     TopologicalSorter(import_graph(files)).prepare()  # raises CycleError, naming the files
 
 
 def test_a_planted_circle_is_found() -> None:
-    circle = {
-        "semu_diffusion/patch.py": "from semu_diffusion import subspace",
-        "semu_diffusion/subspace.py": "def rank():\n    from semu_diffusion.patch import ErasurePatch",
+    circle: dict[str, ast.AST] = {
+        "semu_diffusion/patch.py": ast.parse("from semu_diffusion import subspace"),
+        "semu_diffusion/subspace.py": ast.parse("def rank():\n    from semu_diffusion.patch import ErasurePatch"),
     }
     with pytest.raises(CycleError):
         TopologicalSorter(import_graph(circle)).prepare()
