@@ -17,7 +17,7 @@ from torch import nn
 
 from semu_diffusion.models.adapters.latents import LatentModel
 from semu_diffusion.models.guards import check_parts, with_plain_network
-from semu_diffusion.models.prompt_table import PromptTable, Text, encode_prompts
+from semu_diffusion.models.prompt_table import PromptTable, Text, encode_prompts, tokenizer_of
 
 __all__ = ["TextConditional"]
 
@@ -34,6 +34,7 @@ class TextConditional(LatentModel):
     part: ClassVar[str] = "transformer"  # the pipeline's name of the network that is edited
     network: ClassVar[type[nn.Module]]  # its class, by which the family is known
     named: ClassVar[str]  # the family, where one adapter serves one
+    most_tokens: ClassVar[int | None] = None  # of a prompt, by the pipeline's default; None: as many as its encoders take
     cross_attention: ClassVar[bool] = False  # the text is read by layers of its own, as ``attn2``, and is never changed
 
     @classmethod
@@ -56,8 +57,16 @@ class TextConditional(LatentModel):
         """The network's prediction (N, C, h, w)."""
 
     @classmethod
+    def by_pipeline(cls, pipeline: Any, prompts: list[str], ending: str = "", **more: Any) -> Any:
+        """What the pipeline itself makes of the prompts alone, in as many tokens as the encoder of this ``ending`` is given."""
+        most = cls.max_tokens(pipeline, ending)
+        how = {"device": getattr(pipeline, cls.part).device, "do_classifier_free_guidance": False, "max_sequence_length": most}
+        return pipeline.encode_prompt(prompts, **how, **more)
+
+    @classmethod
     def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
-        return None
+        own = cls.most_tokens
+        return None if own is None else int(min(own, tokenizer_of(pipeline, ending).model_max_length))
 
     @classmethod
     def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:

@@ -13,27 +13,17 @@ from semu_diffusion.models.prompt_table import Text
 
 __all__ = ["AuraFlow"]
 
-T5_TOKENS = 256  # the pipeline's default
-
 
 class AuraFlow(FlowModel):
     """An AuraFlowPipeline and the prompts that are spoken of."""
 
     network = AuraFlowTransformer2DModel
     named = "auraflow"
-
-    @classmethod
-    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
-        return int(min(T5_TOKENS, pipeline.tokenizer.model_max_length))
+    most_tokens = 256
 
     @classmethod
     def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
-        embeddings, _, _, _ = pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            device=pipeline.transformer.device,
-            max_sequence_length=cls.max_tokens(pipeline, ""),
-        )
+        embeddings, _, _, _ = cls.by_pipeline(pipeline, prompts)
         return Text(embeddings)
 
     @property

@@ -14,12 +14,11 @@ from diffusers import Flux2Transformer2DModel
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.adapters.flow import AnySizeFlow
-from semu_diffusion.models.prompt_table import Text, in_chat, tokenizer_of
+from semu_diffusion.models.prompt_table import Text, in_chat
 
 __all__ = ["Flux2"]
 
 GUIDANCE = 4.0
-TOKENS = 512  # the pipelines' default
 PACKED = 2  # side of the square of the autoencoder's latents that is one of ours
 PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline")
 
@@ -29,16 +28,13 @@ class Flux2(AnySizeFlow):
 
     network = Flux2Transformer2DModel
     named = "flux2"
+    most_tokens = 512
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:
         super().check(pipeline, source)
         if type(pipeline).__name__ not in PIPELINES:
             raise InputError(f"{source} is a {type(pipeline).__name__}; erase-concept takes FLUX.2 dev and klein themselves")
-
-    @classmethod
-    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
-        return int(min(TOKENS, tokenizer_of(pipeline).model_max_length))
 
     @classmethod
     def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:

@@ -18,7 +18,6 @@ from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["PixArt"]
 
-T5_TOKENS = 300  # the pipeline's default
 NO_SIZES = {"resolution": None, "aspect_ratio": None}  # which PixArt-α of 1024 pixels is told
 
 
@@ -27,6 +26,7 @@ class PixArt(TextConditional):
 
     network = PixArtTransformer2DModel
     named = "pixart"
+    most_tokens = 300
     cross_attention = True
 
     @classmethod
@@ -40,17 +40,8 @@ class PixArt(TextConditional):
             raise InputError(f"{source} is a {type(pipeline).__name__}; of the PixArt models erase-concept takes PixArt-Σ")
 
     @classmethod
-    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
-        return int(min(T5_TOKENS, pipeline.tokenizer.model_max_length))
-
-    @classmethod
     def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
-        embeddings, mask, _, _ = pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            device=pipeline.transformer.device,
-            max_sequence_length=cls.max_tokens(pipeline, ""),
-        )
+        embeddings, mask, _, _ = cls.by_pipeline(pipeline, prompts)
         return Text(embeddings, mask=mask)
 
     @property

@@ -22,14 +22,13 @@ from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["Sana"]
 
-TOKENS = 300  # the pipeline's default
-
 
 class Sana(TextConditional):
     """A SanaPipeline and the prompts that are spoken of, sampled by the pipeline's own scheduler."""
 
     network = SanaTransformer2DModel
     named = "sana"
+    most_tokens = 300
     cross_attention = True
 
     @classmethod
@@ -49,10 +48,6 @@ class Sana(TextConditional):
             )
 
     @classmethod
-    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
-        return int(min(TOKENS, pipeline.tokenizer.model_max_length))
-
-    @classmethod
     def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
         call = inspect.signature(pipeline.__call__).parameters
         instruction = call["complex_human_instruction"].default
@@ -60,13 +55,8 @@ class Sana(TextConditional):
         for said, words in ((True, instruction), (False, None)):
             places = [place for place, prompt in enumerate(prompts) if (prompt != "") is said]
             if places:
-                embeddings, mask, _, _ = pipeline.encode_prompt(
-                    [prompts[place] for place in places],
-                    do_classifier_free_guidance=False,
-                    device=pipeline.transformer.device,
-                    max_sequence_length=cls.max_tokens(pipeline, ""),
-                    complex_human_instruction=words,
-                )
+                part = [prompts[place] for place in places]
+                embeddings, mask, _, _ = cls.by_pipeline(pipeline, part, complex_human_instruction=words)
                 parts |= dict(zip(places, zip(embeddings, mask, strict=True), strict=True))
         rows = [parts[place] for place in range(len(prompts))]
         return Text(torch.stack([embeddings for embeddings, _ in rows]), mask=torch.stack([mask for _, mask in rows]))

@@ -35,14 +35,7 @@ class StableDiffusion3(FlowModel):
 
     @classmethod
     def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
-        embeddings, _, pooled, _ = pipeline.encode_prompt(
-            prompts,
-            None,
-            None,
-            device=pipeline.transformer.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=cls.max_tokens(pipeline, "_3"),
-        )
+        embeddings, _, pooled, _ = cls.by_pipeline(pipeline, prompts, "_3", prompt_2=None, prompt_3=None)
         return Text(embeddings, pooled)
 
     @property

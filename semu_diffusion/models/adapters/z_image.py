@@ -7,7 +7,7 @@ distilled for few steps and w = 1, is known by the shift of its schedule, 3, whe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ZImageTransformer2DModel
@@ -19,7 +19,6 @@ from semu_diffusion.models.prompt_table import Text, in_chat
 
 __all__ = ["ZImage"]
 
-TOKENS = 512  # the pipeline's default
 TURBO_SHIFT = 3.0
 
 
@@ -28,6 +27,7 @@ class ZImage(AnySizeFlow):
 
     network = ZImageTransformer2DModel
     named = "z-image"
+    most_tokens: ClassVar[int] = 512
 
     @classmethod
     def check(cls, pipeline: Any, source: str) -> None:
@@ -38,22 +38,13 @@ class ZImage(AnySizeFlow):
             )
 
     @classmethod
-    def max_tokens(cls, pipeline: Any, ending: str) -> int | None:
-        return int(min(TOKENS, pipeline.tokenizer.model_max_length))
-
-    @classmethod
     def spoken(cls, pipeline: Any, prompts: list[str]) -> list[str]:
         return in_chat(pipeline.tokenizer, prompts, enable_thinking=True)
 
     @classmethod
     def encode_text(cls, pipeline: Any, prompts: list[str]) -> Text:
-        most = cls.max_tokens(pipeline, "") or TOKENS
-        given, _ = pipeline.encode_prompt(
-            list(prompts),  # it writes into the list
-            device=pipeline.transformer.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=most,
-        )
+        most = cls.max_tokens(pipeline, "") or cls.most_tokens
+        given, _ = cls.by_pipeline(pipeline, list(prompts))  # it writes into the list
         masks = [torch.ones(len(tokens), device=tokens.device) for tokens in given]
         embeddings = torch.stack([functional.pad(tokens, (0, 0, 0, most - len(tokens))) for tokens in given])
         return Text(embeddings, mask=torch.stack([functional.pad(mask, (0, most - len(mask))) for mask in masks]))
