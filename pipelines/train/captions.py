@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from semu_diffusion.assets import folder
 from semu_diffusion.domains.prompts import article
-from semu_diffusion.domains.vocabulary import Vocabulary
+from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.pipelines.train.picture_styles import PHOTO, STYLES
 
 __all__ = [
@@ -26,62 +27,12 @@ __all__ = [
     "words_of",
 ]
 
-# The first word is the class's own name in CIFAR-10.
-WORDS: dict[str, tuple[str, ...]] = {
-    "airplane": ("airplane", "plane", "jet", "aircraft"),
-    "automobile": ("automobile", "car", "sedan", "motorcar"),
-    "bird": ("bird", "songbird", "sparrow", "fowl"),
-    "cat": ("cat", "kitten", "kitty", "tomcat"),
-    "deer": ("deer", "stag", "doe", "fawn"),
-    "dog": ("dog", "puppy", "hound", "doggy"),
-    "frog": ("frog", "toad", "bullfrog", "froglet"),
-    "horse": ("horse", "pony", "stallion", "mare"),
-    "ship": ("ship", "boat", "vessel", "steamer"),
-    "truck": ("truck", "lorry", "pickup", "hauler"),
-}
-STYLE_WORDS: dict[str, tuple[str, ...]] = {
-    PHOTO: ("photo",),
-    "sketch": ("pencil sketch", "sketch"),
-    "pixel art": ("pixel art",),
-    "sepia": ("sepia",),
-    "night": ("night",),
-    "poster": ("poster",),
-}
-# The plain sentence of each style.
-PROMPTS: dict[str, str] = {
-    PHOTO: "a photo of a {}",
-    "sketch": "a pencil sketch of a {}",
-    "pixel art": "pixel art of a {}",
-    "sepia": "a sepia photo of a {}",
-    "night": "a {} at night",
-    "poster": "a poster of a {}",
-}
+_VOCABULARY = read_vocabulary(folder("tiny-sd"))  # of the embedded model, which was taught by them
+assert _VOCABULARY is not None
+WORDS = _VOCABULARY.objects  # of each class of CIFAR-10, its own name first
+STYLE_WORDS, PROMPTS = _VOCABULARY.styles, _VOCABULARY.prompts
+TEMPLATES, HELD_OUT_TEMPLATES = _VOCABULARY.templates, _VOCABULARY.held_out_templates
 HELD_OUT_WORDS = frozenset(words[-1] for words in WORDS.values())
-
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    PHOTO: (
-        "a photo of a {}",
-        "a picture of a {}",
-        "an image of a {}",
-        "a photo of one {}",
-        "the photo of the {}",
-        "a {}",
-        "{}",
-    ),
-    "sketch": ("a pencil sketch of a {}", "a pencil sketch of one {}", "a sketch of a {}", "a picture of a {}, pencil sketch"),
-    "pixel art": ("pixel art of a {}", "pixel art of one {}", "a pixel art picture of a {}", "a picture of a {}, pixel art"),
-    "sepia": ("a sepia photo of a {}", "a sepia photo of one {}", "a sepia picture of a {}", "a picture of a {}, sepia"),
-    "night": ("a {} at night", "a photo of a {} at night", "one {} at night", "a night photo of a {}"),
-    "poster": ("a poster of a {}", "a poster of one {}", "a poster picture of a {}", "a picture of a {}, poster"),
-}
-HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
-    PHOTO: ("a picture of one {}", "an image of the {}", "the {}"),
-    "sketch": ("the pencil sketch of the {}", "an image of a {}, pencil sketch"),
-    "pixel art": ("the pixel art of the {}", "an image of a {}, pixel art"),
-    "sepia": ("the sepia photo of the {}", "an image of a {}, sepia"),
-    "night": ("a picture of a {} at night", "the {} at night"),
-    "poster": ("the poster of the {}", "an image of a {}, poster"),
-}
 
 
 def words_of(class_name: str) -> tuple[str, ...]:
