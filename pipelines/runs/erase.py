@@ -37,7 +37,7 @@ from semu_diffusion.pipelines.runs.provenance import environment, peak_memory_by
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer
 
-__all__ = ["erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
+__all__ = ["conclude", "erase_classes", "erase_concepts", "inputs_of", "measured", "metered_task", "settings_of", "spent"]
 
 
 def erase_classes(config: EraseClassConfig, progress: Progress | None = None) -> int:
@@ -82,13 +82,19 @@ def _erase(program: str, load: Callable[[Any], Subject], config: Any, progress: 
             progress.close()
             print(f"{program}: {error}. {folder.kept()}", file=sys.stderr)
             return 1
-    if evaluation.collapsed is not None:
-        lost = f"the erasure destroyed the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}"
-        print(f"{program}: {lost}; lower --lr or --steps.", file=sys.stderr)
-    elif (unproven := never_made(evaluation)) is not None:
-        print(f"{program}: {unproven}", file=sys.stderr)
+    lost = f"the erasure destroyed the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}"
     said = f"{table(evaluation, record['anchors'], folder.path)}\nlayers edited: {record['layers']}"
-    print(folder.shown("metrics.json") if config.json else said)
+    said = folder.shown("metrics.json") if config.json else said
+    return conclude(program, evaluation, f"{lost}; lower --lr or --steps.", said)
+
+
+def conclude(program: str, evaluation: Evaluation, lost: str, said: str) -> int:
+    """Print what was ``said`` of a run, and on standard error what must not be overlooked: that the model is ``lost``, or that
+    the judge saw nothing to lose. 0, or 1 for a destroyed model."""
+    warning = never_made(evaluation) if evaluation.collapsed is None else lost
+    if warning is not None:
+        print(f"{program}: {warning}", file=sys.stderr)
+    print(said)
     return 0 if evaluation.collapsed is None else 1
 
 

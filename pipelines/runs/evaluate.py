@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.probes import PROBES
@@ -16,9 +15,8 @@ from semu_diffusion.pipelines.report.mark import replaceable
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 from semu_diffusion.pipelines.report.reports import Measured, write_reports
 from semu_diffusion.pipelines.report.table import table
-from semu_diffusion.pipelines.report.words import never_made
 from semu_diffusion.pipelines.runs.config import EvaluatePatchConfig
-from semu_diffusion.pipelines.runs.erase import inputs_of, measured, settings_of
+from semu_diffusion.pipelines.runs.erase import conclude, inputs_of, measured, settings_of
 from semu_diffusion.pipelines.runs.folder import RunFolder
 from semu_diffusion.pipelines.runs.provenance import environment
 from semu_diffusion.pipelines.runs.quiet import quiet_libraries
@@ -60,14 +58,10 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
             if config.save_images:
                 folder.save_samples(before, after)
             record["status"] = "complete" if evaluation.collapsed is None else f"collapsed: {evaluation.collapsed}"
-    if evaluation.collapsed is not None:
-        what = "patch" if config.patch else "edit"
-        lost = f"the {what} destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
-        print(f"semu evaluate: {lost}", file=sys.stderr)
-    elif (unproven := never_made(evaluation)) is not None:
-        print(f"semu evaluate: {unproven}", file=sys.stderr)
-    print(folder.shown("metrics.json") if config.json else table(evaluation, {}, folder.path, EDITS[next(iter(found.record))]))
-    return 0 if evaluation.collapsed is None else 1
+    what = "patch" if config.patch else "edit"
+    lost = f"the {what} destroys the model: {evaluation.collapsed}. Look at {folder / 'before_after.png'}."
+    said = table(evaluation, {}, folder.path, EDITS[next(iter(found.record))])
+    return conclude("semu evaluate", evaluation, lost, folder.shown("metrics.json") if config.json else said)
 
 
 def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = None) -> None:
