@@ -19,7 +19,7 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 
-__all__ = ["ClassMapping", "map_classes", "read_mapping"]
+__all__ = ["ClassMapping", "map_classes", "near", "read_mapping"]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def _model_class(name: str, class_names: Sequence[str]) -> str:
         for known in class_names:
             if form(known) == form(name):
                 return known
-    near = _near(name, class_names)
-    raise InputError(f"the class mapping speaks of {name!r}, which is no class of the model{near}")
+    meant = near(_normalised(name), class_names)
+    raise InputError(f"the class mapping speaks of {name!r}, which is no class of the model{meant}")
 
 
 def _judge_classes(judge: str, value: str | int, known: Mapping[str, list[int]], count: int) -> list[int]:
@@ -136,11 +136,12 @@ def _judge_classes(judge: str, value: str | int, known: Mapping[str, list[int]],
         return [value]
     found = _found(value, known)
     if not found:
-        near = _near(value, list(known))
-        raise InputError(f"the class mapping names {value!r}, which is no class of {judge}{near}")
+        meant = near(_normalised(value), list(known))
+        raise InputError(f"the class mapping names {value!r}, which is no class of {judge}{meant}")
     return found
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(_normalised(name), known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def near(name: str, known: Sequence[str]) -> str:
+    """The end of a message on a name that is none of the ``known``: those like it."""
+    found = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(found)}?" if found else ""

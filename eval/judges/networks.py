@@ -12,7 +12,6 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from semu_diffusion.assets import folder as embedded
 from semu_diffusion.errors import InputError, reason
+from semu_diffusion.eval.judges.class_mapping import near
 from semu_diffusion.eval.judges.image_classifier import ImageClassifier
 from semu_diffusion.files import tensors_only
 
@@ -101,7 +101,7 @@ def torchvision_network(name: str, class_names: Sequence[str], device: torch.dev
 
     known = models.list_models(module=models)
     if name not in known:
-        raise InputError(f"torchvision has no classifier {name!r}{_near(name, known)}")
+        raise InputError(f"torchvision has no classifier {name!r}{near(name, known)}")
     weights = models.get_model_weights(name).DEFAULT
     try:
         with tensors_only():
@@ -144,7 +144,7 @@ def timm_network(name: str, class_names: Sequence[str], device: torch.device) ->
     from timm.data import create_transform, resolve_model_data_config
 
     if ":" not in name and not timm.is_model(name.partition(".")[0]):
-        raise InputError(f"timm has no model {name!r}{_near(name, timm.list_models())}")
+        raise InputError(f"timm has no model {name!r}{near(name, timm.list_models())}")
     try:
         with tensors_only():
             model: Any = timm.create_model(name, pretrained=True).to(device).eval().requires_grad_(False)
@@ -183,8 +183,3 @@ def _timm_categories(model: Any) -> tuple[str, ...]:
 
 def _no_weights(name: str, error: Exception) -> InputError:
     return InputError(f"--classifier {name}: its weights could not be loaded ({reason(error)})")
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""

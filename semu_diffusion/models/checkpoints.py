@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from semu_diffusion.errors import InputError, reason
-from semu_diffusion.files import read_json, tensors_only
+from semu_diffusion.files import tensors_only
 from semu_diffusion.models.adapters.ddpm import PixelDdpm, check_unet
 from semu_diffusion.models.adapters.dit import DiT
 from semu_diffusion.models.class_conditional import ClassConditional
@@ -31,6 +30,7 @@ from semu_diffusion.models.weight_files import (
     check_not_pickled,
     load_network,
     names_of,
+    read_object,
     said_of_prediction,
     what_instead,
 )
@@ -62,7 +62,7 @@ def load_class_conditional(
     """
     name = str(source)
     folder, revision = folder_or_snapshot(name, "--model takes a diffusers folder or a Hub id", FILES)
-    index = _read_object(folder / INDEX) if (folder / INDEX).is_file() else {}
+    index = read_object(folder / INDEX) if (folder / INDEX).is_file() else {}
     if str(index.get("_class_name")) in FAMILIES["dit"].pipelines:
         pipeline = _loaded(name, lambda: _from_folder(folder, index, name, dtype, True))
         pipeline.transformer.to(device)
@@ -86,7 +86,7 @@ def _require_unet2d(folder: Path, unet_folder: Path, index: dict[str, Any], sour
     if not (unet_folder / "config.json").is_file():
         lacks = "it has neither unet/config.json nor config.json"
         raise InputError(f"{source} is not a diffusers model: {lacks}{what_instead(folder)}")
-    found = _read_object(unet_folder / "config.json").get("_class_name")
+    found = read_object(unet_folder / "config.json").get("_class_name")
     if found != "UNet2DModel":
         what = f"a {found}" if found else "a config.json without a _class_name"
         raise InputError(f"{source} holds {what}; erase-class takes a UNet2DModel")
@@ -97,14 +97,7 @@ def _load_scheduler(folder: Path, source: str) -> DDPMScheduler:
     if not path.is_file():
         hint = what_instead(folder)
         raise InputError(f"{source} has no scheduler/scheduler_config.json, so its noise schedule is unknown{hint}")
-    return noise_schedule(_read_object(path), source)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path, largest=math.inf)  # some schedulers save an infinite bound
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
+    return noise_schedule(read_object(path), source)
 
 
 def kind_of(source: str) -> Literal["class", "concept"]:
@@ -113,7 +106,7 @@ def kind_of(source: str) -> Literal["class", "concept"]:
     if Path(source).expanduser().is_file():
         return "concept"
     folder, _ = folder_or_snapshot(source, "", [INDEX])
-    index = _read_object(folder / INDEX) if (folder / INDEX).is_file() else {}
+    index = read_object(folder / INDEX) if (folder / INDEX).is_file() else {}
     known = [family.kind for family in FAMILIES.values() if index.get("_class_name") in family.pipelines]
     return known[0] if known else "concept" if any(part.startswith("text_encoder") for part in index) else "class"
 
@@ -164,7 +157,7 @@ def _loaded(source: str, load: Callable[[], Any]) -> Any:
 def _text_index(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / INDEX).is_file():
         raise InputError(f"{source} is no diffusers pipeline: it has no {INDEX}{what_instead(folder)}")
-    index = _read_object(folder / INDEX)
+    index = read_object(folder / INDEX)
     texts = "text_encoder" in index or "text_encoder_2" in index
     pipeline = str(index.get("_class_name") or "pipeline without a name")
     if pipeline in FAMILIES["dit"].pipelines or ("unet" in index and not texts and "vae" not in index and "vqvae" not in index):
@@ -205,7 +198,7 @@ def _of_parts(folder: Path, index: dict[str, Any], source: str, dtype: torch.dty
     """The pipeline of a folder whose networks are loaded one by one, so that each is whole, in whatever variant it has."""
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        count_timesteps(_read_object(scheduler), source)  # before one is made of them
+        count_timesteps(read_object(scheduler), source)  # before one is made of them
     networks, given = {}, dict(given)
     for part in OPTIONAL:
         if part in index and not (folder / part).is_dir():  # people delete what they do not need

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "load_network",
     "names_of",
     "read_config",
+    "read_object",
     "said_of_prediction",
     "variant_of",
     "what_instead",
@@ -145,11 +147,17 @@ def _variant(name: str) -> str | None:
     return None if len(parts) < 3 else parts[1].split("-")[0]
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The config of a network. Raises InputError for what is no JSON object, or tells of a network that no machine holds."""
-    content = read_json(path, largest=LARGEST)
+def read_object(path: Path, largest: float = math.inf) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError for what is none; some schedulers save an infinite bound."""
+    content = read_json(path, largest=largest)
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a network. Raises InputError for what is no JSON object, or tells of a network that no machine holds."""
+    content = read_object(path, LARGEST)
     for key, value in content.items():
         counts = value if isinstance(value, list) else [value]
         if "layers" in key and any(isinstance(count, int) and not 0 <= count <= MOST_LAYERS for count in counts):
