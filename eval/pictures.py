@@ -128,9 +128,20 @@ def choose_pictures(scorer: Scorer, before: Samples, after: Samples) -> Pictures
         kind, answer = next(iter(gone))
         groups[UNPROMPTED] = [(Question(NO_CONDITION, kind, answer), frozenset(a for k, a in gone if k == kind))]
     metrics = load_metrics("pairs", torch.device("cpu"))
+    every = [q for asked in groups.values() for q, _ in asked]
+    seen = [scorer.verdicts(samples, every) for samples in (before, after)]
     rows, became = [], {}
     for group, asked in groups.items():
-        pairs = _pairs(scorer, asked, before, after)
+        pairs = [
+            _Pair(
+                question=q,
+                gone=gone,
+                names=scorer.judges[q.kind].class_names if q in seen[0] else None,
+                verdicts=tuple(found[q] for found in seen if q in found),
+                moved=paired_mse(before[q.condition] / 255, after[q.condition] / 255),
+            )
+            for q, gone in asked
+        ]
         judged = [pair for pair in pairs if pair.names is not None]
         if judged:
             became[group] = _became(judged)
@@ -140,28 +151,6 @@ def choose_pictures(scorer: Scorer, before: Samples, after: Samples) -> Pictures
             change = {name: round(float(measure(old, new)[0]), 5) for name, measure in metrics.items()}
             rows.append(pair.row(group, index, scorer.sampling.seeds(condition, 1)[0] + index, change, notable))
     return Pictures(tuple(rows), became)
-
-
-def _pairs(scorer: Scorer, asked: Sequence[tuple[Question, frozenset[str]]], before: Samples, after: Samples) -> list[_Pair]:
-    """Each question's samples as their judge sees them; a judge gets all of a kind at once."""
-    found: dict[Question, Any] = {}
-    for kind, judge in scorer.judges.items():
-        known = [q for q, _ in asked if q.kind == kind and q.answer is not None and q.answer not in judge.unjudged]
-        if known:
-            counts = [len(before[q.condition]) for q in known]
-            whole = [judge.verdicts(torch.cat([samples[q.condition] for q in known])) for samples in (before, after)]
-            parts = [zip(*(one.split(counts) for one in verdicts), strict=True) for verdicts in whole]
-            found |= dict(zip(known, zip(*parts, strict=True), strict=True))
-    return [
-        _Pair(
-            question=q,
-            gone=gone,
-            names=scorer.judges[q.kind].class_names if q in found else None,
-            verdicts=found.get(q, ()),
-            moved=paired_mse(before[q.condition] / 255, after[q.condition] / 255),
-        )
-        for q, gone in asked
-    ]
 
 
 def _became(pairs: Sequence[_Pair]) -> Became:

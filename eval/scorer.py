@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from semu_diffusion.models.precision import autocast, sampler_name
 __all__ = ["NO_CONDITION", "Progress", "Reference", "Samples", "Sampling", "Scorer"]
 
 NO_CONDITION = ""
+AT_A_TIME = 256  # pictures that a judge is given, which are copied for it
 FIRST_IMAGES = 8  # of a condition, before the intervals are looked at
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 OWN_SAMPLES = "the original model's own samples, same seeds: a drift, not comparable with distances from unseen images"
@@ -150,8 +151,8 @@ class Scorer:
 
     def score(self, samples: Mapping[str, torch.Tensor]) -> Scores:
         """What the judges see in them; everything is None without a judge."""
-        asked = dict.fromkeys(q for group in self.questions.values() for q in group if q.condition and self._judged(q))
-        seen = {question: self.judges[question.kind].predict(samples[question.condition]) for question in asked}
+        asked = [q for group in self.questions.values() for q in group if q.condition]
+        seen = {question: predicted for question, (predicted, _) in self.verdicts(samples, asked).items()}
         found = accuracies(self.questions, seen, {kind: judge.class_names for kind, judge in self.judges.items()})
         means = {group: mean(each.values()) for group, each in found.items()}
         forget, kept = means["forget"], [*found.get("in_domain", {}).values(), *found.get("cross_domain", {}).values()]
@@ -171,6 +172,24 @@ class Scorer:
             samples={group: sum(len(samples[q.condition]) for q in each) for group, each in found.items() if each},
             intervals=self._intervals(found),
         )
+
+    def verdicts(
+        self, samples: Mapping[str, torch.Tensor], asked: Iterable[Question]
+    ) -> dict[Question, tuple[torch.Tensor, torch.Tensor]]:
+        """What a judge says of the samples of each question that has one: predictions (n,) and shares (n, K + 1).
+
+        A judge looks at pictures in chunks of one size, so that one alone costs as much as many: it gets those of many
+        questions at a time.
+        """
+        found = {}
+        for kind, judge in self.judges.items():
+            own = [q for q in dict.fromkeys(asked) if q.kind == kind and self._judged(q)]
+            each = max(AT_A_TIME // max((len(samples[q.condition]) for q in own), default=1), 1)
+            for part in (own[start : start + each] for start in range(0, len(own), each)):
+                pictures = [samples[q.condition] for q in part]
+                predicted, shares = (one.split([*map(len, pictures)]) for one in judge.verdicts(torch.cat(pictures)))
+                found |= dict(zip(part, zip(predicted, shares, strict=True), strict=True))
+        return found
 
     def distances(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, Distance]:
         """FID and KID of the kept conditions' samples from the reference; {} without an extractor, and of a single image."""

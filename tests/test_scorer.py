@@ -78,6 +78,28 @@ def test_scores_are_those_counted_by_hand() -> None:
     assert scorer("red", judges={}).score(colour) == Scores()
 
 
+def test_a_judge_is_given_many_questions_pictures_at_a_time_and_says_of_each_what_it_says_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, calls = judge(), list[int]()
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return own.network.logits(x)
+
+    counted = dataclasses.replace(own, network=dataclasses.replace(own.network, logits=logits))
+    asked = scorer("red", judges={"object": counted})
+    samples, every = asked.sample(tiny_model()), [q for group in asked.questions.values() for q in group]
+    for most, chunks in ((256, 2), (4, 3)):  # 9 pictures in chunks of 8; those of one question alone
+        monkeypatch.setattr("semu_diffusion.eval.scorer.AT_A_TIME", most)
+        calls.clear()
+        found = asked.verdicts(samples, every)
+        assert calls == [8] * chunks
+        assert list(found) == every
+        for question, said in found.items():
+            assert all(map(torch.equal, said, own.verdicts(samples[question.condition])))
+
+
 def test_a_kept_class_that_the_judge_does_not_know_is_in_no_number_and_an_erased_one_is_refused() -> None:
     model = tiny_model()
     found = scorer("red", judges={"object": judge(("blue",))})
