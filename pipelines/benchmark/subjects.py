@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 from semu_diffusion import assets
 from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
@@ -25,7 +25,7 @@ IMAGES = {"class": 50, "concept": 10}
 class Subjects:
     """``names``: all that can be erased. ``kinds``: of each, class, object or style."""
 
-    domain: Literal["class", "concept"]
+    domain: assets.Kind
     names: tuple[str, ...]
     kinds: dict[str, str]
     source: str

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from semu_diffusion.assets import EMBEDDED
+from semu_diffusion.assets import EMBEDDED, Kind
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.domains.named_questions import named_questions
 from semu_diffusion.erase.config import GuidedConfig
@@ -27,7 +27,6 @@ __all__ = [
     "settled",
 ]
 
-Kind = Literal["class", "concept"]
 Config = TypeVar("Config", bound=Any)
 
 # As many samples as let a first run take minutes. A class has one condition and a concept many prompts; revival is cheap

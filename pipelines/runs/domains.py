@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from semu_diffusion.assets import EMBEDDED
+from semu_diffusion.assets import EMBEDDED, Kind
 from semu_diffusion.domains import classes, concepts
 from semu_diffusion.domains.named_questions import named_questions
 from semu_diffusion.domains.prompts import bare, singular
@@ -36,7 +36,7 @@ class Subject(Protocol):
     """What a run erases from which model, before any work: words, questions, judges."""
 
     @property
-    def kind(self) -> Literal["class", "concept"]: ...
+    def kind(self) -> Kind: ...
     @property
     def erased(self) -> tuple[str, ...]: ...
     @property
@@ -87,7 +87,7 @@ class ClassSubject:
     plan: classes.ClassPlan
     config: Any
     questions: Questions
-    kind: Literal["class", "concept"] = "class"
+    kind: Kind = "class"
 
     @property
     def erased(self) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ class ConceptSubject:
     config: Any
     base: Mapping[str, Any]
     questions: Questions
-    kind: Literal["class", "concept"] = "concept"
+    kind: Kind = "concept"
 
     @property
     def erased(self) -> tuple[str, ...]:

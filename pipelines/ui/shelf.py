@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from semu_diffusion import assets
-from semu_diffusion.assets import EMBEDDED
+from semu_diffusion.assets import EMBEDDED, Kind
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.models.checkpoints import INDEX, kind_of
@@ -32,7 +32,7 @@ class Choice:
     """A model: ``source`` as the settings of a run name it, ``location`` the folder, file or Hub id of its weights."""
 
     name: str
-    kind: Literal["class", "concept"]
+    kind: Kind
     source: str
     location: str
 
