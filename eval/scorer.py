@@ -181,7 +181,7 @@ class Scorer:
         A judge looks at pictures in chunks of one size, so that one alone costs as much as many: it gets those of many
         questions at a time.
         """
-        found = {}
+        found: dict[Question, tuple[torch.Tensor, torch.Tensor]] = {}
         for kind, judge in self.judges.items():
             own = [q for q in dict.fromkeys(asked) if q.kind == kind and self._judged(q)]
             each = max(AT_A_TIME // max((len(samples[q.condition]) for q in own), default=1), 1)
