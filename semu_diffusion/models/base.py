@@ -16,7 +16,9 @@ from torch import nn
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.process import Ddpm, Process
 
-__all__ = ["DiffusionModel"]
+__all__ = ["DiffusionModel", "Rows"]
+
+Rows = Sequence[int] | None  # of conditions, one a sample; None for a network without any
 
 
 class DiffusionModel(ABC):
@@ -143,27 +145,17 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def sample_latents(
-        self,
-        labels: Sequence[int] | None,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 3.0,
-        batch_size: int = 64,
+        self, labels: Rows, seeds: Sequence[int], steps: int = 50, guidance_scale: float = 3.0, batch_size: int = 64
     ) -> Iterator[torch.Tensor]:
         """Batches of clean samples (n, C, H, W) float32 on the CPU; sample i depends on ``seeds[i]`` alone."""
 
     def sample(
-        self,
-        labels: Sequence[int] | None,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 3.0,
-        batch_size: int = 64,
+        self, labels: Rows, seeds: Sequence[int], steps: int = 50, guidance_scale: float = 3.0, batch_size: int = 64
     ) -> Iterator[torch.Tensor]:
         """Batches of images in [0, 1], (n, C, H, W) float32 on the CPU; image i depends on ``seeds[i]`` alone.
 
-        ``labels[i]`` is the row of image i (the null row is allowed); None for an unconditional model. ``batch_size``
-        is how many images are handed out at a time.
+        ``labels[i]`` is the row of image i (the null row is allowed). ``batch_size`` is how many images are handed out at a
+        time.
         """
         for clean in self.sample_latents(labels, seeds, steps, guidance_scale, batch_size):
             yield self.decode(clean)

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.models.base import Rows
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import class_names
 from semu_diffusion.models.guards import check_network, check_runs, sides, small_sides, with_plain_network
@@ -81,12 +82,7 @@ class PixelDdpm(ClassConditional):
         return found
 
     def sample(
-        self,
-        labels: Sequence[int] | None,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 3.0,
-        batch_size: int = 64,
+        self, labels: Rows, seeds: Sequence[int], steps: int = 50, guidance_scale: float = 3.0, batch_size: int = 64
     ) -> Iterator[torch.Tensor]:
         """As `DiffusionModel.sample`, by the pipeline that users have."""
         self.check_steps(steps)
@@ -113,12 +109,7 @@ class PixelDdpm(ClassConditional):
         yield from in_pieces(self.denoiser, self.latent_shape, rows, seeds, batch_size, make)
 
     def sample_latents(
-        self,
-        labels: Sequence[int] | None,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 3.0,
-        batch_size: int = 64,
+        self, labels: Rows, seeds: Sequence[int], steps: int = 50, guidance_scale: float = 3.0, batch_size: int = 64
     ) -> Iterator[torch.Tensor]:
         """The images of `sample` in [-1, 1]."""
         for images in self.sample(labels, seeds, steps, guidance_scale, batch_size):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.base import DiffusionModel, Rows
 from semu_diffusion.models.guards import sides
 from semu_diffusion.models.prompt_table import on_device
 from semu_diffusion.models.sampling import ddim, in_pieces, noise_schedule, set_steps
@@ -123,12 +123,7 @@ class LatentModel(DiffusionModel):
         return torch.cat(parts)
 
     def sample_latents(
-        self,
-        labels: Sequence[int] | None,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 3.0,
-        batch_size: int = 64,
+        self, labels: Rows, seeds: Sequence[int], steps: int = 50, guidance_scale: float = 3.0, batch_size: int = 64
     ) -> Iterator[torch.Tensor]:
         """Latents by the family's own sampler, with its guidance; latent i depends on ``seeds[i]`` alone."""
         self.check_steps(steps)
