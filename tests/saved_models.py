@@ -8,6 +8,7 @@ import torch
 from tiny_models import NAMES, tiny_model
 
 from semu_diffusion.eval.judges.image_classifier import ClassifierConfig, ImageClassifier
+from semu_diffusion.pipelines.train.picture_styles import STYLES
 
 QUICK = ("--images-per-class", "2", "--sampling-steps", "2", "--steps", "2", "--forget-samples", "4", "--kept-samples", "6")
 
@@ -29,3 +30,8 @@ def saved_judge(folder: Path, names: tuple[str, ...] = NAMES, channels: int = 3)
         judge.head.weight.data *= 100
         judge.head.bias.data.zero_()
     return str(judge.save(folder))
+
+
+def saved_judges(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Tiny judges of objects and of styles, as a vocabulary names them: the embedded ones take seconds of every run."""
+    return {"object": saved_judge(folder / "objects", names), "style": saved_judge(folder / "styles", tuple(STYLES))}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_models import saved_judges
 from text_models import WORDS, tiny_pipeline
 
 from semu_diffusion.domains import concepts
@@ -53,7 +54,8 @@ def config(*concepts: str, **changes: Any) -> EraseConceptConfig:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipeline().save_pretrained(folder)
-    dataclasses.replace(NAMED, look_alikes={"cat": {"a photo of a puppy": "dog"}}).save(folder)
+    judges = saved_judges(tmp_path_factory.mktemp("judges"), WORDS)
+    dataclasses.replace(NAMED, look_alikes={"cat": {"a photo of a puppy": "dog"}}, judges=judges).save(folder)
     return str(folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from saved_models import QUICK, saved_judge, saved_model
+from saved_models import QUICK, saved_judge, saved_judges, saved_model
 
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.results import Evaluation
@@ -276,7 +276,7 @@ def concept_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("concepts")
     tiny_pipeline().save_pretrained(folder / "model")
-    cifar_vocabulary(WORDS).save(folder / "model")
+    dataclasses.replace(cifar_vocabulary(WORDS), judges=saved_judges(folder, WORDS)).save(folder / "model")
     given = ["cat", "--model", str(folder / "model"), "--anchor", "dog", "--steps", "2", "--forget-samples", "4"]
     few = ["--kept-samples", "4", "--images-per-prompt", "1", "--sampling-steps", "2", "--no-revival"]
     assert erase_concept([*given, *few, "--output", str(folder / "cat")]) == 0
