@@ -13,16 +13,16 @@ MARK = "semu-diffusion report"
 WITHIN = 2000  # bytes
 
 
-def replaceable(path: str | Path, flag: str = "--output") -> Path:
-    """The path that a flag names. Raises InputError if a folder is meant or there, or a file without the mark."""
+def replaceable(path: str | Path) -> Path:
+    """The path that ``--output`` names. Raises InputError if a folder is meant or there, or a file without the mark."""
     folder = str(path).endswith(("/", os.sep))
     path = Path(path).expanduser()
     if folder or path.is_dir():
-        raise InputError(f"{flag} {path} is a folder: name a file")
+        raise InputError(f"--output {path} is a folder: name a file")
     if path.exists() and not path.is_file():  # /dev/stdout, whose reading may never end
-        raise InputError(f"{flag} {path} is no file, but a device or a pipe: choose another file")
+        raise InputError(f"--output {path} is no file, but a device or a pipe: choose another file")
     if path.exists():
         with path.open("rb") as file:
             if MARK.encode() not in file.read(WITHIN):
-                raise InputError(f"{flag} {path} is there already and is no report of this program: choose another file")
+                raise InputError(f"--output {path} is there already and is no report of this program: choose another file")
     return path

@@ -208,13 +208,13 @@ def augmented(
     return images
 
 
-def _accuracies(model: ImageClassifier, test: ImageSet, batch_size: int = 500) -> tuple[float, dict[str, float]]:
+def _accuracies(model: ImageClassifier, test: ImageSet) -> tuple[float, dict[str, float]]:
     """(accuracy over all images, accuracy of each class that has some) of a model in eval mode."""
     import torch
 
     device = model.mean.device
     with torch.no_grad():
-        predicted = torch.cat([model(part.to(device).float() / 255).argmax(1).cpu() for part in test.images.split(batch_size)])
+        predicted = torch.cat([model(part.to(device).float() / 255).argmax(1).cpu() for part in test.images.split(500)])
     right = (predicted == test.labels).float()
     each = {name: right[test.labels == index] for index, name in enumerate(test.class_names)}
     return right.mean().item(), {name: round(part.mean().item(), 4) for name, part in each.items() if len(part)}
