@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 
@@ -32,70 +33,69 @@ from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 __all__ = ["ClassSubject", "ConceptSubject", "Subject", "classes_of", "concepts_of", "load_classes", "load_concepts"]
 
 
-class Subject(Protocol):
-    """What a run erases from which model, before any work: words, questions, judges."""
-
-    @property
-    def kind(self) -> Kind: ...
-    @property
-    def erased(self) -> tuple[str, ...]: ...
-    @property
-    def questions(self) -> Questions: ...
-    @property
-    def model(self) -> DiffusionModel:
-        """The model, which knows every condition of the questions."""
-
-    @property
-    def config(self) -> Any:
-        """The run's settings, with everything settled that depends on kind and model."""
-
-    @property
-    def base(self) -> Mapping[str, Any]:
-        """Source and revision of the model, for run.json."""
-
-    @property
-    def judges(self) -> Mapping[str, str]:
-        """The judges that the model itself names, by kind."""
-
-    def class_names(self, kind: str) -> Sequence[str]:
-        """What a judge of this kind must tell apart."""
-
-    def forget_images(self) -> torch.Tensor | None:
-        """The pictures of --forget-images (N, C, H, W) in [-1, 1]."""
-
-    def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]: ...
-    def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
-        """What replaces each thing erased, in words."""
-
-    def anchored(self, task: Task[Any], result: EditResult) -> tuple[DiffusionModel, dict[str, str]]:
-        """The condition that replaces each erased one, and the model that knows them all."""
-
-    def learned_sentence(self, condition: str) -> str | None:
-        """The condition with ``{}`` for what was erased; "" where conditions are no sentences, None if it names it not once."""
-
-    def sentence(self, condition: str) -> str:
-        """What CLIP is told of a condition."""
-
-    def save_lora(self, patch: ErasurePatch, folder: Path) -> None: ...
-
-
 @dataclass(frozen=True)
-class ClassSubject:
-    """Classes of a class-conditional model."""
+class Subject(ABC):
+    """What a run erases from which model, before any work: words, questions, judges.
 
-    model: ClassConditional
-    plan: classes.ClassPlan
+    ``model`` knows every condition of the ``questions``; in ``config`` everything is settled that depends on kind and model;
+    ``base``: source and revision of the model, for run.json.
+    """
+
+    kind: ClassVar[Kind]
+    model: Any
+    plan: Any
     config: Any
+    base: Mapping[str, Any]
     questions: Questions
-    kind: Kind = "class"
 
     @property
     def erased(self) -> tuple[str, ...]:
-        return self.plan.erased
+        found: tuple[str, ...] = self.plan.erased
+        return found
 
     @property
-    def base(self) -> dict[str, Any]:
-        return {"source": self.model.source, "revision": self.model.revision, **_loaded_by(self.model.pipeline)}
+    @abstractmethod
+    def judges(self) -> Mapping[str, str]:
+        """The judges that the model itself names, by kind."""
+
+    @abstractmethod
+    def class_names(self, kind: str) -> Sequence[str]:
+        """What a judge of this kind must tell apart."""
+
+    @abstractmethod
+    def forget_images(self) -> torch.Tensor | None:
+        """The pictures of --forget-images (N, C, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def task(self, progress: Progress, images: torch.Tensor | None) -> Task[Any]:
+        """What is to be erased; ``images`` are those of `forget_images`."""
+
+    @abstractmethod
+    def anchors(self, task: Task[Any], result: EditResult) -> dict[str, str]:
+        """What replaces each thing erased, in words."""
+
+    @abstractmethod
+    def anchored(self, task: Task[Any], result: EditResult) -> tuple[DiffusionModel, dict[str, str]]:
+        """The condition that replaces each erased one, and the model that knows them all."""
+
+    @abstractmethod
+    def learned_sentence(self, condition: str) -> str | None:
+        """The condition with ``{}`` for what was erased; "" where conditions are no sentences, None if it names it not once."""
+
+    @abstractmethod
+    def sentence(self, condition: str) -> str:
+        """What CLIP is told of a condition."""
+
+    def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
+        family_of(self.model.pipeline).save_lora(patch, folder)
+
+
+class ClassSubject(Subject):
+    """Classes of a class-conditional model."""
+
+    kind = "class"
+    model: ClassConditional
+    plan: classes.ClassPlan
 
     @property
     def judges(self) -> dict[str, str]:
@@ -123,24 +123,13 @@ class ClassSubject:
     def sentence(self, condition: str) -> str:
         return sentence_of(condition)
 
-    def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
-        family_of(self.model.pipeline).save_lora(patch, folder)
 
-
-@dataclass(frozen=True)
-class ConceptSubject:
+class ConceptSubject(Subject):
     """Concepts of a text-to-image pipeline."""
 
+    kind = "concept"
     model: TextConditional
     plan: concepts.ConceptsPlan
-    config: Any
-    base: Mapping[str, Any]
-    questions: Questions
-    kind: Kind = "concept"
-
-    @property
-    def erased(self) -> tuple[str, ...]:
-        return self.plan.erased
 
     @property
     def judges(self) -> Mapping[str, str]:
@@ -176,9 +165,6 @@ class ConceptSubject:
     def sentence(self, condition: str) -> str:
         return condition
 
-    def save_lora(self, patch: ErasurePatch, folder: Path) -> None:
-        family_of(self.model.pipeline).save_lora(patch, folder)
-
 
 def load_classes(config: Any) -> ClassSubject:
     """The classes of an `EraseClassConfig` on its model; InputError for anything that this model cannot do."""
@@ -192,7 +178,8 @@ def classes_of(loaded: ClassConditional, plan: classes.ClassPlan, config: Any) -
     kept = [name for name in model.names if name not in plan.erased]
     asked = {*plan.erased, *(kept[index] for index in spread(len(kept), config.judged_classes))}
     questions = class_questions([name for name in model.names if name in asked], plan.erased, model.conditional)
-    return ClassSubject(model, plan, settled(config, "class", model.usual), questions)
+    base = {"source": model.source, "revision": model.revision, **_loaded_by(model.pipeline)}
+    return ClassSubject(model, plan, settled(config, "class", model.usual), base, questions)
 
 
 def load_concepts(config: Any) -> ConceptSubject:
