@@ -12,7 +12,9 @@ from typing import Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 
-__all__ = ["Row", "Rows", "merged_rows", "read_rows"]
+__all__ = ["FILES", "Row", "Rows", "merged_rows", "read_rows"]
+
+FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}  # of a folder, by what its rows erased
 
 Row = dict[str, Any]
 

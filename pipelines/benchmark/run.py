@@ -18,7 +18,7 @@ from semu_diffusion.eval.scorer import Scorer
 from semu_diffusion.peers.methods import METHODS, Method, read_methods
 from semu_diffusion.pipelines.benchmark.cache import Cache, digest_of
 from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
-from semu_diffusion.pipelines.benchmark.rows import Row, Rows
+from semu_diffusion.pipelines.benchmark.rows import FILES, Row, Rows
 from semu_diffusion.pipelines.benchmark.subjects import Subjects, subjects_of
 from semu_diffusion.pipelines.benchmark.tuning import tuning_of
 from semu_diffusion.pipelines.cli.progress import Progress
@@ -34,8 +34,6 @@ from semu_diffusion.pipelines.runs.quiet import quiet_libraries
 from semu_diffusion.pipelines.runs.scorer import make_probes, make_scorer, probe_settings
 
 __all__ = ["run"]
-
-FILES = {"class": "classes.jsonl", "concept": "concepts.jsonl"}
 
 
 def run(config: BenchmarkConfig) -> int:

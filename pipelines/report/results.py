@@ -11,7 +11,7 @@ from typing import Any
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import write_text
 from semu_diffusion.peers.methods import METHODS, Method
-from semu_diffusion.pipelines.benchmark.rows import Row, merged_rows
+from semu_diffusion.pipelines.benchmark.rows import FILES, Row, merged_rows
 from semu_diffusion.pipelines.report.columns import COLUMNS, PROBES, WORDS, Column, measured, probe_columns, with_before
 from semu_diffusion.pipelines.report.data import write_data
 from semu_diffusion.pipelines.report.expected import beside_table
@@ -20,7 +20,7 @@ from semu_diffusion.pipelines.report.mark import MARK, replaceable
 
 __all__ = ["COMPARED", "Comparison", "Table", "comparisons", "page", "points", "tables", "things", "write_page"]
 
-SECTIONS = (("classes.jsonl", "Classes (`erase-class`)"), ("concepts.jsonl", "Concepts (`erase-concept`)"))
+SECTIONS = ((FILES["class"], "Classes (`erase-class`)"), (FILES["concept"], "Concepts (`erase-concept`)"))
 OURS = ("default", "closed-form", "deep", "trained")
 KINDS = {"class": "classes"}  # in the plural; the others take an s
 COMPARED, PROBED, ALONE = "Compared", "Probes without training", "Each by itself"  # parts of a section

@@ -8,13 +8,11 @@ from pathlib import Path
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.pictures import Pictures
 from semu_diffusion.eval.results import Evaluation
-from semu_diffusion.pipelines.benchmark.rows import Row, read_rows
+from semu_diffusion.pipelines.benchmark.rows import FILES, Row, read_rows
 from semu_diffusion.pipelines.report.page.run import Run, read_run
 from semu_diffusion.pipelines.report.page.verdicts import Verdict, verdicts
 
 __all__ = ["Entry", "read_entries"]
-
-BENCHMARKS = ("classes.jsonl", "concepts.jsonl")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def read_entries(path: Path) -> list[Entry]:
     if path.suffix == ".jsonl":
         return _of_benchmark(path)
     if not (path / "metrics.json").is_file():
-        found = [entry for name in BENCHMARKS if (path / name).is_file() for entry in _of_benchmark(path / name)]
+        found = [entry for name in FILES.values() if (path / name).is_file() for entry in _of_benchmark(path / name)]
         if found:
             return found
     run = read_run(path)
