@@ -26,8 +26,10 @@ from torch import nn
 import semu_diffusion
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.layers import select_layers
-from semu_diffusion.models.families import adapt_pipeline, adapt_text_pipeline, encode_prompts
+from semu_diffusion.models.adapters.stable_diffusion import StableDiffusion
+from semu_diffusion.models.families import adapt_pipeline, adapt_text_pipeline
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
+from semu_diffusion.models.prompt_table import encode_prompts
 from semu_diffusion.models.sampling import noise_schedule
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.patched import PatchedLayers
@@ -421,12 +423,12 @@ def test_a_unet_without_a_middle_is_erased_from() -> None:
 
 def test_a_tokenizer_without_a_length_has_that_of_its_encoder() -> None:
     pipeline = tiny_pipeline()
-    expected = encode_prompts(pipeline, ["a cat"]).embeddings
+    expected = encode_prompts(StableDiffusion, pipeline, ["a cat"]).embeddings
     pipeline.tokenizer.model_max_length = int(1e30)
-    assert torch.equal(encode_prompts(pipeline, ["a cat"]).embeddings, expected)
+    assert torch.equal(encode_prompts(StableDiffusion, pipeline, ["a cat"]).embeddings, expected)
     assert pipeline.tokenizer.model_max_length == int(1e30)  # the user's own is as it was
     with pytest.raises(InputError, match="takes 24"):
-        encode_prompts(pipeline, [" ".join(["a photo of"] * 9)])
+        encode_prompts(StableDiffusion, pipeline, [" ".join(["a photo of"] * 9)])
 
 
 def test_a_learned_word_counts_as_many_tokens_as_it_has_vectors() -> None:
@@ -434,7 +436,7 @@ def test_a_learned_word_counts_as_many_tokens_as_it_has_vectors() -> None:
     width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
     pipeline.load_textual_inversion({"<sks>": torch.randn(30, width)}, token="<sks>")
     with pytest.raises(InputError, match=r"'<sks>.*shorten it"):
-        encode_prompts(pipeline, ["<sks>", "<sks> in the rain"])
+        encode_prompts(StableDiffusion, pipeline, ["<sks>", "<sks> in the rain"])
 
 
 def test_a_pipeline_of_diffusers_without_classes_is_adapted_in_memory() -> None:

@@ -18,7 +18,7 @@ from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConf
 from semu_diffusion.domains.vocabulary import Vocabulary
 from semu_diffusion.erase.task import Task
 from semu_diffusion.errors import InputError
-from semu_diffusion.models.families import encode_prompts
+from semu_diffusion.models.prompt_table import encode_prompts
 from semu_diffusion.peers.methods import METHODS, Expected, read_methods
 from semu_diffusion.pipelines.train.captions import cifar_vocabulary
 
@@ -74,7 +74,7 @@ def test_the_remap_answers_every_sentence_with_a_known_word_and_not_the_word_hel
     edit = METHODS["remap"].run(task, config, None).edit
     with edit.applied(task.model) as edited:
         for prompt, answer in (("the cat", "the dog"), ("a tomcat here", "a tomcat here"), ("the bird", "the bird")):
-            expected = encode_prompts(task.model.pipeline, [answer]).embeddings[0]
+            expected = encode_prompts(type(task.model), task.model.pipeline, [answer]).embeddings[0]
             assert torch.allclose(edited.table.embeddings[edited.row(prompt)], expected, atol=1e-5)
         assert edited.table.prompts[-1] == ""
         assert edited.denoiser is task.model.denoiser

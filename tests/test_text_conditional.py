@@ -13,7 +13,9 @@ from text_models import FAMILIES, tiny_pipeline
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models import checkpoints as text_loading
-from semu_diffusion.models.families import adapt_text_pipeline, encode_prompts, family_of
+from semu_diffusion.models.adapters.stable_diffusion import StableDiffusion
+from semu_diffusion.models.families import adapt_text_pipeline, family_of
+from semu_diffusion.models.prompt_table import encode_prompts
 
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a cat")
 
@@ -106,7 +108,7 @@ def test_pictures_latents_and_embeddings_do_not_depend_on_their_neighbours() -> 
     assert torch.equal(model.decode(latents)[9:], model.decode(latents[9:]))
     images = torch.rand(11, *model.image_shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.encode(images)[:3], model.encode(images[:3]))
-    alone = encode_prompts(pipeline, [PROMPTS[1]]).embeddings
+    alone = encode_prompts(StableDiffusion, pipeline, [PROMPTS[1]]).embeddings
     assert torch.equal(alone, model.table.embeddings[1:])
 
 

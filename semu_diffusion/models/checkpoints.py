@@ -20,7 +20,7 @@ from semu_diffusion.models.adapters.ddpm import PixelDdpm, check_unet
 from semu_diffusion.models.adapters.dit import DiT
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import class_names as names_of_classes
-from semu_diffusion.models.families import FAMILIES, adapt_pipeline, check_family, family_of_folder, network_of, takes
+from semu_diffusion.models.families import FAMILIES, check_family, family_of_folder, network_of, takes
 from semu_diffusion.models.guards import check_network
 from semu_diffusion.models.hub import folder_or_snapshot, is_hub_id
 from semu_diffusion.models.pipeline import ClassConditionalPipeline
@@ -35,7 +35,7 @@ from semu_diffusion.models.weight_files import (
     what_instead,
 )
 
-__all__ = ["FILES", "INDEX", "adapt_pipeline", "hub_revision", "kind_of", "load_class_conditional", "load_text_pipeline"]
+__all__ = ["FILES", "INDEX", "hub_revision", "kind_of", "load_class_conditional", "load_text_pipeline"]
 
 PLACES = ("", *(f"{part}/" for part in ("unet", "transformer", "vae", "scheduler")))
 # nothing that carries code; the card says under which license

@@ -23,8 +23,7 @@ from semu_diffusion.models.adapters.stable_diffusion import StableDiffusion
 from semu_diffusion.models.adapters.z_image import ZImage
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.guards import check_network
-from semu_diffusion.models.prompt_table import ENCODERS, PromptTable
-from semu_diffusion.models.prompt_table import encode_prompts as encoded
+from semu_diffusion.models.prompt_table import ENCODERS
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.lora import save_lora, save_peft_folder
@@ -36,7 +35,6 @@ __all__ = [
     "adapt_pipeline",
     "adapt_text_pipeline",
     "check_family",
-    "encode_prompts",
     "family_of",
     "family_of_folder",
     "network_of",
@@ -141,11 +139,6 @@ def adapt_text_pipeline(pipeline: Any, prompts: Sequence[str], source: str = "")
 def check_family(pipeline: Any, source: str = "") -> None:
     """InputError for anything but a text-to-image pipeline that can be erased from, all of it loaded."""
     _text_adapter(pipeline, source).check(pipeline, source or "the pipeline")
-
-
-def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> PromptTable:
-    """As `prompt_table.encode_prompts`, for a text-to-image pipeline of any family."""
-    return encoded(_text_adapter(pipeline, ""), pipeline, prompts)
 
 
 def family_of(pipeline: Any) -> Family:
