@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -174,7 +174,7 @@ class Scorer:
         )
 
     def verdicts(
-        self, samples: Mapping[str, torch.Tensor], asked: Iterable[Question]
+        self, samples: Mapping[str, torch.Tensor], asked: Sequence[Question]
     ) -> dict[Question, tuple[torch.Tensor, torch.Tensor]]:
         """What a judge says of the samples of each question that has one: predictions (n,) and shares (n, K + 1).
 
