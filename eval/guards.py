@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -111,10 +110,7 @@ def fell(before: int, after: int, count: int) -> bool:
     P(X <= after) <= 0.05 for X hypergeometric: of 2 n images s = before + after are right, and n of them are drawn,
     P(x) = C(s, x) C(2n - s, n - x) / C(2n, n). A half to none is seen from 8 images on, all to none from 3.
     """
-    right = before + after
+    from scipy.stats import fisher_exact
 
-    def log_choose(n: int, k: int) -> float:
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-    ways = (log_choose(right, x) + log_choose(2 * count - right, count - x) for x in range(max(right - count, 0), after + 1))
-    return sum(math.exp(one - log_choose(2 * count, count)) for one in ways) <= ALPHA + 1e-9
+    found = fisher_exact([[after, count - after], [before, count - before]], alternative="less")
+    return float(found.pvalue) <= ALPHA + 1e-9

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from patches import random_patch
 from saved_models import QUICK, saved_judge, saved_model
-from scipy.stats import fisher_exact  # torchmetrics brings it
 
 from semu_diffusion import assets
 from semu_diffusion.domains.questions import class_questions
@@ -102,8 +102,9 @@ def test_a_fall_is_more_than_chance_by_fishers_exact_test() -> None:
     for count in (1, 2, 5, 9, 30):
         for before in range(count + 1):
             for after in range(before + 1):
-                found = fisher_exact([[after, count - after], [before, count - before]], alternative="less").pvalue
-                assert fell(before, after, count) == (found <= 0.05 + 1e-12), (before, after, count)
+                right, every = before + after, range(max(before + after - count, 0), after + 1)
+                ways = sum(math.comb(right, x) * math.comb(2 * count - right, count - x) for x in every)
+                assert fell(before, after, count) == (20 * ways <= math.comb(2 * count, count)), (before, after, count)
     assert not fell(3, 0, 6)
     assert fell(4, 0, 8)  # half to none
     assert fell(3, 0, 3)
