@@ -54,13 +54,15 @@ def collect_gradients(
             else:
                 sums[name].add_(gradient, alpha=share)
 
-    with only_trainable(model, [layer.weight for layer in layers.values()]):
-        weights = [layer.weight for layer in layers.values()]
+    weights = [layer.weight for layer in layers.values()]
+    with only_trainable(model, weights):
         handles = [] if clip is not None else [each.register_post_accumulate_grad_hook(add) for each in weights]
         try:
             for batch in batches:
                 share = float(weight(batch))
-                loss(batch).backward()
+                error = loss(batch)
+                if error.requires_grad:  # else no layer is used
+                    error.backward()
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(weights, clip)
                     for each in weights:

@@ -20,7 +20,7 @@ from semu_diffusion.patches.weights import modules_sharing
 from semu_diffusion.patches.wrappers import eagerly
 from semu_diffusion.subspace import Subspace
 
-__all__ = ["PatchedLayers"]
+__all__ = ["PatchedLayers", "rounded"]
 
 LEVELS = 127  # the frozen factors are rounded to int8 before training, so that a saved patch is the trained one
 
@@ -55,8 +55,8 @@ class PatchedLayers:
         self._scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, space in self.subspaces.items():
             device = self.layers[name].weight.device
-            self.left[name], left_scale = _rounded(space.left.to(device).float())
-            self.right[name], right_scale = _rounded(space.right.to(device).float())
+            self.left[name], left_scale = rounded(space.left.to(device).float())
+            self.right[name], right_scale = rounded(space.right.to(device).float())
             self._scales[name] = (left_scale, right_scale)
             width = space.left.shape[-1]
             given = cores.get(name)
@@ -146,7 +146,7 @@ class PatchedLayers:
         return ErasurePatch(layers, fingerprint, dict(metadata or {}), overlap=base.value if base else None)
 
 
-def _rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 columns (C, m, r) and their scales (C, r). Training sees the rounded subspace, so saving it loses nothing."""
     scale = factor.abs().amax(dim=1) / LEVELS
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
