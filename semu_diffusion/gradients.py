@@ -47,8 +47,7 @@ def collect_gradients(
 
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
-            name, gradient = names[id(parameter)], parameter.grad
-            parameter.grad = None
+            name, gradient, parameter.grad = names[id(parameter)], parameter.grad, None
             if name in sketches:
                 sketches[name].add(gradient, share)
             else:

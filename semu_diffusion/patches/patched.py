@@ -117,7 +117,7 @@ class PatchedLayers:
             if not self.enabled:
                 return plain(x)
             if _factored_is_cheaper(layer, space, x):
-                return plain(x) + _thin(layer, x, right[0], left[0] @ self.scaled_core(name)[0])
+                return _with_update(layer, x, plain(x), right[0], left[0] @ self.scaled_core(name)[0])
             with torch.autocast(x.device.type, enabled=False):
                 delta = from_matrices(left @ self.scaled_core(name) @ right.transpose(1, 2), space.shape, space.matricisation)
                 dtype = layer.weight.dtype  # summed wide and rounded once, as `ErasurePatch.apply` does
@@ -166,10 +166,16 @@ def _factored_is_cheaper(layer: Any, space: Subspace, x: torch.Tensor) -> bool:
     return 4 * 3 * positions * r * (m + n) < 3 * m * n * r + positions * m * n
 
 
-def _thin(layer: Any, x: torch.Tensor, right: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """(U R) (V^T x) without ever making the weight: right (n, r), left (m, r)."""
+def _with_update(layer: Any, x: torch.Tensor, plain: torch.Tensor, right: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """``plain`` + (U R) (V^T x) without ever making the weight: right (n, r), left (m, r); added where it is multiplied."""
+    m, r = left.shape
+    left, right = left.to(plain.dtype), right.to(x.dtype)
     if isinstance(layer, nn.Linear):
-        return F.linear(F.linear(x, right.T.to(x.dtype)), left.to(x.dtype))
-    kernel = right.T.reshape(-1, layer.in_channels, *layer.kernel_size).to(x.dtype)
-    thin = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
-    return F.conv2d(thin, left[:, :, None, None].to(thin.dtype))
+        return torch.addmm(plain.reshape(-1, m), x.reshape(-1, x.shape[-1]) @ right, left.T).view(plain.shape)
+    if (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0)):
+        thin = right.T @ x.flatten(-2)
+    else:
+        kernel = right.T.reshape(r, layer.in_channels, *layer.kernel_size)
+        thin = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
+    flat = plain.reshape(-1, m, plain.shape[-2:].numel())
+    return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.reshape(len(flat), r, -1)).view(plain.shape)
