@@ -273,8 +273,12 @@ def loss_of(
     )
 
 
-def require_trainable(denoiser: nn.Module, config: SamplesConfig) -> None:
-    """InputError for float16 weights that would be trained in float16, in which small gradients vanish."""
+def require_trainable(denoiser: nn.Module, config: ErasureConfig) -> None:
+    """InputError where no layer is named, ``--memory`` is too little for one, or float16 weights would be trained in float16,
+    in which small gradients vanish."""
+    layers = select_layers(denoiser, config.layers)
+    if config.method != "closed-form":
+        gradient_rounds(config, layers)
     weight = next(denoiser.parameters())
     if weight.dtype == torch.float16 and autocast(config.precision, weight.device) is nullcontext:
         raise InputError(
