@@ -125,11 +125,15 @@ class Bench:
         return Row("collect", "batch", reading, reference, passes, OBJECTIVE_BATCHES, details)
 
     def moments(self) -> Row:
-        images = min(MOMENT_SAMPLES, len(self.pool.x_t))
-        ours, passes, _ = self._measured(
-            images, lambda: kept_moments(self.model, self.settings, self.layers, self.pool, self.generator, None)
-        )
-        return Row("moments", "image", ours, None, passes, MOMENT_SAMPLES)
+        images, rounds = min(MOMENT_SAMPLES, len(self.pool.x_t)), gradient_rounds(self.settings, self.layers)
+
+        def work() -> None:
+            for some in rounds:
+                layers = {name: self.layers[name] for name in some}
+                kept_moments(self.model, self.settings, layers, self.pool, self.generator, None)
+
+        ours, passes, _ = self._measured(images, work)
+        return Row("moments", "image", ours, None, passes, MOMENT_SAMPLES, {"rounds": len(rounds)})
 
     def subspace(self, whole: Mapping[str, Any]) -> Row:
         """Of the layers of the ``whole`` network, which need not be there: synthetic gradients in their shapes.
