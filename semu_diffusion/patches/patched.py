@@ -171,11 +171,12 @@ def _with_update(layer: Any, x: torch.Tensor, plain: torch.Tensor, right: torch.
     m, r = left.shape
     left, right = left.to(plain.dtype), right.to(x.dtype)
     if isinstance(layer, nn.Linear):
-        return torch.addmm(plain.reshape(-1, m), x.reshape(-1, x.shape[-1]) @ right, left.T).view(plain.shape)
+        thin = (x.reshape(-1, x.shape[-1]) @ right).to(plain.dtype)
+        return torch.addmm(plain.reshape(-1, m), thin, left.T).view(plain.shape)
     if (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0)):
         thin = right.T @ x.flatten(-2)
     else:
         kernel = right.T.reshape(r, layer.in_channels, *layer.kernel_size)
         thin = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
     flat = plain.reshape(-1, m, plain.shape[-2:].numel())
-    return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.reshape(len(flat), r, -1)).view(plain.shape)
+    return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.to(plain.dtype).reshape(len(flat), r, -1)).view(plain.shape)
