@@ -47,20 +47,21 @@ def collect_gradients(
 
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
-            name, gradient = names[id(parameter)], parameter.grad
-            parameter.grad = None
+            name, gradient, parameter.grad = names[id(parameter)], parameter.grad, None
             if name in sketches:
                 sketches[name].add(gradient, share)
             else:
                 sums[name].add_(gradient, alpha=share)
 
-    with only_trainable(model, [layer.weight for layer in layers.values()]):
-        weights = [layer.weight for layer in layers.values()]
+    weights = [layer.weight for layer in layers.values()]
+    with only_trainable(model, weights):
         handles = [] if clip is not None else [each.register_post_accumulate_grad_hook(add) for each in weights]
         try:
             for batch in batches:
                 share = float(weight(batch))
-                loss(batch).backward()
+                error = loss(batch)
+                if error.requires_grad:  # else no layer is used
+                    error.backward()
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(weights, clip)
                     for each in weights:

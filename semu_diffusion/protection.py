@@ -18,7 +18,7 @@ from semu_diffusion.matrices import Matricisation, input_rows
 from semu_diffusion.patches.weights import modules_sharing
 from semu_diffusion.patches.wrappers import eagerly
 
-__all__ = ["InputMoments", "collect_moments"]
+__all__ = ["InputMoments", "collect_moments", "squared_output"]
 
 Batch = TypeVar("Batch")
 
@@ -129,15 +129,28 @@ class InputMoments:
         return float(shares[total > 0].min()) if (total > 0).any() else 1.0
 
     def response_on_kept(self, matrices: torch.Tensor) -> float:
-        """Mean over the held-out positions of ||sum_c M_c x_c||^2, the squared output that the weights M (C, m, n) make there.
+        """`squared_output` of the weights M (C, m, n) on the held-out rows. Raises ValueError if nothing was held."""
+        return squared_output(self._held(), matrices)
 
-        The m rows of a grouped convolution's M see the inputs of their own group alone. Raises ValueError if nothing was held.
-        """
+    def held_through(self, right: torch.Tensor) -> torch.Tensor:
+        """V^T x (C, P, groups, r) of the held-out rows, V (C, n, r): on it an M has the output that M V^T has on them."""
+        rows = self._held()
+        return torch.einsum("cpgn,cnr->cpgr", rows, right.to(rows))
+
+    def _held(self) -> torch.Tensor:
         if self.held is None:
             raise ValueError("no input was held out")
-        grouped = matrices.unflatten(1, (self.groups, -1))
-        output = torch.einsum("cpgn,cgmn->pgm", self.held.to(matrices), grouped)
-        return float(output.double().square().sum()) / len(output)
+        return self.held
+
+
+def squared_output(rows: torch.Tensor, matrices: torch.Tensor) -> float:
+    """Mean over the positions of ||sum_c M_c x_c||^2: the squared output of M (C, m, n) on rows (C, P, groups, n).
+
+    The m rows of a grouped convolution's M see the inputs of their own group alone.
+    """
+    grouped = matrices.unflatten(1, (rows.shape[2], -1))
+    output = torch.einsum("cpgn,cgmn->pgm", rows.to(matrices), grouped)
+    return float(output.double().square().sum()) / len(output)
 
 
 def _eigh(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.subspace import ROUNDING, Projection, RankRule, Subspace, choose_rank
 
-__all__ = ["GradientSketch", "moment_sizes", "sketch_width", "sketched_layers"]
+__all__ = ["GradientSketch", "collecting_rounds", "moment_sizes", "sketch_width"]
 
 FLOAT = 4  # bytes
 CHUNK = 2**22  # numbers of a gradient that are worked on at a time
@@ -125,35 +125,48 @@ def sketch_width(max_rank: int) -> int:
     return 4 * max_rank + 8
 
 
-def sketched_layers(layers: Mapping[str, Any], width: int, budget: int) -> set[str]:
-    """The layers to be sketched so that all gradients together take at most ``budget`` bytes: those that save most, first.
+def collecting_rounds(layers: Mapping[str, Any], width: int, budget: int, moments: bool = False) -> list[dict[str, bool]]:
+    """The layers, in their order, in as few rounds as fit into ``budget`` bytes each, and whether each is to be sketched.
 
-    Raises InputError if they do not fit even so.
+    In a round those are that save most, until the rest fits. With ``moments`` those of its inputs must fit too, in the smallest
+    of their ways. Raises InputError if the gradient, or the moments, of one layer alone do not fit.
     """
     dense = {name: FLOAT * layer.weight.numel() for name, layer in layers.items()}
-    saved = {name: dense[name] - _sketch_bytes(layer.weight, width) for name, layer in layers.items()}
-    chosen, total = set(), sum(dense.values())
-    for name in sorted(saved, key=lambda name: -saved[name]):
-        if total <= budget or saved[name] <= 0:
-            break
-        chosen.add(name)
-        total -= saved[name]
-    if total > budget:
-        raise InputError(
-            f"--memory: the gradients of these layers take {total / 1e6:.3g} MB at least, and {budget / 1e6:.3g} MB were "
-            "given: give more, or edit fewer --layers"
-        )
-    return chosen
+    saved = {name: max(dense[name] - _sketch_bytes(layer.weight, width), 0) for name, layer in layers.items()}
+    found: list[dict[str, bool]] = []
+    taken = kept = 0
+    for name, layer in layers.items():
+        gradient, seen = dense[name] - saved[name], _moment_bytes(layer, *MOMENTS[-1]) if moments else 0
+        if max(gradient, seen) > budget:
+            raise InputError(
+                f"--memory: what is collected of {name} alone takes {max(gradient, seen) / 1e6:.3g} MB at least, and "
+                f"{budget / 1e6:.3g} MB were given: give more, or leave it out (--layers !{name})"
+            )
+        if not found or max(taken + gradient, kept + seen) > budget:
+            found.append({})
+            taken = kept = 0
+        found[-1][name] = False
+        taken, kept = taken + gradient, kept + seen
+    for group in found:
+        excess = sum(dense[name] for name in group) - budget
+        for name in sorted(group, key=lambda name: -saved[name]):
+            if excess > 0:
+                group[name] = True
+                excess -= saved[name]
+    return found
 
 
 def moment_sizes(layers: Mapping[str, Any], budget: int | None) -> dict[str, int]:
     """How second moments of the layers' inputs are kept to fit into ``budget`` bytes; the smallest way if none does."""
-    sides = [layer.weight[0].numel() for layer in layers.values()]
-    for exact, columns, held in MOMENTS:
-        total = FLOAT * sum(n * ((n if n <= exact else columns) + held) for n in sides)
-        if budget is None or total <= budget:
+    for sizes in MOMENTS:
+        if budget is None or sum(_moment_bytes(layer, *sizes) for layer in layers.values()) <= budget:
             break
-    return {"max_side": exact, "sketch": columns, "held_rows": held}
+    return dict(zip(("max_side", "sketch", "held_rows"), sizes, strict=True))
+
+
+def _moment_bytes(layer: Any, exact: int, columns: int, held: int) -> int:
+    n = layer.weight[0].numel()
+    return FLOAT * n * ((n if n <= exact else columns) + held)
 
 
 def _sketch_bytes(weight: torch.Tensor, width: int) -> int:

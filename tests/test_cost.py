@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from semu_diffusion.erase.run import run_to_end
+from semu_diffusion.erase.meter import Meter
+from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erasure import train_patch
 from semu_diffusion.errors import InputError
 from semu_diffusion.gradients import collect_gradients
@@ -79,12 +80,49 @@ def test_every_shape_goes_through_every_phase(name: str) -> None:
     named = name in ("sd15", "sd21", "sdxl", "dit-xl2")  # the others have no layers for a closed form
     assert set(found) == {"collect", "moments", "subspace", "train", *(["closed-form"] if named else [])}
     assert record["weights"] == "bfloat16"
-    assert [found[phase]["passes"] for phase in ("collect", "train", "moments")] == [6, 6, 1]
+    share = found["train"]["target_share"]
+    assert [found[phase]["passes"] for phase in ("collect", "train", "moments")] == [6, 6 + 2 * share, 1]
+    ours = found["train"]["without_target_seconds"] + share * found["train"]["target_seconds"]
+    assert found["train"]["ours"]["seconds"] == pytest.approx(ours)
     for phase in ("collect", "subspace", "train"):
         assert found[phase]["seconds_ratio"] == found[phase]["ours"]["seconds"] / found[phase]["reference"]["seconds"]
     assert found["subspace"]["energy"] > 0.99
-    assert record["seconds_per_1000_passes"] == pytest.approx(1000 * found["train"]["ours"]["seconds"] / 6)
+    assert record["seconds_per_1000_passes"] == pytest.approx(1000 * ours / (6 + 2 * share))
     assert "~" not in table(record)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_reference_asks_for_a_target_in_every_step_and_ours_pays_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SEMU's own code does, of the patched network: a forward pass more for each image."""
+    counted = []
+
+    def reference(denoiser: Any, layers: Any, spaces: Any, steps: int, loss: Callable[[int], torch.Tensor]) -> None:
+        with Meter(denoiser) as meter:
+            train_rebuilt(denoiser, layers, spaces, steps, loss)
+        counted.append(sum(meter.passes.values()))
+
+    monkeypatch.setattr(phases, "train_rebuilt", reference)
+    (train,) = measured(shape="sd15", phase=("train",), steps=2, batch_size=3)["phases"]
+    assert counted == [2 * 3 * (3 + 1)]
+    assert train["passes"] == pytest.approx(3 * (3 + train["target_share"]))
+
+
+def test_the_share_of_targets_is_what_an_erasure_asks() -> None:
+    model = tiny_model()
+    settings = phases.replace(run.ClassErasureConfig(forget=("red",)), forget_samples=6, kept_samples=6, adversarial=0.0)
+    task = run.classes.task(model, run.classes.plan(model, settings), settings)
+    passes = run_to_end(run_erasure(task, settings)).passes["train"]
+    images = 2 * settings.steps * settings.batch_size
+    asked = images * phases.targets_asked(settings)
+    assert asked > 10
+    assert passes - 3 * images == pytest.approx(asked, abs=3 * asked**0.5)
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_collected_in_rounds_is_measured_in_rounds() -> None:
+    (collect,) = measured(shape="sd15", phase=("collect",), memory="300kB", steps=2, batch_size=2)["phases"]
+    assert collect["rounds"] > 1
+    assert collect["passes"] == 3 * 2 * collect["rounds"]
 
 
 @pytest.mark.usefixtures("small")
@@ -192,7 +230,7 @@ def test_the_command_measures_the_embedded_models_and_prints_one_json(capsys: py
     found = json.loads(capsys.readouterr().out)["measured"]
     assert [one["shape"] for one in found] == ["tiny, classes", "tiny, concepts"]
     for one in found:
-        assert [phase["passes"] for phase in one["phases"]] == [3, 3]
+        assert [phase["passes"] for phase in one["phases"]] == [3, pytest.approx(3.15, abs=0.01)]
         assert all(phase["reference"] is None for phase in one["phases"])
         assert "1,000 image passes" in table(one)
 

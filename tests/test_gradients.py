@@ -203,3 +203,9 @@ def test_antithetic_timesteps_pair_up(count: int, generator: torch.Generator) ->
 def test_antithetic_timesteps_cover_all_timesteps_evenly(generator: torch.Generator) -> None:
     t = antithetic_timesteps(4000, 4, generator)
     assert torch.bincount(t, minlength=4).min() > 900
+
+
+def test_layers_that_the_loss_does_not_reach_have_zero_gradients() -> None:
+    used, idle = nn.Linear(3, 3), nn.Linear(3, 3)
+    found = collect_gradients(nn.ModuleList([used, idle]), {"idle": idle}, [0], lambda _: used(torch.ones(1, 3)).sum())
+    assert torch.equal(found["idle"], torch.zeros(3, 3))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.matrices import input_rows, to_matrices
-from semu_diffusion.protection import InputMoments, collect_moments
+from semu_diffusion.protection import InputMoments, collect_moments, squared_output
 
 MEASURED = {
     "linear": nn.Linear(12, 7, bias=False),
@@ -28,6 +28,10 @@ def test_the_response_is_the_mean_squared_output_of_the_layer_itself(kind: str, 
     squares = output.square().sum(-1 if kind == "linear" else 1)  # of each position, over the output channels
     found = moments.response_on_kept(to_matrices(layer.weight.detach(), matricisation))
     assert found == pytest.approx(float(squares.mean()), rel=1e-4)
+    matrices = to_matrices(layer.weight.detach(), matricisation)  # M = (M V) V^T for a square orthogonal V
+    turned = torch.linalg.qr(torch.randn(len(matrices), *[matrices.shape[-1]] * 2, generator=generator)).Q
+    seen = moments.held_through(turned)
+    assert squared_output(seen, matrices @ turned) == pytest.approx(found, rel=1e-4)
 
 
 def test_what_is_held_out_is_a_quarter_of_the_images_and_the_same_ones_for_every_layer(generator: torch.Generator) -> None:

@@ -63,6 +63,8 @@ LAYERS = {
     "linear": (nn.Linear(12, 7), (2, 5, 12)),
     "conv": (nn.Conv2d(3, 5, 3, padding=1), (2, 3, 6, 6)),
     "strided": (nn.Conv2d(3, 5, 3, stride=2, dilation=2, bias=False), (2, 3, 9, 9)),
+    "pointwise": (nn.Conv2d(3, 5, 1), (2, 3, 6, 6)),
+    "pointwise, unbatched": (nn.Conv2d(3, 5, 1), (3, 6, 6)),
     "same": (nn.Conv2d(3, 5, 3, padding="same"), (2, 3, 6, 6)),
     "unbatched": (nn.Conv2d(3, 5, 3, padding=1), (3, 6, 6)),
     "reflecting": (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (2, 3, 6, 6)),
@@ -75,8 +77,8 @@ def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monke
     layer, shape = LAYERS[kind]
     net = nn.Sequential(copy.deepcopy(layer)).requires_grad_(False)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    choose, thin, taken = patched_module._factored_is_cheaper, patched_module._thin, []
-    monkeypatch.setattr(patched_module, "_thin", lambda *args: (taken.append(1), thin(*args))[1])
+    choose, thin, taken = patched_module._factored_is_cheaper, patched_module._with_update, []
+    monkeypatch.setattr(patched_module, "_with_update", lambda *args: (taken.append(1), thin(*args))[1])
     results = {}
     for factored in (True, False):
         patched = random_layers(net, size=0.5)

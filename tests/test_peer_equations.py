@@ -177,7 +177,7 @@ def test_salun_changes_the_half_of_the_numbers_with_the_largest_forget_gradient_
     task, config = make("salun", "class")
     setting = setting_of(task, config)
     gradient = forget_gradient(setting)
-    batches = forget_batches(task.model, setting.samples.own, phase_generator(config.seed, "saliency"), None)
+    batches = forget_batches(task.model, setting.samples.own, phase_generator(config.seed, "saliency"))
     for parameter in task.model.denoiser.parameters():
         parameter.grad = None
     for batch in batches:

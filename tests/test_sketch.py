@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,21 +12,24 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
+from semu_diffusion.domains import classes
 from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConfig
-from semu_diffusion.erase.collect import find_subspaces, kept_moments
+from semu_diffusion.erase.collect import OBJECTIVE_BATCHES, find_subspaces, kept_moments
 from semu_diffusion.erase.face import erase_class
 from semu_diffusion.erase.pool import Pool, paths
-from semu_diffusion.errors import InputError
+from semu_diffusion.erase.run import run_erasure, run_to_end
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
 from semu_diffusion.matrices import to_matrices
 from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.objectives import squared_errors
 from semu_diffusion.options import byte_size
+from semu_diffusion.pipelines.cli.main import main
 from semu_diffusion.pipelines.runs.config import ClassModelConfig, TextModelConfig
 from semu_diffusion.pipelines.runs.models import load_model, load_text_model
 from semu_diffusion.protection import InputMoments, collect_moments
-from semu_diffusion.sketch import GradientSketch, moment_sizes, sketch_width, sketched_layers
+from semu_diffusion.sketch import GradientSketch, collecting_rounds, moment_sizes, sketch_width
 from semu_diffusion.subspace import layer_subspace, project_away
 
 RANK = 8
@@ -169,25 +174,43 @@ def test_a_gradient_that_is_not_finite_is_refused_in_a_sketch_too(generator: tor
         collect_gradients(layer, {"": layer}, [0], lambda _: layer(torch.ones(1, 4)).sum() * float("nan"), sketches=sketches)
 
 
-def held_bytes(layers: dict[str, Any], chosen: set[str], generator: torch.Generator) -> int:
+def held_bytes(layers: dict[str, Any], sketched: dict[str, bool], generator: torch.Generator) -> int:
     total = 0
-    for name, layer in layers.items():
-        if name in chosen:
-            sketch = GradientSketch(layer.weight, 40, generator)
+    for name, wanted in sketched.items():
+        if wanted:
+            sketch = GradientSketch(layers[name].weight, 40, generator)
             total += sum(one.nbytes for one in (sketch.omega, sketch.psi, sketch.range, sketch.corange))
         else:
-            total += 4 * layer.weight.numel()
+            total += 4 * layers[name].weight.numel()
     return total
 
 
-def test_the_budget_holds_and_the_layers_that_save_most_are_sketched_first(generator: torch.Generator) -> None:
+@pytest.mark.parametrize(
+    ("budget", "chosen", "rounds"),
+    [(10**9, set(), 1), (4 * 10**6, {"wide"}, 1), (2_200_000, {"wide", "middle"}, 1), (1_600_000, {"wide"}, 2)],
+)
+def test_the_budget_holds_in_every_round_and_the_layers_that_save_most_are_sketched_first(
+    budget: int, chosen: set[str], rounds: int, generator: torch.Generator
+) -> None:
     layers = {"small": nn.Linear(30, 30), "wide": nn.Linear(2000, 1000), "middle": nn.Linear(500, 500)}
-    for budget, chosen in ((10**9, set()), (4 * 10**6, {"wide"}), (2_200_000, {"wide", "middle"})):
-        assert sketched_layers(layers, 40, budget) == chosen
-        assert held_bytes(layers, chosen, generator) <= budget
-    with pytest.raises(InputError, match=r"take 1.94 MB at least, and 1 MB were given") as caught:
-        sketched_layers(layers, 40, 1_000_000)
-    assert "\n" not in str(caught.value)
+    found = collecting_rounds(layers, 40, budget)
+    assert len(found) == rounds
+    assert [name for one in found for name in one] == list(layers)
+    assert {name for one in found for name, sketched in one.items() if sketched} == chosen
+    assert all(held_bytes(layers, one, generator) <= budget for one in found)
+
+
+def test_only_a_budget_that_cannot_hold_a_single_layer_is_refused() -> None:
+    layers = {"small": nn.Linear(30, 30), "wide": nn.Linear(2000, 1000)}
+    for moments, least in ((False, 1_452_000), (True, 1_452_000)):
+        assert len(collecting_rounds(layers, 40, least, moments)) == 2
+        with pytest.raises(InputError, match=r"what is collected of wide alone takes 1.45 MB at least, and 1.45 MB") as caught:
+            collecting_rounds(layers, 40, least - 1, moments)
+        assert "\n" not in str(caught.value)
+    flat = {"flat": nn.Linear(2000, 10)}
+    assert len(collecting_rounds(flat, 40, 80_000)) == 1
+    with pytest.raises(InputError, match="what is collected of flat alone"):  # 128 numbers of each input
+        collecting_rounds(flat, 40, 80_000, moments=True)
 
 
 def test_moments_fit_into_the_budget_too(generator: torch.Generator) -> None:
@@ -211,23 +234,87 @@ def test_settled_moments_keep_their_directions_and_give_the_moment_back(generato
     assert moments._moment is None
 
 
-def test_an_erasure_within_a_budget_is_an_erasure_and_too_small_a_one_is_refused_before_any_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = tiny_model(block_out_channels=(32, 64))
-    settings: dict[str, Any] = {
-        "anchor": "green", "forget_samples": 4, "kept_samples": 4, "steps": 1, "batch_size": 4, "max_rank": 1,
-    }  # fmt: skip
-    layers = select_layers(model.denoiser, ("attention", "conv"))
-    one_too_few = sum(layer.weight.numel() for layer in layers.values()) * 4 - 1
-    patch = erase_class(model.pipeline, "red", memory=f"{one_too_few}B", **settings)
+SHORT: dict[str, Any] = {"anchor": "green", "forget_samples": 4, "kept_samples": 4, "steps": 2, "batch_size": 4}
+
+
+def dense_bytes(model: Any) -> int:
+    return 4 * sum(layer.weight.numel() for layer in select_layers(model.denoiser, ("attention", "conv")).values())
+
+
+def test_an_erasure_within_a_budget_is_an_erasure() -> None:
+    model, settings = tiny_model(block_out_channels=(32, 64)), {**SHORT, "max_rank": 1}
+    patch = erase_class(model.pipeline, "red", memory=f"{dense_bytes(model) - 1}B", **settings)
     dense = erase_class(model.pipeline, "red", **settings)
     assert patch.layers.keys() == dense.layers.keys()
     changed = [name for name in patch.layers if not torch.equal(patch.layers[name].left, dense.layers[name].left)]
     assert 0 < len(changed) < len(patch.layers)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient": "denoising"}])
+def test_an_erasure_in_several_rounds_is_that_of_one(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round sees the same batches and the same learned vectors; no layer of so small a network is worth a sketch."""
+    model, settings = tiny_model(), ClassErasureConfig(forget=("red",), protect="none", **SHORT, **changes)
+    plan = classes.plan(model, settings)
+
+    def erased(memory: str | None) -> Any:
+        given = dataclasses.replace(settings, memory=memory)
+        return run_to_end(run_erasure(classes.task(model, plan, given), given))
+
+    whole = erased(None)
+    with pytest.warns(Notice, match=r"gradients are collected in 4 rounds, .* \(0 of \d+ sketched\)") as caught:
+        parts = erased(f"{dense_bytes(model) // 3}B")
+    assert "\n" not in str(caught[0].message)
+    assert parts.edit.layers.keys() == whole.edit.layers.keys()
+    for name in whole.edit.layers:
+        a, b = parts.edit.delta(name), whole.edit.delta(name)
+        assert float((a - b).norm()) <= 1e-3 * float(b.norm()), name
+    each = 3 * (4 * 2 if changes else OBJECTIVE_BATCHES * 4)  # guided: with and without the label
+    assert parts.passes["collect"] - whole.passes["collect"] == 3 * each
+    assert parts.passes["train"] == whole.passes["train"]
+    assert parts.protection.by_layer.keys() == whole.protection.by_layer.keys()
+    assert parts.protection.gradient_energy_kept == pytest.approx(whole.protection.gradient_energy_kept, rel=1e-4)
+
+
+def test_sketches_of_several_rounds_have_the_subspaces_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = tiny_model(block_out_channels=(32, 64)), {**SHORT, "max_rank": 1, "protect": "none", "steps": 1}
+    found = []
+    for rounds in (1, 3):
+
+        def planned(_: Any, layers: dict[str, Any], count: int = rounds) -> list[dict[str, bool]]:
+            names = list(layers)
+            size = -(-len(names) // count)
+            return [dict.fromkeys(names[first : first + size], True) for first in range(0, len(names), size)]
+
+        monkeypatch.setattr("semu_diffusion.erase.run.gradient_rounds", planned)
+        found.append(erase_class(model.pipeline, "red", **settings))
+    one, three = found
+    assert len(one.layers) > 10
+    for name, layer in one.layers.items():
+        for a, b in ((layer.left, three.layers[name].left), (layer.right, three.layers[name].right)):
+            a, b = (torch.nn.functional.normalize(side[0].float(), dim=0) for side in (a, b))
+            assert float((a * b).sum(0).abs().min()) > 0.999, name
+
+
+def test_protected_layers_are_protected_in_every_round() -> None:
+    """Their moments are collected with them, and given back; what is told of the protection is told of all."""
+    model, settings = tiny_model(), ClassErasureConfig(forget=("red",), **SHORT)
+    given = dataclasses.replace(settings, memory="160kB")
+    with pytest.warns(Notice, match="rounds"):
+        result = run_to_end(run_erasure(classes.task(model, classes.plan(model, given), given), given))
+    layers = select_layers(model.denoiser, given.layers)
+    assert result.protection.by_layer.keys() == layers.keys()
+    assert all(one["energy_covered"] is not None for one in result.protection.by_layer.values())
+    assert 0 < result.protection.response_on_kept < 1
+
+
+def test_too_small_a_budget_is_one_line_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("semu_diffusion.erase.run.gather", None)
-    with pytest.raises(InputError, match="MB at least"):
-        erase_class(model.pipeline, "red", memory="1 kB", **settings)
+    assert main(["erase-class", "cat", "--memory", "1kB", "--device", "cpu", "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"--memory: what is collected of \S+ alone takes .* MB at least, and 0.001 MB were given", said[-1])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from semu_diffusion.erase.closed_form import name_edit
-from semu_diffusion.erase.collect import MOMENT_SAMPLES, OBJECTIVE_BATCHES, gradient_sketches, kept_moments
+from semu_diffusion.erase.collect import MOMENT_SAMPLES, OBJECTIVE_BATCHES, gradient_rounds, gradient_sketches, kept_moments
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.pool import Pool
+from semu_diffusion.erase.samples import SELF_MADE_STEPS
 from semu_diffusion.erasure import train_patch
 from semu_diffusion.gradients import collect_gradients
 from semu_diffusion.layers import select_layers
@@ -43,7 +44,7 @@ class Row:
     unit: str
     ours: Reading
     reference: Reading | None = None
-    passes: int = 0
+    passes: float = 0
     units: int = 0  # of a default erasure
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,10 +76,21 @@ class Bench:
         return Pool(x_t.to(device), t.to(device), torch.arange(count, device=device) % CONDITIONS)
 
     def loss(self, step: int) -> torch.Tensor:
-        """The error of a batch against what the model says of another condition, which it is asked once."""
+        """The error of a batch against what the model says of another condition, which is known."""
         self._starts.append(self.gauge.now())
         batch, target = self._drawn(step)
         return squared_errors(self.model.predict(batch.x_t, batch.t, batch.condition), target)
+
+    def asking_loss(self, step: int) -> torch.Tensor:
+        """The same of a target that is asked in every step, without gradient, of the model as it then is (SEMU's own code)."""
+        self._starts.append(self.gauge.now())
+        batch, _ = self._drawn(step)
+        target = self._target(batch)
+        return squared_errors(self.model.predict(batch.x_t, batch.t, batch.condition), target)
+
+    @torch.no_grad()
+    def _target(self, batch: NoisyBatch) -> torch.Tensor:
+        return self.model.predict(batch.x_t, batch.t, (batch.condition + 1) % CONDITIONS)
 
     @torch.no_grad()
     def _drawn(self, step: int) -> tuple[NoisyBatch, torch.Tensor]:
@@ -96,22 +108,32 @@ class Bench:
 
     def collect(self) -> Row:
         steps, denoiser = self.config.steps, self.model.denoiser
+        rounds = gradient_rounds(self.settings, self.layers)
 
-        def ours() -> int:
-            sketches = gradient_sketches(self.settings, self.layers, {}, self.generator)
-            collect_gradients(denoiser, self.layers, range(steps), self.loss, sketches=sketches)
-            return len(sketches)
+        def collected(sketched: Mapping[str, bool]) -> None:
+            some = {name: self.layers[name] for name in sketched}
+            sketches = gradient_sketches(self.settings, some, sketched, {}, self.generator)
+            collect_gradients(denoiser, some, range(steps), self.loss, sketches=sketches)
 
-        reading, passes, sketched = self._measured(steps, ours)
+        def ours() -> None:
+            for sketched in rounds:
+                collected(sketched)
+
+        reading, passes, _ = self._measured(steps, ours, len(rounds))
         reference = self._reference(steps, lambda: collect_dense(denoiser, self.layers, steps, self.loss))
-        return Row("collect", "batch", reading, reference, passes, OBJECTIVE_BATCHES, {"sketched_layers": sketched})
+        details = {"rounds": len(rounds), "sketched_layers": sum(sum(one.values()) for one in rounds)}
+        return Row("collect", "batch", reading, reference, passes, OBJECTIVE_BATCHES, details)
 
     def moments(self) -> Row:
-        images = min(MOMENT_SAMPLES, len(self.pool.x_t))
-        ours, passes, _ = self._measured(
-            images, lambda: kept_moments(self.model, self.settings, self.layers, self.pool, self.generator, None)
-        )
-        return Row("moments", "image", ours, None, passes, MOMENT_SAMPLES)
+        images, rounds = min(MOMENT_SAMPLES, len(self.pool.x_t)), gradient_rounds(self.settings, self.layers)
+
+        def work() -> None:
+            for some in rounds:
+                layers = {name: self.layers[name] for name in some}
+                kept_moments(self.model, self.settings, layers, self.pool, self.generator, None)
+
+        ours, passes, _ = self._measured(images, work)
+        return Row("moments", "image", ours, None, passes, MOMENT_SAMPLES, {"rounds": len(rounds)})
 
     def subspace(self, whole: Mapping[str, Any]) -> Row:
         """Of the layers of the ``whole`` network, which need not be there: synthetic gradients in their shapes.
@@ -139,9 +161,18 @@ class Bench:
             training = train_patch(PatchedLayers(denoiser, spaces), lambda step: {"forget": self.loss(step - 1)}, steps)
             deque(islice(training, steps), maxlen=0)  # without its end, where the patch reads all weights once
 
-        reading, passes, _ = self._measured(steps, ours)
-        reference = self._reference(steps, lambda: train_rebuilt(denoiser, self.layers, spaces, steps, self.loss))
-        return Row("train", "step", reading, reference, passes, self.settings.steps)  # type: ignore[attr-defined]
+        def asked() -> None:
+            for step in range(steps):
+                self._starts.append(self.gauge.now())
+                self._target(self._drawn(step)[0])
+
+        step, passes, _ = self._measured(steps, ours)
+        target, each, _ = self._measured(steps, asked)
+        share = targets_asked(self.settings)
+        reading = replace(step, seconds=step.seconds + share * target.seconds)
+        reference = self._reference(steps, lambda: train_rebuilt(denoiser, self.layers, spaces, steps, self.asking_loss))
+        details = {"target_share": share, "target_seconds": target.seconds, "without_target_seconds": step.seconds}
+        return Row("train", "step", reading, reference, passes + share * each, self.settings.steps, details)
 
     def closed_form(self) -> Row | None:
         """One name in closed form; None for a network without layers that see nothing but the condition."""
@@ -150,17 +181,31 @@ class Bench:
         ours, passes, edit = self._measured(1, lambda: name_edit(self.model, {0: 1}, [2, 3]))
         return Row("closed-form", "name", ours, None, passes, 1, {"layers": len(edit.subspaces)})
 
-    def _measured(self, units: int, work: Callable[[], Any]) -> tuple[Reading, int, Any]:
-        """The cost of one unit: of batches and steps the quickest, since the first also waits for what is made only once."""
+    def _measured(self, units: int, work: Callable[[], Any], rounds: int = 1) -> tuple[Reading, int, Any]:
+        """The cost of one unit, in all ``rounds``: of batches and steps the quickest, since the first also waits for what is
+        made only once."""
         self._starts.clear()
         with Meter(self.model.denoiser) as meter:
             reading, result = self.gauge(work)
-        times = [*self._starts, self.gauge.now()]
-        seconds = min((after - before for before, after in pairwise(times)), default=reading.seconds / units)
-        return replace(reading, seconds=seconds), sum(meter.passes.values()) // units, result
+        times = [after - before for before, after in pairwise([*self._starts, self.gauge.now()])]
+        seconds = sum(min(times[first : first + units]) for first in range(0, units * rounds, units)) if times else None
+        passes = sum(meter.passes.values()) // units
+        return replace(reading, seconds=reading.seconds / units if seconds is None else seconds), passes, result
 
     def _reference(self, units: int, work: Callable[[], Any]) -> Reading | None:
         return self._measured(units, work)[0] if self.config.reference else None
+
+
+def targets_asked(settings: Any) -> float:
+    """The share of a training's images for whose target the original is asked, by default settings; the pool knows the rest.
+
+    Of P samples n draws with replacement find P (1 - (1 - 1/P)^n), of which those of collect have been found before. A sample's
+    anchor alone is asked, its path knows the other rows; so does the path of the kept images, as many again in a batch.
+    """
+    pool = settings.forget_samples * SELF_MADE_STEPS
+    before, drawn = OBJECTIVE_BATCHES * settings.batch_size, settings.steps * settings.batch_size
+    new = pool * ((1 - 1 / pool) ** before - (1 - 1 / pool) ** (before + drawn))
+    return new / (drawn * (2 if settings.retain == "self" else 1))
 
 
 def _sides(weight: torch.Tensor) -> tuple[int, int]:

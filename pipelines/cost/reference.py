@@ -1,7 +1,8 @@
 """The reference procedure, as plain as it is published: what the phases of an erasure cost without any of our savings.
 
 The gradients of all layers stand in ``.grad`` while their sums stand beside them; every layer gets a full SVD; the weight
-W' = W + U R V^T of every layer is built anew in each forward pass, and its dense gradient with it.
+W' = W + U R V^T of every layer is built anew in each forward pass, and its dense gradient with it. The ``loss`` of a training
+step asks the network for its own target, through W' too (method of github.com/gmum/semu).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def _row(phase: Mapping[str, Any]) -> tuple[str, ...]:
         _number(phase.get("seconds_ratio"), mark),
         *(_number(None if one is None else one / 1e9, mark) for one in peaks),
         _number(phase.get("peak_ratio"), mark),
-        str(phase["passes"] or ""),
+        f"{phase['passes']:.4g}" if phase["passes"] else "",
     )
 
 

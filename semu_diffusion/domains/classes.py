@@ -13,7 +13,6 @@ from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
-from semu_diffusion.layers import select_layers
 from semu_diffusion.models.class_conditional import ClassConditional
 from semu_diffusion.models.class_names import NO_NULL
 
@@ -50,7 +49,6 @@ def plan(model: ClassConditional, config: ClassErasureConfig, images_given: bool
     anchor = _given_anchor(model, config, target, forget, kept)
     if config.adversarial and not model.conditional:
         raise InputError("--adversarial needs class labels, and the model is unconditional")
-    select_layers(model.denoiser, config.layers)
     require_trainable(model.denoiser, config)
     if not images_given and not model.conditional:
         raise InputError("the model is unconditional, so it cannot make images of one class: give them with --forget-images")

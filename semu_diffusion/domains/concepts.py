@@ -22,7 +22,6 @@ from semu_diffusion.erase.samples import training_images
 from semu_diffusion.erase.task import Images, Progress, Task
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
-from semu_diffusion.layers import select_layers
 from semu_diffusion.models.families import adapt_text_pipeline, check_family, network_of
 from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patches.wrappers import eager, unwrapped
@@ -75,7 +74,6 @@ def plan(
     check_family(pipeline, source)
     network = eager(unwrapped(network_of(pipeline)))
     require_trainable(network, config)
-    select_layers(network, config.layers)
     if images_given and len(concepts) > 1:
         raise InputError("--forget-images shows one concept: erase several in runs of their own, then semu apply")
     return ConceptsPlan(tuple(concepts), tuple(kept), vocabulary, source)

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 import torch
 
 from semu_diffusion import distributed
-from semu_diffusion.erase.config import TrainingConfig
+from semu_diffusion.erase.config import ErasureConfig, TrainingConfig
+from semu_diffusion.erase.phases import phase_generator
 from semu_diffusion.erase.pool import Source
+from semu_diffusion.erase.task import Task
 from semu_diffusion.models.base import DiffusionModel
+from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import NoisyBatch, Predict, squared_errors
 
-__all__ = ["Adversary", "adversarial_share"]
+__all__ = ["Adversary", "adversarial_share", "adversary_of"]
 
 DEFAULT = 0.5  # of a batch, where the model takes vectors
 
@@ -27,6 +30,17 @@ def adversarial_share(model: DiffusionModel, asked: float | None) -> float:
     if asked is not None:
         return asked
     return DEFAULT if model.takes_vectors else 0.0
+
+
+def adversary_of(task: Task[DiffusionModel], config: ErasureConfig, source: Source, original: Predict) -> Adversary | None:
+    """The vectors that the task is trained against, found on the model as it is; None where none are asked for."""
+    model = task.model
+    if not adversarial_share(model, config.adversarial) or task.target == "ascent":
+        return None
+    adversary = Adversary(model, config, [*task.forget, *task.kept], source, phase_generator(config.seed, "adversary"))
+    with autocast(config.precision, model.device)():
+        adversary.prepare(original)
+    return adversary
 
 
 class Adversary:

@@ -22,11 +22,14 @@ from typing import Any
 
 import torch
 
+from semu_diffusion.erase.config import TrainingConfig
+from semu_diffusion.erase.task import Task
+from semu_diffusion.errors import InputError
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.subspace import Subspace, dominant_subspace
 
-__all__ = ["NameEdit", "name_edit", "name_layers", "share_left", "update"]
+__all__ = ["NameEdit", "name_edit", "name_layers", "name_of", "share_left", "update"]
 
 PRESERVE, RIDGE = (10.0, 1.0, 0.1), 0.1  # p and l
 LEFT = 0.25  # of the squared difference between what a name and its anchor say; by name, most leave 0.03 to 0.1
@@ -45,6 +48,19 @@ def name_layers(model: DiffusionModel) -> dict[str, Any]:
     """The layers that see nothing but the condition (and the time); {} for a network that has none."""
     layers = select_layers(model.denoiser)
     return {name: layers[name] for name in model.name_layers if name in layers}
+
+
+def name_of(task: Task[DiffusionModel], config: TrainingConfig, anchors: Mapping[int, int]) -> NameEdit:
+    """The name in closed form, where the method has it and the model the layers for it; else an edit of nothing."""
+    possible = task.target == "fixed" and anchors and name_layers(task.model)
+    if config.method == "closed-form" and not possible:
+        raise InputError(
+            "--method closed-form needs --target fixed and layers that see nothing but the condition, which this model "
+            "has not: take --method trained"
+        )
+    if config.method == "trained" or not possible:
+        return NameEdit({}, {})
+    return name_edit(task.model, anchors, task.kept)
 
 
 @torch.no_grad()

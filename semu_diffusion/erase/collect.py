@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from semu_diffusion import distributed
 from semu_diffusion.erase.config import SubspaceConfig
+from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.erase.pool import Source
 from semu_diffusion.erase.samples import batch_size, forget_batches, protected_conditions
 from semu_diffusion.erase.task import Images, Progress, Protection
@@ -22,19 +24,25 @@ from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.objectives import NoisyBatch
 from semu_diffusion.options import byte_size
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.protection import InputMoments, collect_moments
-from semu_diffusion.sketch import GradientSketch, moment_sizes, sketch_width, sketched_layers
+from semu_diffusion.patches.patched import rounded
+from semu_diffusion.protection import InputMoments, collect_moments, squared_output
+from semu_diffusion.sketch import GradientSketch, collecting_rounds, moment_sizes, sketch_width
 from semu_diffusion.subspace import Subspace, layer_subspace
 
 __all__ = [
+    "ForgetLoss",
+    "Found",
     "Gradient",
-    "denoising_gradient",
+    "denoising_loss",
     "find_subspaces",
+    "forget_gradient",
+    "found_of",
+    "gradient_rounds",
     "gradient_sketches",
     "kept_moments",
-    "layers_to_sketch",
-    "objective_gradient",
+    "objective_loss",
     "protection_of",
+    "random_gradient",
 ]
 
 Gradient = torch.Tensor | GradientSketch  # of a layer
@@ -43,51 +51,62 @@ OBJECTIVE_BATCHES = 8
 MOMENT_SAMPLES = 192  # noised kept samples that a layer's inputs are read on
 
 
-def objective_gradient(
+@dataclass(frozen=True)
+class ForgetLoss:
+    """The loss of a batch, and the batches its gradient is the mean of: drawn once, so that every round sees the same."""
+
+    batches: Sequence[Any]
+    loss: Callable[[Any], torch.Tensor]
+    weight: Callable[[Any], float] = lambda _: 1.0
+
+
+def objective_loss(loss: ErasureLoss) -> ForgetLoss:
+    """The training's own forget term, over `OBJECTIVE_BATCHES` batches.
+
+    At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
+    """
+    return ForgetLoss([loss.draw() for _ in range(OBJECTIVE_BATCHES)], lambda drawn: loss.errors(drawn)["forget"])
+
+
+def denoising_loss(
+    model: DiffusionModel, forget_set: Images, guidance_scale: float, precision: Callable, generator: torch.Generator
+) -> ForgetLoss:
+    """Guided denoising, as in SEMU: sum over pixels, mean over images, of (target - guided prediction)^2."""
+
+    def loss(batch: NoisyBatch) -> torch.Tensor:
+        with precision():
+            predicted = model.predict_guided(batch.x_t, batch.t, batch.condition, guidance_scale)
+            return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
+
+    return ForgetLoss(list(forget_batches(model, forget_set, generator)), loss, lambda batch: len(batch.x_t))
+
+
+def forget_gradient(
     model: DiffusionModel,
     layers: Mapping[str, Any],
-    loss: Callable[[int], Mapping[str, torch.Tensor]],
+    forget: ForgetLoss,
     clip: float | None,
     progress: Progress | None,
     sketches: Mapping[str, GradientSketch] = MappingProxyType({}),
 ) -> dict[str, Gradient]:
-    """The gradient of the training's own forget term, over `OBJECTIVE_BATCHES` batches.
+    """The gradient of the layers; of those that have one, in their sketch."""
 
-    At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
-    """
-
-    def counted() -> Iterator[int]:
-        for step in range(OBJECTIVE_BATCHES):
-            yield step
+    def counted() -> Iterator[Any]:
+        for done, batch in enumerate(forget.batches, 1):
+            yield batch
             if progress is not None:
-                progress("gradient", step + 1, OBJECTIVE_BATCHES)
+                progress("gradient", done, len(forget.batches))
 
     with nullcontext() if clip is None else distributed.apart():  # a clipped gradient is that of a whole batch
-        dense = collect_gradients(model.denoiser, layers, counted(), lambda step: loss(step)["forget"], clip, sketches=sketches)
+        dense = collect_gradients(model.denoiser, layers, counted(), forget.loss, clip, forget.weight, sketches)
     if clip is None:
         distributed.average([*dense.values(), *(one for sketch in sketches.values() for one in sketch.sums)])
     return {**dense, **sketches}
 
 
-def denoising_gradient(
-    model: DiffusionModel,
-    layers: Mapping[str, Any],
-    forget_set: Images,
-    guidance_scale: float,
-    clip: float | None,
-    generator: torch.Generator,
-    progress: Progress | None,
-    sketches: Mapping[str, GradientSketch] = MappingProxyType({}),
-) -> dict[str, Gradient]:
-    """The gradient of guided denoising, as in SEMU: sum over pixels, mean over images, of (target - guided prediction)^2."""
-
-    def loss(batch: NoisyBatch) -> torch.Tensor:
-        predicted = model.predict_guided(batch.x_t, batch.t, batch.condition, guidance_scale)
-        return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
-
-    batches = forget_batches(model, forget_set, generator, progress)
-    dense = collect_gradients(model.denoiser, layers, batches, loss, clip, lambda batch: len(batch.x_t), sketches)
-    return {**dense, **sketches}
+def random_gradient(layers: Mapping[str, Any], generator: torch.Generator) -> dict[str, Gradient]:
+    """No gradient at all, the control."""
+    return {name: torch.randn(layer.weight.shape, generator=generator).to(layer.weight) for name, layer in layers.items()}
 
 
 def kept_moments(
@@ -122,25 +141,31 @@ def kept_moments(
     )
 
 
-def gradient_sketches(
-    config: SubspaceConfig, layers: Mapping[str, Any], moments: Mapping[str, InputMoments], generator: torch.Generator
-) -> dict[str, GradientSketch]:
-    """Empty sketches for the layers whose gradients would not fit into ``--memory``; {} without a budget."""
-    return {
-        name: GradientSketch(
-            layers[name].weight, sketch_width(config.max_rank or 0), generator, _basis(config, moments, name), config.projection
-        )
-        for name in layers_to_sketch(config, layers)
-    }
+def gradient_rounds(config: SubspaceConfig, layers: Mapping[str, Any]) -> list[dict[str, bool]]:
+    """The layers by the rounds in which they are collected, and which are sketched: one, of none, without ``--memory``.
 
-
-def layers_to_sketch(config: SubspaceConfig, layers: Mapping[str, Any]) -> list[str]:
-    """The layers whose gradients would not fit into ``--memory``. Raises InputError if it is too little even for sketches."""
+    Raises InputError if it is too little for one layer.
+    """
     budget = _budget(config)
-    if budget is None:
-        return []
-    chosen = sketched_layers(layers, sketch_width(config.max_rank or 0), budget)
-    return [name for name in layers if name in chosen]
+    if budget is None or not layers:
+        return [dict.fromkeys(layers, False)]
+    return collecting_rounds(layers, sketch_width(config.max_rank or 0), budget, config.protect == "null-space")
+
+
+def gradient_sketches(
+    config: SubspaceConfig,
+    layers: Mapping[str, Any],
+    sketched: Mapping[str, bool],
+    moments: Mapping[str, InputMoments],
+    generator: torch.Generator,
+) -> dict[str, GradientSketch]:
+    """Empty sketches for the layers that are to be ``sketched``."""
+    width = sketch_width(config.max_rank or 0)
+    return {
+        name: GradientSketch(layers[name].weight, width, generator, _basis(config, moments, name), config.projection)
+        for name, wanted in sketched.items()
+        if wanted
+    }
 
 
 def _budget(config: SubspaceConfig) -> int | None:
@@ -202,32 +227,57 @@ def _of_the_first(subspaces: dict[str, Subspace]) -> dict[str, Subspace]:
     }
 
 
-def protection_of(
-    patch: ErasurePatch,
+@dataclass(frozen=True)
+class Found:
+    """What is left of a layer's gradient and moments: the ``subspace``, the gradient's ``energy`` ||G||_F^2, and, if it is
+    protected, `InputMoments.energy_covered`; the held-out kept inputs as the update ``seen`` them, V^T x (C, P, groups, r); the
+    mean squared output of its ``own`` weight on them."""
+
+    subspace: Subspace
+    energy: float
+    energy_covered: float | None = None
+    seen: torch.Tensor | None = None
+    own: float | None = None
+
+
+def found_of(
     layers: Mapping[str, Any],
     gradients: Mapping[str, Gradient],
     moments: Mapping[str, InputMoments],
     subspaces: Mapping[str, Subspace],
-) -> Protection:
-    """The figures of the protection, of every layer and of all together."""
-    energies = {
-        name: one.energy if isinstance(one, GradientSketch) else float(one.double().square().sum())
-        for name, one in gradients.items()
+) -> dict[str, Found]:
+    """`Found` of every layer."""
+    found = {}
+    for name, space in subspaces.items():
+        gradient, kept = gradients[name], moments.get(name)
+        energy = gradient.energy if isinstance(gradient, GradientSketch) else float(gradient.double().square().sum())
+        found[name] = Found(space, energy)
+        if kept is not None:
+            own = kept.response_on_kept(to_matrices(layers[name].weight.detach().float(), space.matricisation))
+            found[name] = Found(space, energy, kept.energy_covered, kept.held_through(rounded(space.right)[0].float()), own)
+    return found
+
+
+def protection_of(patch: ErasurePatch, found: Mapping[str, Found]) -> Protection:
+    """The figures of the protection, of every layer and of all together; the update is that of the patch."""
+    responses = {
+        name: (squared_output(one.seen, patch.layers[name].left.float() @ patch.layers[name].core), one.own)
+        for name, one in found.items()
+        if one.seen is not None and one.own is not None and name in patch.layers
     }
-    left = sum(subspaces[name].gradient_energy_kept * energy for name, energy in energies.items())
-    responses = _responses(patch, layers, moments)
     by_layer = {
         name: {
-            "gradient_energy_kept": float(subspace.gradient_energy_kept),
+            "gradient_energy_kept": float(one.subspace.gradient_energy_kept),
             "response_on_kept": _relative([responses[name]]) if name in responses else None,
-            "energy_covered": moments[name].energy_covered if name in moments else None,
+            "energy_covered": one.energy_covered,
         }
-        for name, subspace in subspaces.items()
+        for name, one in found.items()
     }
+    left = sum(one.subspace.gradient_energy_kept * one.energy for one in found.values())
     return Protection(
-        left / max(sum(energies.values()), 1e-30),
+        left / max(sum(one.energy for one in found.values()), 1e-30),
         _relative(responses.values()) if responses else None,
-        min((one.energy_covered for one in moments.values() if one.energy_covered is not None), default=None),
+        min((one.energy_covered for one in found.values() if one.energy_covered is not None), default=None),
         by_layer,
     )
 
@@ -235,17 +285,3 @@ def protection_of(
 def _relative(responses: Iterable[tuple[float, float]]) -> float:
     update, own = (sum(column) for column in zip(*responses, strict=True))
     return (update / max(own, 1e-30)) ** 0.5
-
-
-def _responses(
-    patch: ErasurePatch, layers: Mapping[str, Any], moments: Mapping[str, InputMoments]
-) -> dict[str, tuple[float, float]]:
-    """Mean squared output on held-out kept inputs of each layer's update, and of its weight; {} if nothing was protected."""
-    found = {}
-    for name in [name for name in moments if name in patch.layers]:
-        layer_patch = patch.layers[name]
-        weight = layers[name].weight.detach().float()
-        update = to_matrices(patch.delta(name).to(weight.device), layer_patch.matricisation)
-        own = to_matrices(weight, layer_patch.matricisation)
-        found[name] = (moments[name].response_on_kept(update), moments[name].response_on_kept(own))
-    return found

@@ -81,7 +81,7 @@ class SubspaceConfig:
     memory: str | None = option(
         None,
         "bound on what collected gradients take, and before them the second moments of kept inputs, such as 2GB: layers are "
-        "sketched, those first that save most (default: none is)",
+        "sketched, those first that save most, and collected in several rounds where that is not enough (default: no bound)",
         metavar="SIZE",
         group="subspace",
     )

@@ -56,14 +56,23 @@ class ErasureLoss:
         self.adversarial = min(asked, config.batch_size - unlabelled)  # those without a condition have a target of their own
 
     def __call__(self, step: int) -> Mapping[str, torch.Tensor]:
+        return self.errors(self.draw())
+
+    def draw(self) -> dict[str, NoisyBatch]:
+        """The batches of a step, with their targets; the adversary moves on before."""
         with self.precision():
             if self.adversary is not None:
                 self.adversary.attack(self.original)
             batches = {"forget": self._forget_batch()}
             if self.retain is not None:
                 batches["retain"] = self._retain_batch(self.retain)
-            parts = {name: distributed.part(len(batch.x_t)) for name, batch in batches.items()}
-            batches = {name: batch.mine() for name, batch in batches.items()}
+        return batches
+
+    def errors(self, batches: Mapping[str, NoisyBatch]) -> dict[str, torch.Tensor]:
+        """The terms of the loss on the batches of a step."""
+        parts = {name: distributed.part(len(batch.x_t)) for name, batch in batches.items()}
+        batches = {name: batch.mine() for name, batch in batches.items()}
+        with self.precision():
             predicted = self._predict(list(batches.values())).split([len(batch.x_t) for batch in batches.values()])
             errors = {
                 name: parts[name] * squared_errors(one, batch.target, batch.weight)

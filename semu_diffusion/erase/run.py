@@ -5,6 +5,7 @@ samples -> the name in closed form -> forget gradient -> moments of kept inputs 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,18 +15,22 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from semu_diffusion.erase.adversary import Adversary, adversarial_share
+from semu_diffusion.erase.adversary import Adversary, adversary_of
 from semu_diffusion.erase.anchors import chosen_anchors, named_anchors
-from semu_diffusion.erase.closed_form import NameEdit, name_edit, name_layers
+from semu_diffusion.erase.closed_form import NameEdit, name_layers, name_of
 from semu_diffusion.erase.collect import (
-    Gradient,
-    denoising_gradient,
+    ForgetLoss,
+    Found,
+    denoising_loss,
     find_subspaces,
+    forget_gradient,
+    found_of,
+    gradient_rounds,
     gradient_sketches,
     kept_moments,
-    layers_to_sketch,
-    objective_gradient,
+    objective_loss,
     protection_of,
+    random_gradient,
 )
 from semu_diffusion.erase.config import ErasureConfig, SamplesConfig, SubspaceConfig
 from semu_diffusion.erase.loss import ErasureLoss
@@ -35,7 +40,7 @@ from semu_diffusion.erase.pool import Noised, Pool, Source, paths, pooled
 from semu_diffusion.erase.samples import SELF_MADE_STEPS, in_turn
 from semu_diffusion.erase.task import EditResult, Images, Progress, Protection, Task
 from semu_diffusion.erasure import Diverged, Step, train_patch
-from semu_diffusion.errors import InputError
+from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.gradients import only_trainable
 from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
@@ -44,7 +49,6 @@ from semu_diffusion.objectives import Predict
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.protection import InputMoments
-from semu_diffusion.sketch import GradientSketch
 
 __all__ = ["Samples", "gather", "kept_source", "loss_of", "require_trainable", "run_erasure", "run_to_end"]
 
@@ -73,7 +77,7 @@ def run_erasure(
     model = task.model
     if config.memory is not None and config.method != "closed-form":  # too little is refused before any work
         free = name_layers(model) if config.method == "semu" and task.target == "fixed" else {}
-        layers_to_sketch(config, _edited(model, config, free))
+        _announce(gradient_rounds(config, _edited(model, config, free)), config)
     with Meter(model.denoiser) as meter:
         # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
         with meter.phase("collect"), only_trainable(model.denoiser, ()):
@@ -82,7 +86,7 @@ def run_erasure(
             else:
                 samples = gather(task, config, progress)
                 anchors = samples.anchors
-            named = _name(task, config, anchors)
+            named = name_of(task, config, anchors)
         if config.method == "closed-form":
             return EditResult(_named_patch(task, named), anchors, None, meter.seconds, meter.passes)
         patch, protection = yield from _train(task, config, samples, named, meter, progress)
@@ -97,22 +101,11 @@ def _train(
     model = task.model
     layers = _edited(model, config, named.subspaces)
     renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
-    moments: dict[str, InputMoments] = {}
-    if config.protect == "null-space":
-        assert samples.retain is not None
-        with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
-            moments = kept_moments(model, config, layers, samples.retain, phase_generator(config.seed, "moments"), progress)
-        with meter.phase("subspace"):
-            for one in moments.values():
-                one.settle(config.protected_energy)
     with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
-        adversary = adversary_of(task, config, samples, _original(model, renamed))
-        loss = loss_of(task, config, samples, _original(model, renamed), "gradient", adversary)
-        sketches = gradient_sketches(config, layers, moments, phase_generator(config.seed, "sketches"))
-        gradients = _forget_gradient(task, config, samples, layers, loss, progress, sketches)
-    with meter.phase("subspace"):
-        generator = phase_generator(config.seed, "subspace")
-        subspaces = find_subspaces(config, layers, gradients, moments, generator, progress)
+        adversary = adversary_of(task, config, samples.forget, _original(model, renamed))
+        forget = _forget_loss(task, config, samples, _original(model, renamed), adversary)
+    found = _found(task, config, samples, layers, forget, renamed, meter, progress)
+    subspaces = {name: one.subspace for name, one in found.items()}
     patched = PatchedLayers(model.denoiser, subspaces, named.subspaces, named.cores)
     if not patched.parameters():
         raise InputError("no layer has a direction to train: lower --protected-energy, or choose other --layers")
@@ -129,7 +122,49 @@ def _train(
         )
     if not all(torch.isfinite(layer.core).all() for layer in patch.layers.values()):
         raise Diverged("the last step left the finite numbers: lower --lr or the rank")
-    return patch, protection_of(patch, layers, gradients, moments, subspaces)
+    return patch, protection_of(patch, found)
+
+
+def _found(
+    task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, layers: Mapping[str, Any], forget: ForgetLoss | None,
+    renamed: PatchedLayers, meter: Meter, progress: Progress | None,
+) -> dict[str, Found]:  # fmt: skip
+    """The subspaces of the layers, in the rounds that ``--memory`` allows: what one has collected is free before the next."""
+    model = task.model
+    generators = {phase: phase_generator(config.seed, phase) for phase in ("sketches", "gradient", "subspace")}
+
+    def collected(sketched: Mapping[str, bool]) -> dict[str, Found]:
+        some = {name: layers[name] for name in sketched}
+        moments: dict[str, InputMoments] = {}
+        if config.protect == "null-space":
+            assert samples.retain is not None
+            with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
+                moments = kept_moments(model, config, some, samples.retain, phase_generator(config.seed, "moments"), progress)
+            with meter.phase("subspace"):
+                for one in moments.values():
+                    one.settle(config.protected_energy)
+        with meter.phase("collect"), renamed.attached():
+            if forget is None:
+                gradients = random_gradient(some, generators["gradient"])
+            else:
+                sketches = gradient_sketches(config, some, sketched, moments, generators["sketches"])
+                gradients = forget_gradient(model, some, forget, config.gradient_clip, progress, sketches)
+        with meter.phase("subspace"):
+            subspaces = find_subspaces(config, some, gradients, moments, generators["subspace"], progress)
+            return found_of(some, gradients, moments, subspaces)
+
+    return {name: one for group in gradient_rounds(config, layers) for name, one in collected(group).items()}
+
+
+def _announce(rounds: Sequence[Mapping[str, bool]], config: ErasureConfig) -> None:
+    """Say what a budget costs that is too small for the gradients of all layers at once."""
+    if len(rounds) > 1:
+        sketched, layers = sum(sum(one.values()) for one in rounds), sum(map(len, rounds))
+        message = (
+            f"--memory {config.memory}: gradients are collected in {len(rounds)} rounds, each of a part of the layers "
+            f"({sketched} of {layers} sketched), so the image passes for them are made {len(rounds)} times"
+        )
+        warnings.warn(Notice(message), stacklevel=2)
 
 
 def _edited(model: DiffusionModel, config: SubspaceConfig, named: Container[str]) -> dict[str, Any]:
@@ -148,19 +183,6 @@ def _original(model: DiffusionModel, patched: PatchedLayers) -> Predict:
             return model.predict(x_t, t, labels)
 
     return predict
-
-
-def _name(task: Task[DiffusionModel], config: ErasureConfig, anchors: Mapping[int, int]) -> NameEdit:
-    """The name in closed form, where the method has it and the model the layers for it; else an edit of nothing."""
-    possible = task.target == "fixed" and anchors and name_layers(task.model)
-    if config.method == "closed-form" and not possible:
-        raise InputError(
-            "--method closed-form needs --target fixed and layers that see nothing but the condition, which this model "
-            "has not: take --method trained"
-        )
-    if config.method == "trained" or not possible:
-        return NameEdit({}, {})
-    return name_edit(task.model, anchors, task.kept)
 
 
 def _named_patch(task: Task[DiffusionModel], named: NameEdit) -> ErasurePatch:
@@ -227,18 +249,6 @@ def _own_paths(
     return paths(model, rows, seeds, SELF_MADE_STEPS, config.guidance_scale, config.precision, show)
 
 
-def adversary_of(task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, original: Predict) -> Adversary | None:
-    """The vectors that the task is trained against, found on the model as it is; None where none are asked for."""
-    model = task.model
-    if not adversarial_share(model, config.adversarial) or task.target == "ascent":
-        return None
-    generator = phase_generator(config.seed, "adversary")
-    adversary = Adversary(model, config, [*task.forget, *task.kept], samples.forget, generator)
-    with autocast(config.precision, model.device)():
-        adversary.prepare(original)
-    return adversary
-
-
 def loss_of(
     task: Task[DiffusionModel],
     config: ErasureConfig,
@@ -263,8 +273,12 @@ def loss_of(
     )
 
 
-def require_trainable(denoiser: nn.Module, config: SamplesConfig) -> None:
-    """InputError for float16 weights that would be trained in float16, in which small gradients vanish."""
+def require_trainable(denoiser: nn.Module, config: ErasureConfig) -> None:
+    """InputError where no layer is named, ``--memory`` is too little for one, or float16 weights would be trained in float16,
+    in which small gradients vanish."""
+    layers = select_layers(denoiser, config.layers)
+    if config.method != "closed-form":
+        gradient_rounds(config, layers)
     weight = next(denoiser.parameters())
     if weight.dtype == torch.float16 and autocast(config.precision, weight.device) is nullcontext:
         raise InputError(
@@ -273,22 +287,14 @@ def require_trainable(denoiser: nn.Module, config: SamplesConfig) -> None:
         )
 
 
-def _forget_gradient(
-    task: Task[DiffusionModel],
-    config: ErasureConfig,
-    samples: Samples,
-    layers: Mapping[str, Any],
-    loss: ErasureLoss,
-    progress: Progress | None,
-    sketches: Mapping[str, GradientSketch],
-) -> dict[str, Gradient]:
-    """The gradient whose subspace is kept: of the training's own loss, or of denoising the condition's own images."""
-    model, clip = task.model, config.gradient_clip
+def _forget_loss(
+    task: Task[DiffusionModel], config: ErasureConfig, samples: Samples, original: Predict, adversary: Adversary | None
+) -> ForgetLoss | None:
+    """The loss whose gradient's subspace is kept: the training's own, or of denoising the condition's own images; or none."""
     if config.gradient == "random":
-        generator = phase_generator(config.seed, "gradient")
-        return {name: torch.randn(layer.weight.shape, generator=generator).to(layer.weight) for name, layer in layers.items()}
-    with autocast(config.precision, model.device)():
-        if config.gradient == "denoising":
-            generator = phase_generator(config.seed, "gradient")
-            return denoising_gradient(model, layers, samples.own, config.guidance_scale, clip, generator, progress, sketches)
-        return objective_gradient(model, layers, loss, clip, progress, sketches)
+        return None
+    if config.gradient == "objective":
+        return objective_loss(loss_of(task, config, samples, original, "gradient", adversary))
+    precision = autocast(config.precision, task.model.device)
+    generator = phase_generator(config.seed, "gradient")
+    return denoising_loss(task.model, samples.own, config.guidance_scale, precision, generator)

@@ -83,16 +83,11 @@ def noisy(model: DiffusionModel, images: torch.Tensor, labels: torch.Tensor, gen
     return NoisyBatch(model.process.add_noise(images, noise, t), t, labels, model.process.target(images, noise, t))
 
 
-def forget_batches(
-    model: DiffusionModel, forget_set: Images, generator: torch.Generator, progress: Progress | None
-) -> Iterator[NoisyBatch]:
+def forget_batches(model: DiffusionModel, forget_set: Images, generator: torch.Generator) -> Iterator[NoisyBatch]:
     """The forget set once, in batches, each image with a timestep of its own."""
-    total, size = len(forget_set.images), batch_size(model)
-    for start in range(0, total, size):
-        part = slice(start, start + size)
-        yield noisy(model, forget_set.images[part], forget_set.labels[part], generator)
-        if progress is not None:
-            progress("gradient", min(start + size, total), total)
+    size = batch_size(model)
+    for images, labels in zip(forget_set.images.split(size), forget_set.labels.split(size), strict=True):
+        yield noisy(model, images, labels, generator)
 
 
 def batch_size(model: DiffusionModel) -> int:

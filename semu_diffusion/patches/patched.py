@@ -20,7 +20,7 @@ from semu_diffusion.patches.weights import modules_sharing
 from semu_diffusion.patches.wrappers import eagerly
 from semu_diffusion.subspace import Subspace
 
-__all__ = ["PatchedLayers"]
+__all__ = ["PatchedLayers", "rounded"]
 
 LEVELS = 127  # the frozen factors are rounded to int8 before training, so that a saved patch is the trained one
 
@@ -55,8 +55,8 @@ class PatchedLayers:
         self._scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, space in self.subspaces.items():
             device = self.layers[name].weight.device
-            self.left[name], left_scale = _rounded(space.left.to(device).float())
-            self.right[name], right_scale = _rounded(space.right.to(device).float())
+            self.left[name], left_scale = rounded(space.left.to(device).float())
+            self.right[name], right_scale = rounded(space.right.to(device).float())
             self._scales[name] = (left_scale, right_scale)
             width = space.left.shape[-1]
             given = cores.get(name)
@@ -117,7 +117,7 @@ class PatchedLayers:
             if not self.enabled:
                 return plain(x)
             if _factored_is_cheaper(layer, space, x):
-                return plain(x) + _thin(layer, x, right[0], left[0] @ self.scaled_core(name)[0])
+                return _with_update(layer, x, plain(x), right[0], left[0] @ self.scaled_core(name)[0])
             with torch.autocast(x.device.type, enabled=False):
                 delta = from_matrices(left @ self.scaled_core(name) @ right.transpose(1, 2), space.shape, space.matricisation)
                 dtype = layer.weight.dtype  # summed wide and rounded once, as `ErasurePatch.apply` does
@@ -146,7 +146,7 @@ class PatchedLayers:
         return ErasurePatch(layers, fingerprint, dict(metadata or {}), overlap=base.value if base else None)
 
 
-def _rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 columns (C, m, r) and their scales (C, r). Training sees the rounded subspace, so saving it loses nothing."""
     scale = factor.abs().amax(dim=1) / LEVELS
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -166,10 +166,17 @@ def _factored_is_cheaper(layer: Any, space: Subspace, x: torch.Tensor) -> bool:
     return 4 * 3 * positions * r * (m + n) < 3 * m * n * r + positions * m * n
 
 
-def _thin(layer: Any, x: torch.Tensor, right: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """(U R) (V^T x) without ever making the weight: right (n, r), left (m, r)."""
+def _with_update(layer: Any, x: torch.Tensor, plain: torch.Tensor, right: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """``plain`` + (U R) (V^T x) without ever making the weight: right (n, r), left (m, r); added where it is multiplied."""
+    m, r = left.shape
+    left, right = left.to(plain.dtype), right.to(x.dtype)
     if isinstance(layer, nn.Linear):
-        return F.linear(F.linear(x, right.T.to(x.dtype)), left.to(x.dtype))
-    kernel = right.T.reshape(-1, layer.in_channels, *layer.kernel_size).to(x.dtype)
-    thin = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
-    return F.conv2d(thin, left[:, :, None, None].to(thin.dtype))
+        thin = (x.reshape(-1, x.shape[-1]) @ right).to(plain.dtype)
+        return torch.addmm(plain.reshape(-1, m), thin, left.T).view(plain.shape)
+    if (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0)):
+        thin = right.T @ x.flatten(-2)
+    else:
+        kernel = right.T.reshape(r, layer.in_channels, *layer.kernel_size)
+        thin = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
+    flat = plain.reshape(-1, m, plain.shape[-2:].numel())
+    return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.to(plain.dtype).reshape(len(flat), r, -1)).view(plain.shape)

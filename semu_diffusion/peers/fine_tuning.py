@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from semu_diffusion.erase.adversary import adversary_of
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.meter import Meter
-from semu_diffusion.erase.run import Samples, adversary_of, gather, loss_of, run_to_end
+from semu_diffusion.erase.run import Samples, gather, loss_of, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
 from semu_diffusion.erasure import Step, minimise
 from semu_diffusion.errors import InputError
@@ -45,7 +46,7 @@ class Setting:
 def own_objective(setting: Setting) -> Loss:
     """The loss by which this package trains R: its target is taken from the model as it was."""
     task, config, samples = setting.task, setting.config, setting.samples
-    adversary = adversary_of(task, config, samples, setting.original)
+    adversary = adversary_of(task, config, samples.forget, setting.original)
     return loss_of(task, config, samples, setting.original, "training", adversary)
 
 

@@ -45,7 +45,7 @@ def forget_gradient(setting: Setting) -> dict[str, torch.Tensor]:
     """The gradient by each parameter of the training loss on the forget set: sum over its batches."""
     model, config, copies = setting.task.model, setting.config, setting.trainable.copies
     sums = {name: torch.zeros_like(copy) for name, copy in copies.items()}
-    for batch in forget_batches(model, setting.samples.own, phase_generator(config.seed, "saliency"), None):
+    for batch in forget_batches(model, setting.samples.own, phase_generator(config.seed, "saliency")):
         with trained(setting.trainable), autocast(config.precision, model.device)():
             loss = denoising(model.predict, batch) * len(batch.x_t)
             found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True, materialize_grads=True)

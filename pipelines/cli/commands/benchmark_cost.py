@@ -17,7 +17,8 @@ def run(config: CostConfig) -> int:
 COMMAND = Command(
     "semu benchmark-cost",
     "What the phases of an erasure cost, in seconds, peak memory and image passes, beside the reference procedure in the same\n"
-    "run: dense gradients of all layers, a full SVD of each, W' = W + U R V^T built anew in each forward pass.\n\n"
+    "run: dense gradients of all layers, a full SVD of each, W' = W + U R V^T built anew in each forward pass, the target of\n"
+    "a training step asked of the network in training.\n\n"
     "Networks are built from published settings with random weights, which cost what trained ones do. What was measured on a\n"
     "part is extrapolated, and marked ~.",
     CostConfig,
