@@ -22,6 +22,7 @@ from saved_models import QUICK, saved_judge, saved_model
 from tiny_models import NAMES, tiny_model, tiny_unet
 
 import semu_diffusion as semu
+from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.eval.guards import collapse
 from semu_diffusion.eval.probes.class_vector import ClassVectorProbe
 from semu_diffusion.eval.results import Evaluation, Scores
@@ -552,7 +553,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(
     if moment == "evaluation":
         monkeypatch.setattr(Scorer, "sample", stop)
     else:
-        monkeypatch.setattr("semu_diffusion.erase.run.loss_of", lambda *_: stop)
+        monkeypatch.setattr(ErasureLoss, "draw", stop)
     folder = tmp_path / "run"
     assert run(model_folder, "--forget", "red", "--output", str(folder)) == 130
     out, err = capsys.readouterr()

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from saved_models import QUICK, saved_judge, saved_model
 
+from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.errors import InputError
 from semu_diffusion.pipelines.cli.commands.erase_class import main
 from semu_diffusion.pipelines.cli.main import main as semu
@@ -202,10 +203,7 @@ def test_a_run_whose_process_is_gone_is_said_to_be(here: Path, capsys: Capture) 
 def test_a_signal_is_said_and_leaves_interrupted(
     here: Path, number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any) -> Any:
-        return lambda *_: os.kill(os.getpid(), number)
-
-    monkeypatch.setattr("semu_diffusion.erase.run.loss_of", stop)
+    monkeypatch.setattr(ErasureLoss, "draw", lambda _: os.kill(os.getpid(), number))
     former = signal.getsignal(number)
     flags = ("--model", saved_model(here / "model"), "--classifier", "none", *QUICK, "--output", "run")
     assert main([*flags, "red"]) == 128 + number
