@@ -100,6 +100,33 @@ def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monke
     torch.testing.assert_close(net(x), results[False][0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["linear", "conv", "pointwise"])
+def test_in_mixed_precision_the_update_has_the_dtype_of_what_it_is_added_to(
+    kind: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in bfloat16, or in float32 under autocast, where another layer's output may be in float32."""
+    layer, shape = LAYERS[kind]
+    net = nn.Sequential(copy.deepcopy(layer)).to(stored).requires_grad_(False)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(stored)
+    results = {}
+    for factored in (True, False):
+        monkeypatch.setattr(patched_module, "_factored_is_cheaper", lambda *_, answer=factored: answer)
+        patched = random_layers(net, size=0.5)
+        core = patched.core["0"].requires_grad_(True)
+        with patched.attached(), torch.autocast("cpu", torch.bfloat16, enabled=stored == torch.float32):
+            output = net(x)
+        assert output.dtype == torch.bfloat16
+        output.float().square().sum().backward()
+        results[factored] = (output.detach().float(), core.grad)
+    for one, other in zip(results[True], results[False], strict=True):
+        assert (one - other).norm() < 2e-2 * other.norm()
+    left, right = (getattr(patched, side)["0"][0].float() for side in ("left", "right"))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = net[0](x).float()
+        assert patched_module._with_update(net[0], x, plain, right, left).dtype == torch.float32
+
+
 def test_the_way_is_chosen_by_cost() -> None:
     def factored(layer: nn.Module, rank: int, *shape: int) -> bool:
         space = random_layers(nn.Sequential(layer), rank=rank).subspaces["0"]

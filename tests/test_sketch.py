@@ -251,7 +251,7 @@ def test_an_erasure_within_a_budget_is_an_erasure() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient": "denoising"}])
-def test_an_erasure_in_several_rounds_is_that_of_one(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_erasure_in_several_rounds_is_that_of_one(changes: dict[str, Any]) -> None:
     """Every round sees the same batches and the same learned vectors; no layer of so small a network is worth a sketch."""
     model, settings = tiny_model(), ClassErasureConfig(forget=("red",), protect="none", **SHORT, **changes)
     plan = classes.plan(model, settings)

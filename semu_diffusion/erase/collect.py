@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -53,9 +54,10 @@ MOMENT_SAMPLES = 192  # noised kept samples that a layer's inputs are read on
 
 @dataclass(frozen=True)
 class ForgetLoss:
-    """The loss of a batch, and the batches its gradient is the mean of: drawn once, so that every round sees the same."""
+    """The loss of a batch, and the ``count`` batches its gradient is the mean of, which are the same in every round."""
 
-    batches: Sequence[Any]
+    batches: Callable[[], Iterable[Any]]
+    count: int
     loss: Callable[[Any], torch.Tensor]
     weight: Callable[[Any], float] = lambda _: 1.0
 
@@ -65,20 +67,31 @@ def objective_loss(loss: ErasureLoss) -> ForgetLoss:
 
     At the trained weights the denoising gradient is mostly noise of the draw; the objective's target has none.
     """
-    return ForgetLoss([loss.draw() for _ in range(OBJECTIVE_BATCHES)], lambda drawn: loss.errors(drawn)["forget"])
+    drawn = [loss.draw() for _ in range(OBJECTIVE_BATCHES)]
+    return ForgetLoss(lambda: drawn, len(drawn), lambda batches: loss.errors(batches)["forget"])
 
 
 def denoising_loss(
-    model: DiffusionModel, forget_set: Images, guidance_scale: float, precision: Callable, generator: torch.Generator
+    model: DiffusionModel,
+    forget_set: Images,
+    guidance_scale: float,
+    precision: Callable,
+    generator: Callable[[], torch.Generator],
 ) -> ForgetLoss:
-    """Guided denoising, as in SEMU: sum over pixels, mean over images, of (target - guided prediction)^2."""
+    """Guided denoising, as in SEMU: sum over pixels, mean over images, of (target - guided prediction)^2.
+
+    The images may be many: they are noised batch by batch, in every round by a ``generator`` in the same state.
+    """
 
     def loss(batch: NoisyBatch) -> torch.Tensor:
         with precision():
             predicted = model.predict_guided(batch.x_t, batch.t, batch.condition, guidance_scale)
             return (batch.target - predicted.float()).square().flatten(1).sum(1).mean()
 
-    return ForgetLoss(list(forget_batches(model, forget_set, generator)), loss, lambda batch: len(batch.x_t))
+    def batches() -> Iterator[NoisyBatch]:
+        return forget_batches(model, forget_set, generator())
+
+    return ForgetLoss(batches, math.ceil(len(forget_set.images) / batch_size(model)), loss, lambda batch: len(batch.x_t))
 
 
 def forget_gradient(
@@ -92,10 +105,10 @@ def forget_gradient(
     """The gradient of the layers; of those that have one, in their sketch."""
 
     def counted() -> Iterator[Any]:
-        for done, batch in enumerate(forget.batches, 1):
+        for done, batch in enumerate(forget.batches(), 1):
             yield batch
             if progress is not None:
-                progress("gradient", done, len(forget.batches))
+                progress("gradient", done, forget.count)
 
     with nullcontext() if clip is None else distributed.apart():  # a clipped gradient is that of a whole batch
         dense = collect_gradients(model.denoiser, layers, counted(), forget.loss, clip, forget.weight, sketches)

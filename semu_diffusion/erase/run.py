@@ -1,6 +1,6 @@
 """One erasure, from a task and its settings to a patch; no files, no printing.
 
-samples -> the name in closed form -> forget gradient -> moments of kept inputs -> subspaces -> training of R -> patch
+samples -> the name in closed form -> moments of kept inputs -> forget gradient -> subspaces -> training of R -> patch
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _train(
         adversary = adversary_of(task, config, samples.forget, _original(model, renamed))
         forget = _forget_loss(task, config, samples, _original(model, renamed), adversary)
     found = _found(task, config, samples, layers, forget, renamed, meter, progress)
+    del forget  # its batches are not needed while R is trained
     subspaces = {name: one.subspace for name, one in found.items()}
     patched = PatchedLayers(model.denoiser, subspaces, named.subspaces, named.cores)
     if not patched.parameters():
@@ -295,6 +296,5 @@ def _forget_loss(
         return None
     if config.gradient == "objective":
         return objective_loss(loss_of(task, config, samples, original, "gradient", adversary))
-    precision = autocast(config.precision, task.model.device)
-    generator = phase_generator(config.seed, "gradient")
-    return denoising_loss(task.model, samples.own, config.guidance_scale, precision, generator)
+    precision, draws = autocast(config.precision, task.model.device), partial(phase_generator, config.seed, "gradient")
+    return denoising_loss(task.model, samples.own, config.guidance_scale, precision, draws)

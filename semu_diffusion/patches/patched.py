@@ -170,13 +170,17 @@ def _with_update(layer: Any, x: torch.Tensor, plain: torch.Tensor, right: torch.
     """``plain`` + (U R) (V^T x) without ever making the weight: right (n, r), left (m, r); added where it is multiplied."""
     m, r = left.shape
     left, right = left.to(plain.dtype), right.to(x.dtype)
+    pointwise = isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
     if isinstance(layer, nn.Linear):
-        thin = (x.reshape(-1, x.shape[-1]) @ right).to(plain.dtype)
-        return torch.addmm(plain.reshape(-1, m), thin, left.T).view(plain.shape)
-    if (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0)):
+        thin = x.reshape(-1, x.shape[-1]) @ right
+    elif pointwise:
         thin = right.T @ x.flatten(-2)
     else:
         kernel = right.T.reshape(r, layer.in_channels, *layer.kernel_size)
         thin = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
-    flat = plain.reshape(-1, m, plain.shape[-2:].numel())
-    return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.to(plain.dtype).reshape(len(flat), r, -1)).view(plain.shape)
+    thin = thin.to(plain.dtype)
+    with torch.autocast(x.device.type, enabled=False):  # which would round ``plain`` where a layer answers in float32
+        if isinstance(layer, nn.Linear):
+            return torch.addmm(plain.reshape(-1, m), thin, left.T).view(plain.shape)
+        flat = plain.reshape(-1, m, plain.shape[-2:].numel())
+        return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.reshape(len(flat), r, -1)).view(plain.shape)
