@@ -423,6 +423,14 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert line["held-out words"] == line["SSIM"] == "–"
 
 
+def test_a_spread_over_seeds_is_of_the_same_things_in_each() -> None:
+    found = [
+        row_of("copy", name, 0.4, 1.0) | {"seed": seed} for name, seed in (("red", 0), ("blue", 0), ("red", 1), ("red", 2))
+    ]
+    compared = {(one.things, one.seeds): len(one.rows) for one in results.comparisons(found)}
+    assert compared == {(("red",), (0, 1, 2)): 3, (("red", "blue"), (0,)): 2}
+
+
 def test_methods_stand_beside_each_other_on_the_same_things_alone() -> None:
     wide = [row_of("wide", name, revival, 1.0) for name, revival in (("red", 0.2), ("blue", 0.4), ("green", 0.9))]
     found = [*wide, row_of("narrow", "red", 0.3, 1.0), row_of("other", "red", 0.1, 1.0), row_of("wide", "red+blue", 0.0, 1.0)]

@@ -56,7 +56,7 @@ class Comparison:
 
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     """For each set of things and seeds that a method was measured with, all methods that have these: a mean over ten things
-    says nothing beside one over two of them. Larger sets first."""
+    says nothing beside one over two of them, nor does a spread over seeds of different things. Larger sets first."""
     found = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         by_method: dict[str, list[Row]] = {}
@@ -64,7 +64,8 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
             if row["kind"] == kind and "+" not in row["erased"]:
                 by_method.setdefault(row["method"], []).append(row)
         sets = {method: frozenset(map(_asked, own)) for method, own in by_method.items()}
-        for asked in sorted(dict.fromkeys(sets.values()), key=len, reverse=True):
+        whole = dict.fromkeys(one for asked in sets.values() for one in _of_the_same_seeds(asked))
+        for asked in sorted(whole, key=len, reverse=True):
             methods = {
                 method: [row for row in own if _asked(row) in asked]
                 for method, own in by_method.items()
@@ -74,6 +75,16 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
             things = dict.fromkeys(row["erased"] for row in first)
             found.append(Comparison(kind, tuple(things), methods, tuple(sorted({seed for _, seed in asked}))))
     return found
+
+
+def _of_the_same_seeds(asked: Collection[tuple[str, int]]) -> Iterator[frozenset[tuple[str, int]]]:
+    """What was measured, in sets in which every thing has every seed: of the things of each seed, with all seeds that have
+    them."""
+    by_seed: dict[int, set[str]] = {}
+    for thing, seed in asked:
+        by_seed.setdefault(seed, set()).add(thing)
+    for things in by_seed.values():
+        yield frozenset((thing, seed) for seed, own in by_seed.items() if things <= own for thing in things)
 
 
 def _asked(row: Row) -> tuple[str, int]:
