@@ -54,6 +54,7 @@ bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes,
 	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 0,1,2 --methods closed-form,random --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse frog bird $(CLASSES_FLAGS) --methods copy,deep,docs/benchmark/methods.json --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 1,2 --methods docs/benchmark/fine-tune.json --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --tune --tune-on dog --methods uce,esd-u,salun,leco,erasediff,sfr-on,ascent,fine-tune,fine-tune-retain --work runs/bench/classes-tuned --output runs/bench/classes-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/classes,runs/bench/classes-tuned --output docs/benchmark/classes.md
 
