@@ -6,27 +6,39 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from semu_diffusion.domains.questions import conditions
+from semu_diffusion.domains.questions import Question, conditions
 from semu_diffusion.errors import Notice
 from semu_diffusion.eval.guards import blank, collapse
 from semu_diffusion.eval.metrics import load_metrics
 from semu_diffusion.eval.metrics.paired import side_effects
+from semu_diffusion.eval.pictures import Tried
 from semu_diffusion.eval.probes.probe import Probe
 from semu_diffusion.eval.results import Cost, Evaluation, Revival, Scores, SideEffects
 from semu_diffusion.eval.scorer import NO_CONDITION, NOTHING, Progress, Samples, Scorer
 from semu_diffusion.models.base import DiffusionModel
 
-__all__ = ["Edit", "evaluate"]
+__all__ = ["Edit", "Evaluated", "evaluate"]
+
+ProbeSamples = dict[str, dict[str, torch.Tensor]]  # by probe and erased name
 
 
 class Edit(Protocol):
     """What an erasure leaves: inside ``applied(model)`` the model that the context gives is erased."""
 
     def applied(self, model: DiffusionModel) -> AbstractContextManager[DiffusionModel]: ...
+
+
+class Evaluated(NamedTuple):
+    """The numbers, the samples before and after by condition, and what the probes made, where both models were tried."""
+
+    evaluation: Evaluation
+    before: Samples
+    after: Samples
+    tried: tuple[Tried, ...]
 
 
 def evaluate(
@@ -37,8 +49,8 @@ def evaluate(
     progress: Progress | None = None,
     known: Mapping[str, torch.Tensor] = NOTHING,
     revived: Mapping[str, Mapping[str, Revival]] | None = None,
-) -> tuple[Evaluation, Samples, Samples]:
-    """Score ``model`` as it is and with ``edit`` applied, from the same seeds: (numbers, samples before, samples after).
+) -> Evaluated:
+    """Score ``model`` as it is and with ``edit`` applied, from the same seeds.
 
     ``known``: samples of the original that were made already; ``revived``: what the probes brought back from it. Size of the
     patch, LoRA check and cost are for the caller to add. The model is as before on return.
@@ -56,10 +68,12 @@ def evaluate(
             Notice,
             stacklevel=2,
         )
-    first = scorer.score(before).with_probes(_probed(probes, model, progress) if revived is None else revived)
+    made: tuple[ProbeSamples, ProbeSamples] = ({}, {})
+    found = _probed(probes, model, progress, made[0]) if revived is None else revived
+    first = scorer.score(before).with_probes(found)
     with edit.applied(model) as edited:
         after = scorer.sample(edited, progress, "sampling after", early)
-        last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress))
+        last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress, made[1]))
     kept, forgotten = scorer.kept(before), conditions(scorer.questions, "forget")
     metrics = {**load_metrics("pairs", model.device), **scorer.asked}
 
@@ -81,8 +95,21 @@ def evaluate(
         collapsed=collapse(before, after, kept, (first, last)),
         cost=Cost({"evaluate": time.perf_counter() - start}),
     )
-    return evaluation, before, after
+    return Evaluated(evaluation, before, after, _tried(scorer, probes, *made))
 
 
-def _probed(probes: Sequence[Probe], model: DiffusionModel, progress: Progress | None) -> dict[str, dict[str, Revival]]:
-    return {probe.name: probe.run(model, progress) for probe in probes}
+def _probed(
+    probes: Sequence[Probe], model: DiffusionModel, progress: Progress | None, made: ProbeSamples
+) -> dict[str, dict[str, Revival]]:
+    return {probe.name: probe.run(model, progress, made.setdefault(probe.name, {})) for probe in probes}
+
+
+def _tried(scorer: Scorer, probes: Sequence[Probe], before: ProbeSamples, after: ProbeSamples) -> tuple[Tried, ...]:
+    """What the probes made of each erased name, by both models."""
+    kinds = {str(q.answer): q.kind for q in scorer.questions["forget"]}
+    return tuple(
+        Tried(probe.name, Question(f"{probe.name}: {name}", kinds[name], name), old, after[probe.name][name], probe.how.seeds)
+        for probe in probes
+        for name, old in before.get(probe.name, {}).items()
+        if name in after[probe.name]
+    )

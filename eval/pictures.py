@@ -23,10 +23,21 @@ from semu_diffusion.eval.scorer import NO_CONDITION, Progress, Samples, Scorer
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 
-__all__ = ["UNPROMPTED", "Picture", "Pictures", "anchor_images", "choose_pictures"]
+__all__ = [
+    "BROUGHT_BACK",
+    "UNPROMPTED",
+    "Picture",
+    "Pictures",
+    "Tried",
+    "anchor_images",
+    "choose_pictures",
+    "with_tried",
+]
 
 UNPROMPTED = "unprompted"
+BROUGHT_BACK = "brought back by "  # a probe
 ROOM, WORST = 48, 12  # pictures of a group that are its first ones, and of each kind that is worth a look
+OF_PROBE = 8  # both, of what a probe made
 UNSURE = 0.6  # below this greatest share the judge is unsure
 TOP = 3
 
@@ -85,6 +96,18 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What a probe made of an erased name: ``question`` is the name's and calls it by probe and name; ``before`` and ``after``
+    are uint8 images (n, C, H, W) of the same ``seeds``."""
+
+    probe: str
+    question: Question
+    before: torch.Tensor
+    after: torch.Tensor
+    seeds: range
+
+
+@dataclass(frozen=True)
 class _Pair:
     """All samples of one question: predictions (n,) and shares (n, K + 1) before and after, squared change (n,)."""
 
@@ -114,19 +137,11 @@ class _Pair:
         return Picture(group, q.condition, q.answer if judged else None, bool(self.gone), index, seed, *seen, change, notable)
 
 
-def choose_pictures(scorer: Scorer, before: Samples, after: Samples) -> Pictures:
-    """The pictures of a run that are shown, without their images, out of all its samples."""
-    gone = dict.fromkeys((q.kind, str(q.answer)) for q in scorer.questions["forget"] if q.answer is not None)
-    groups = {
-        group: [
-            (q, frozenset({str(q.answer)} if (q.kind, str(q.answer)) in gone else ())) for q in asked if q.condition in before
-        ]
-        for group, asked in scorer.questions.items()
-    }
-    groups = {group: [one for one in asked if one[0].condition != NO_CONDITION] for group, asked in groups.items()}
-    if NO_CONDITION in before and gone:
-        kind, answer = next(iter(gone))
-        groups[UNPROMPTED] = [(Question(NO_CONDITION, kind, answer), frozenset(a for k, a in gone if k == kind))]
+def choose_pictures(scorer: Scorer, before: Samples, after: Samples, tried: Sequence[Tried] = ()) -> Pictures:
+    """The pictures of a run that are shown, without their images, out of all its samples and what its probes made."""
+    groups = _groups(scorer, before, tried)
+    before, after = with_tried(before, after, tried)
+    seeds = {one.question.condition: one.seeds for one in tried}
     metrics = load_metrics("pairs", torch.device("cpu"))
     every = [q for asked in groups.values() for q, _ in asked]
     seen = [scorer.verdicts(samples, every) for samples in (before, after)]
@@ -145,12 +160,39 @@ def choose_pictures(scorer: Scorer, before: Samples, after: Samples) -> Pictures
         judged = [pair for pair in pairs if pair.names is not None]
         if judged:
             became[group] = _became(judged)
-        for pair, index, notable in _chosen(pairs):
+        limits = (OF_PROBE, OF_PROBE) if group.startswith(BROUGHT_BACK) else (ROOM, WORST)
+        for pair, index, notable in _chosen(pairs, *limits):
             condition = pair.question.condition
             old, new = (samples[condition][index][None] / 255 for samples in (before, after))
             change = {name: round(float(measure(old, new)[0]), 5) for name, measure in metrics.items()}
-            rows.append(pair.row(group, index, scorer.sampling.seeds(condition, 1)[0] + index, change, notable))
+            own = seeds.get(condition) or scorer.sampling.seeds(condition, index + 1)
+            rows.append(pair.row(group, index, own[index], change, notable))
     return Pictures(tuple(rows), became)
+
+
+def _groups(scorer: Scorer, before: Samples, tried: Sequence[Tried]) -> dict[str, list[tuple[Question, frozenset[str]]]]:
+    """By group the questions whose samples may be shown, and what should not be seen in them: nothing of kept ones."""
+    gone = dict.fromkeys((q.kind, str(q.answer)) for q in scorer.questions["forget"] if q.answer is not None)
+
+    def erased(q: Question) -> frozenset[str]:
+        return frozenset({str(q.answer)} if (q.kind, str(q.answer)) in gone else ())
+
+    groups = {
+        group: [(q, erased(q)) for q in asked if q.condition in before and q.condition != NO_CONDITION]
+        for group, asked in scorer.questions.items()
+    }
+    for one in tried:
+        groups.setdefault(BROUGHT_BACK + one.probe, []).append((one.question, erased(one.question)))
+    if NO_CONDITION in before and gone:
+        kind, answer = next(iter(gone))
+        groups[UNPROMPTED] = [(Question(NO_CONDITION, kind, answer), frozenset(a for k, a in gone if k == kind))]
+    return groups
+
+
+def with_tried(before: Samples, after: Samples, tried: Sequence[Tried]) -> tuple[Samples, Samples]:
+    """The samples with what probes made beside them."""
+    made = ({one.question.condition: one.before for one in tried}, {one.question.condition: one.after for one in tried})
+    return before | made[0], after | made[1]
 
 
 def _became(pairs: Sequence[_Pair]) -> Became:
@@ -165,17 +207,17 @@ def _became(pairs: Sequence[_Pair]) -> Became:
     return found
 
 
-def _chosen(pairs: Sequence[_Pair]) -> list[tuple[_Pair, int, tuple[str, ...]]]:
-    """The first samples of evenly spaced conditions, and at most `WORST` of each kind that is worth a look; why, for each."""
-    each = -(-ROOM // max(len(pairs), 1))
-    step = max(1, -(-len(pairs) // ROOM))
+def _chosen(pairs: Sequence[_Pair], room: int, worst: int) -> list[tuple[_Pair, int, tuple[str, ...]]]:
+    """The first samples of evenly spaced conditions, and at most ``worst`` of each kind that is worth a look; why, for each."""
+    each = -(-room // max(len(pairs), 1))
+    step = max(1, -(-len(pairs) // room))
     wanted = {(at, i) for at, pair in enumerate(pairs) if at % step == 0 for i in range(min(each, len(pair.moved)))}
     flags: dict[tuple[int, int], list[str]] = {}
     for name, worth in _worth(pairs).items():
         for rank, place in enumerate(sorted(worth, key=lambda one: (-worth[one], one))):
-            if name == "changed_most" and rank >= WORST:
+            if name == "changed_most" and rank >= worst:
                 break
-            if rank < WORST:
+            if rank < worst:
                 wanted.add(place)
             flags.setdefault(place, []).append(name)
     return [(pairs[at], i, tuple(flags.get((at, i), ()))) for at, i in sorted(wanted)]

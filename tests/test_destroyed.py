@@ -91,10 +91,10 @@ def test_a_destroyed_model_is_seen_without_a_judge_and_with_two_images(embedded:
     questions = {**questions, "in_domain": questions["in_domain"][:2]}
     scorer = Scorer("class", ("cat",), questions, Sampling(images=1, unconditional=1, steps=3, guidance_scale=3.0))
     patch = random_patch(embedded.denoiser, rank=8, size=0.5)
-    destroyed, before, _ = evaluate(scorer, embedded, patch)
+    destroyed, before, *_ = evaluate(scorer, embedded, patch)
     assert destroyed.collapsed is not None
     assert destroyed.before == Scores()
-    unharmed, _, _ = evaluate(scorer, embedded, patch.scale(0.02), known=before)
+    unharmed, *_ = evaluate(scorer, embedded, patch.scale(0.02), known=before)
     assert unharmed.collapsed is None
 
 

@@ -7,15 +7,29 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from patches import random_patch
 from test_scorer import judge, scorer
 from tiny_models import NAMES, tiny_model
 
 from semu_diffusion.domains.questions import Question
+from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.judges.class_mapping import ClassMapping
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import JudgeNetwork
-from semu_diffusion.eval.pictures import ROOM, UNPROMPTED, WORST, Pictures, anchor_images, choose_pictures
+from semu_diffusion.eval.pictures import (
+    BROUGHT_BACK,
+    OF_PROBE,
+    ROOM,
+    UNPROMPTED,
+    WORST,
+    Pictures,
+    anchor_images,
+    choose_pictures,
+)
+from semu_diffusion.eval.probes import PROBES
+from semu_diffusion.eval.probes.probe import Sampled, Shown
+from semu_diffusion.eval.probes.revival import Learning
 from semu_diffusion.eval.scorer import NO_CONDITION, Samples
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 
@@ -88,6 +102,26 @@ def test_an_anchor_is_what_the_original_makes_of_it_from_the_pictures_own_noise(
     place = list(found)[1]
     (expected,) = model.sample([model.row("green")], [rows[place].seed], 2, 3.0)
     assert torch.equal(found[place], to_uint8(expected)[0])
+
+
+def test_what_a_probe_brings_back_is_shown_from_its_own_seeds_and_says_where_it_is_seen() -> None:
+    model, asked = tiny_model(), scorer("red")
+    shown = Shown("red", judge(), torch.rand(4, 3, 8, 8) * 2 - 1, conditions=("red",))
+    learned = PROBES["class-vector"]((shown,), Learning(20, 2, steps=1, batch_size=2, restarts=2, screened=3))
+    tried_without = PROBES["noise"]((shown,), Sampled(5, 2))
+    evaluation, before, after, tried = evaluate(asked, model, random_patch(model.denoiser), [learned, tried_without])
+    found = choose_pictures(asked, before, after, tried)
+    for probe, count in ((learned, 20), (tried_without, 5)):
+        group, seen = BROUGHT_BACK + probe.name, evaluation.after.probes[probe.name]["red"].share
+        rows = [row for row in found.rows if row.group == group]
+        assert min(count, OF_PROBE) <= len(rows) <= 3 * OF_PROBE
+        assert all(row.erased and row.answer == "red" and row.seed == probe.how.seeds[row.index] for row in rows)
+        assert all(("still_seen" in row.notable) == (row.after is not None and row.after.label == "red") for row in rows)
+        became = found.became[group]["red"]
+        assert sum(row.get("red", 0) for row in became.values()) == round(seen * count)
+        assert sum(sum(row.values()) for row in became.values()) == count
+    images = shown_pictures(asked, model, before, after, tried=tried).rows
+    assert all(row.images.keys() == {"before", "after"} for row in images)
 
 
 def test_what_was_written_comes_back_and_small_pictures_keep_every_pixel() -> None:

@@ -133,7 +133,7 @@ def test_sampling_goes_on_until_every_interval_is_narrow_enough_or_there_are_ima
     assert width <= 0.35
     assert needed(0.01, 20)[0] == 20
     asked = scorer("red", sampling=dataclasses.replace(SAMPLING, images=64, interval_width=0.99))
-    evaluation, before, after = evaluate(asked, model, random_patch(model.denoiser))
+    evaluation, before, after, _ = evaluate(asked, model, random_patch(model.denoiser))
     assert len(before["red"]) == len(after["red"]) == evaluation.protocol.images_per_condition == 8
 
 
@@ -170,7 +170,7 @@ def test_an_evaluation_leaves_the_model_as_it_was_and_compares_the_same_seeds() 
     weights = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
     patch: ErasurePatch = random_patch(model.denoiser)
     asked = scorer("red")
-    found, before, after = evaluate(asked, model, patch)
+    found, before, after, _ = evaluate(asked, model, patch)
     assert all(torch.equal(value, weights[name]) for name, value in model.denoiser.state_dict().items())
     assert torch.equal(before["green"], asked.sample(model)["green"])
     with patch.applied(model):
@@ -179,6 +179,6 @@ def test_an_evaluation_leaves_the_model_as_it_was_and_compares_the_same_seeds() 
     assert set(found.side_effects.per_condition) == {"green", "blue"}
     assert found.forget_effect is not None
     assert set(found.forget_effect.per_condition) == {"red"}
-    nothing, _, _ = evaluate(asked, model, patch.scale(0.0), known=before)
+    nothing, *_ = evaluate(asked, model, patch.scale(0.0), known=before)
     assert nothing.before == nothing.after == found.before
     assert nothing.collapsed is None

@@ -47,6 +47,15 @@ def found(name: str, model: ClassConditional, **changes: Any) -> Revival:
     return PROBES[name]((shown(painter(), **changes),), HOW).run(model)["white"]
 
 
+@pytest.mark.parametrize("name", CHEAP)
+def test_the_pictures_that_are_handed_out_are_those_that_were_counted(name: str) -> None:
+    made: dict[str, torch.Tensor] = {}
+    counted = PROBES[name]((shown(painter()),), HOW).run(painter(white=0.9), samples=made)["white"]
+    assert made["white"].dtype == torch.uint8
+    seen = brightness_judge().predict(made["white"]) == brightness_judge().class_names.index("white")
+    assert (len(seen), float(seen.double().mean())) == (counted.samples, counted.share)
+
+
 class Still(UNet2DModel):
     """Predicts no noise at all: along the path a picture is only scaled."""
 

@@ -32,8 +32,16 @@ class Probe(Protocol):
     learns: ClassVar[bool]
     needs: ClassVar[frozenset[str]]
 
-    def run(self, model: Any, progress: Progress | None = None) -> dict[str, Revival]:
-        """By the name of what was erased; {} for a model on which it cannot be tried."""
+    @property
+    def how(self) -> Sampled: ...
+
+    def run(
+        self, model: Any, progress: Progress | None = None, samples: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Revival]:
+        """By the name of what was erased; {} for a model on which it cannot be tried.
+
+        ``samples`` takes the images that were counted, uint8 (N, C, H, W), by the same names.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Sampled:
 
     @property
     def seeds(self) -> range:
+        """Those of the samples that are counted."""
         return range(self.seed, self.seed + self.samples)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, guided_passes, seen
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.base import DiffusionModel
@@ -46,6 +47,12 @@ class Learning(Sampled):
     batch_size: int = 16
     restarts: int = 3
     screened: int = 16
+
+    @property
+    def seeds(self) -> range:
+        """Fresh ones: after those of the samples to choose by."""
+        first = self.seed + self.screened
+        return range(first, first + self.samples)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.samples, self.restarts, self.screened) < 1:
@@ -85,15 +92,17 @@ class RevivalProbe(ABC):
     def attached(self, model: Any, shown: Shown, vectors: torch.Tensor) -> AbstractContextManager[Attached]:
         """Inside, ``vectors`` are on the model; afterwards, also after an exception, the model is as it was."""
 
-    def run(self, model: Any, progress: Progress | None = None) -> dict[str, Revival]:
+    def run(
+        self, model: Any, progress: Progress | None = None, samples: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Revival]:
         if not self.applies(model):
             return {}
         # float16 has no room for the gradients of a learned vector
         precision = "bf16" if model.dtype == torch.float16 else self.how.precision
         with autocast(precision, model.device)():
-            return {one.name: self._revived(model, one, progress) for one in self.shown}
+            return {one.name: self._revived(model, one, progress, {} if samples is None else samples) for one in self.shown}
 
-    def _revived(self, model: Any, shown: Shown, progress: Progress | None) -> Revival:
+    def _revived(self, model: Any, shown: Shown, progress: Progress | None, samples: dict[str, torch.Tensor]) -> Revival:
         how, clean = self.how, shown.images(model)
         generator = torch.Generator().manual_seed(how.seed)
         vectors, unit = self.start(model, shown, generator)
@@ -102,22 +111,21 @@ class RevivalProbe(ABC):
         with self.attached(model, shown, vectors) as on:
             losses = learn_vectors(model, clean, vectors, on.condition, how, generator, unit, progress)
 
-            def share(restart: list[int], seeds: list[int]) -> list[float]:
-                made = torch.cat(list(on.sample(restart, seeds)))
-                parts = made.split(len(seeds) // len(dict.fromkeys(restart)))
-                return [seen(shown.judge, part, [shown.name] * len(part)) for part in parts]
+            def share(images: torch.Tensor) -> float:
+                return seen(shown.judge, images, [shown.name] * len(images))
 
             first = range(how.seed, how.seed + how.screened)
-            each = share([r for r in range(restarts) for _ in first], [seed for _ in range(restarts) for seed in first])
+            tried = on.sample([r for r in range(restarts) for _ in first], [seed for _ in range(restarts) for seed in first])
+            each = [share(images) for images in torch.cat(list(tried)).split(how.screened)]
             best = max(range(restarts), key=lambda r: (each[r], -r))
             if progress is not None:
                 progress("reviving", 1, 2)
-            (found,) = share([best] * how.samples, [first.stop + index for index in range(how.samples)])
+            samples[shown.name] = to_uint8(torch.cat(list(on.sample([best] * how.samples, how.seeds)))).cpu()
             if progress is not None:
                 progress("reviving", 2, 2)
         sampled = (restarts * how.screened + how.samples) * how.sampling_steps * guided_passes(model, how.guidance_scale)
         return Revival(
-            share=found,
+            share=share(samples[shown.name]),
             samples=how.samples,
             steps=how.steps,
             lr=how.lr,

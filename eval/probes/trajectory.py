@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
+from semu_diffusion.eval.images import to_uint8
 from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown, frozen, guided_passes, seen
 from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.base import DiffusionModel
@@ -88,22 +89,26 @@ class TrajectoryProbe(ABC):
         """The share of kept images that come back in the same way, and the passes of all; None if there is no such way."""
         return None
 
-    def run(self, model: Any, progress: Progress | None = None) -> dict[str, Revival]:
+    def run(
+        self, model: Any, progress: Progress | None = None, samples: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Revival]:
         if not self.applies(model):
             return {}
         found = {}
         with autocast(self.how.precision, model.device)():
             for number, one in enumerate(self.shown, 1):
-                samples, each = self.made(model, one)
-                kept = self.control(model, one)
+                clean, each = self.made(model, one)
+                images, kept = to_uint8(model.decode(clean)).cpu(), self.control(model, one)
+                if samples is not None:
+                    samples[one.name] = images
                 found[one.name] = Revival(
-                    share=seen(one.judge, model.decode(samples), [one.name] * len(samples)),
-                    samples=len(samples),
+                    share=seen(one.judge, images, [one.name] * len(images)),
+                    samples=len(images),
                     sampling_steps=self.how.sampling_steps,
                     guidance_scale=self.how.guidance_scale if self.labelled and model.null is not None else 1.0,
                     seed=self.how.seed,
                     control=None if kept is None else kept[0],
-                    image_passes=each * len(samples) + (0 if kept is None else kept[1]),
+                    image_passes=each * len(images) + (0 if kept is None else kept[1]),
                 )
                 if progress is not None:
                     progress(f"probe {self.name}", number, len(self.shown))

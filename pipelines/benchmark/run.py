@@ -155,7 +155,7 @@ def _measure(method: Method, name: str, seed: int, subjects: Subjects, weights: 
     probes = make_probes(subject, scorer, None, progress.show, cache.recall)
     judges = [judge.sha256 for judge in scorer.judges.values()]
     asked = f"probes of {name} {_probes(subject, scorer)} {judges}"
-    evaluation, before, _ = evaluate(
+    evaluation, before, *_ = evaluate(
         scorer, model, result.edit, probes, progress.show, cache.samples(scorer), cache.probed(asked) if probes else None
     )
     cache.keep_samples(scorer, before)

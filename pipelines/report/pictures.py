@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from semu_diffusion.eval.images import to_pil
-from semu_diffusion.eval.pictures import Pictures, anchor_images, choose_pictures
+from semu_diffusion.eval.pictures import Pictures, Tried, anchor_images, choose_pictures, with_tried
 from semu_diffusion.eval.scorer import Progress, Samples, Scorer
 from semu_diffusion.models.base import DiffusionModel
 
@@ -22,10 +22,11 @@ EXACT = 32  # up to this side every pixel is kept
 
 def shown_pictures(
     scorer: Scorer, model: DiffusionModel, before: Samples, after: Samples, anchors: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, tried: Sequence[Tried] = (),
 ) -> Pictures:  # fmt: skip
     """What `choose_pictures` chooses, with the images; ``anchors``: the condition that replaces each erased one."""
-    chosen = choose_pictures(scorer, before, after)
+    chosen = choose_pictures(scorer, before, after, tried)
+    before, after = with_tried(before, after, tried)
     replaced = anchor_images(scorer, model, anchors or {}, chosen.rows, progress)
     rows = []
     for place, row in enumerate(chosen.rows):

@@ -123,14 +123,14 @@ def _erase_and_evaluate(
     write_json(folder / "run.json", record)
 
     probes = make_probes(subject, scorer, None, progress.show)  # not the given images: the erasure has seen them
-    evaluation, before, after = evaluate(scorer, subject.model, result.edit, probes, progress.show)
+    evaluation, before, after, tried = evaluate(scorer, subject.model, result.edit, probes, progress.show)
     evaluation = dataclasses.replace(
         measured(evaluation, result.edit, patch_file.stat().st_size, subject.model, spent(preparing, result)),
         lora=lora,
         protection=_protection(result),
     )
     model, anchors = subject.anchored(task, result)
-    pictures = shown_pictures(scorer, model, before, after, anchors, progress.show)
+    pictures = shown_pictures(scorer, model, before, after, anchors, progress.show, tried)
     if subject.config.save_images:
         folder.save_samples(before, after)
     if evaluation.collapsed is not None:

@@ -51,9 +51,9 @@ def evaluate_patch(config: EvaluatePatchConfig) -> int:
         }
         with folder.recorded(record):
             probes = make_probes(subject, scorer, images, progress.show)
-            evaluation, before, after = evaluate(scorer, subject.model, edit, probes, progress.show)
+            evaluation, before, after, tried = evaluate(scorer, subject.model, edit, probes, progress.show)
             evaluation = measured(evaluation, edit, found.size, subject.model, Cost(dict.fromkeys(STAGES)))
-            pictures = shown_pictures(scorer, subject.model, before, after)
+            pictures = shown_pictures(scorer, subject.model, before, after, tried=tried)
             write_reports(Measured(record, evaluation, before, after, pictures), folder.path, "README.md")  # the run's own card
             if config.save_images:
                 folder.save_samples(before, after)
@@ -73,5 +73,5 @@ def draw_patch(config: EvaluatePatchConfig, output: str, images: int | None = No
     drawn = {group: asked for group, asked in scorer.questions.items() if group in DRAWN}
     with Progress() as progress:
         scorer = dataclasses.replace(scorer, questions=drawn, extractor=None)
-        evaluation, before, after = evaluate(scorer, found.subject.model, found.edit, (), progress.show)
+        evaluation, before, after, _ = evaluate(scorer, found.subject.model, found.edit, (), progress.show)
     save_png(before_after(evaluation, before, after, images), target)
