@@ -47,16 +47,20 @@ types: $(VENV)/installed-dev ## check the types
 
 bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes, ours on three seeds, peers tuned (a day of two cores)
 	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods default,closed-form --work runs/bench/words --output runs/bench/words.md
-	@$(BIN)/semu benchmark horse truck cat sketch $(WORDS_FLAGS) --seeds 0,1,2 --methods random --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods random --work runs/bench/words --output runs/bench/words.md
 	@$(BIN)/semu benchmark horse truck cat sketch $(WORDS_FLAGS) --methods remap,deep,docs/benchmark/random.json --work runs/bench/words --output runs/bench/words.md
 	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --tune --tune-on dog,sepia --methods uce,rece,speed,esd-x,esd-u,concept-ablation,salun,leco,spm,erasediff,sfr-on,ascent --work runs/bench/words-tuned --output runs/bench/words-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/words,runs/bench/words-tuned --output docs/benchmark/words.md
 	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --methods closed-form,random --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 0,1,2 --methods closed-form,random --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse frog bird $(CLASSES_FLAGS) --methods copy,deep,docs/benchmark/methods.json --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 1,2 --methods docs/benchmark/fine-tune.json --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --tune --tune-on dog --methods uce,esd-u,salun,leco,erasediff,sfr-on,ascent,fine-tune,fine-tune-retain --work runs/bench/classes-tuned --output runs/bench/classes-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/classes,runs/bench/classes-tuned --output docs/benchmark/classes.md
+	@$(BIN)/semu benchmark horse $(WORDS_FLAGS) --methods default,docs/benchmark/without.json --work runs/bench/without --output runs/bench/without.md
+	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --methods default,docs/benchmark/without.json --work runs/bench/without --output runs/bench/without.md
+	@$(BIN)/semu benchmark --merge runs/bench/without --output docs/benchmark/ablation.md
 
 figures: $(VENV)/installed-dev ## make the pictures of the README and the example reports again
 	@rm -rf runs/figures runs/figures-concept
