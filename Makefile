@@ -49,6 +49,7 @@ bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes,
 	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods default,closed-form --work runs/bench/words --output runs/bench/words.md
 	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods random --work runs/bench/words --output runs/bench/words.md
 	@$(BIN)/semu benchmark horse truck cat sketch $(WORDS_FLAGS) --methods remap,deep,docs/benchmark/random.json --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark "pixel art" night poster sketch $(WORDS_FLAGS) --methods docs/benchmark/gentle.json --work runs/bench/words --output runs/bench/words.md
 	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --tune --tune-on dog,sepia --methods uce,rece,speed,esd-x,esd-u,concept-ablation,salun,leco,spm,erasediff,sfr-on,ascent --work runs/bench/words-tuned --output runs/bench/words-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/words,runs/bench/words-tuned --output docs/benchmark/words.md
 	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default --work runs/bench/classes --output runs/bench/classes.md
