@@ -70,10 +70,11 @@ def evaluate(
         )
     made: tuple[ProbeSamples, ProbeSamples] = ({}, {})
     found = _probed(probes, model, progress, made[0]) if revived is None else revived
+    beside = made[1] if made[0] else None  # what nothing is shown beside need not be held
     first = scorer.score(before).with_probes(found)
     with edit.applied(model) as edited:
         after = scorer.sample(edited, progress, "sampling after", early)
-        last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress, made[1]))
+        last: Scores = scorer.score(after).with_probes(_probed(probes, edited, progress, beside))
     kept, forgotten = scorer.kept(before), conditions(scorer.questions, "forget")
     metrics = {**load_metrics("pairs", model.device), **scorer.asked}
 
@@ -99,17 +100,21 @@ def evaluate(
 
 
 def _probed(
-    probes: Sequence[Probe], model: DiffusionModel, progress: Progress | None, made: ProbeSamples
+    probes: Sequence[Probe], model: DiffusionModel, progress: Progress | None, made: ProbeSamples | None
 ) -> dict[str, dict[str, Revival]]:
-    return {probe.name: probe.run(model, progress, made.setdefault(probe.name, {})) for probe in probes}
+    return {
+        probe.name: probe.run(model, progress, None if made is None else made.setdefault(probe.name, {})) for probe in probes
+    }
 
 
 def _tried(scorer: Scorer, probes: Sequence[Probe], before: ProbeSamples, after: ProbeSamples) -> tuple[Tried, ...]:
     """What the probes made of each erased name, by both models."""
     kinds = {str(q.answer): q.kind for q in scorer.questions["forget"]}
-    return tuple(
-        Tried(probe.name, Question(f"{probe.name}: {name}", kinds[name], name), old, after[probe.name][name], probe.how.seeds)
-        for probe in probes
-        for name, old in before.get(probe.name, {}).items()
-        if name in after[probe.name]
-    )
+    found = []
+    for probe in probes:
+        old, new, seeds = before.get(probe.name, {}), after.get(probe.name, {}), probe.how.seeds
+        for name in [name for name in old if name in new and name in kinds]:
+            count = min(len(old[name]), len(new[name]), len(seeds))
+            question = Question(f"{probe.name}: {name}", kinds[name], name)
+            found.append(Tried(probe.name, question, old[name][:count], new[name][:count], seeds[:count]))
+    return tuple(found)

@@ -209,9 +209,9 @@ def _became(pairs: Sequence[_Pair]) -> Became:
 
 def _chosen(pairs: Sequence[_Pair], room: int, worst: int) -> list[tuple[_Pair, int, tuple[str, ...]]]:
     """The first samples of evenly spaced conditions, and at most ``worst`` of each kind that is worth a look; why, for each."""
-    each = -(-room // max(len(pairs), 1))
-    step = max(1, -(-len(pairs) // room))
-    wanted = {(at, i) for at, pair in enumerate(pairs) if at % step == 0 for i in range(min(each, len(pair.moved)))}
+    each, shown = -(-room // max(len(pairs), 1)), min(room, len(pairs))
+    spread = [place * len(pairs) // shown for place in range(shown)]
+    wanted = {(at, i) for at in spread for i in range(min(each, len(pairs[at].moved)))}
     flags: dict[tuple[int, int], list[str]] = {}
     for name, worth in _worth(pairs).items():
         for rank, place in enumerate(sorted(worth, key=lambda one: (-worth[one], one))):

@@ -24,6 +24,7 @@ from semu_diffusion.eval.pictures import (
     UNPROMPTED,
     WORST,
     Pictures,
+    Tried,
     anchor_images,
     choose_pictures,
 )
@@ -122,6 +123,13 @@ def test_what_a_probe_brings_back_is_shown_from_its_own_seeds_and_says_where_it_
         assert sum(sum(row.values()) for row in became.values()) == count
     images = shown_pictures(asked, model, before, after, tried=tried).rows
     assert all(row.images.keys() == {"before", "after"} for row in images)
+
+
+def test_of_more_names_than_there_is_room_for_as_many_are_shown_as_fit() -> None:
+    images, names = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [f"noise: {number}" for number in range(OF_PROBE + 2)]
+    tried = [Tried("noise", Question(name, "object", "red"), images, images, range(1)) for name in names]
+    rows = choose_pictures(scorer("red", judges={}), {}, {}, tried).rows
+    assert len({row.condition for row in rows}) == OF_PROBE
 
 
 def test_what_was_written_comes_back_and_small_pictures_keep_every_pixel() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.eval.pictures import ROOM, UNSURE, WORST
+from semu_diffusion.eval.pictures import OF_PROBE, ROOM, UNSURE, WORST
 from semu_diffusion.eval.results import Evaluation, Network
 from semu_diffusion.files import public_name
 from semu_diffusion.pipelines.report.page.numbers import probes_by_strength, title_of
@@ -68,7 +68,8 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
     for name, network in p.metrics.items():
         yield f"{name.upper()} of pairs is measured by {network.name} (weights {network.sha256[:12]})."
     yield (
-        f"Shown are the first pictures of every group (some {ROOM}), and up to {WORST} more of each kind that is worth a look: "
+        f"Shown are the first pictures of every group (some {ROOM}; of what a probe brought back {OF_PROBE}), and up to {WORST} "
+        f"(of a probe {OF_PROBE}) more of each kind that is worth a look: "
         "still seen, no longer recognised, changed most, judge unsure (its greatest share below "
         f"{percent(UNSURE)}). Counts are of all samples."
     )
