@@ -68,8 +68,8 @@ def paragraphs(evaluation: Evaluation) -> Iterator[str]:
     for name, network in p.metrics.items():
         yield f"{name.upper()} of pairs is measured by {network.name} (weights {network.sha256[:12]})."
     yield (
-        f"Shown are the first pictures of every group (some {ROOM}; of what a probe brought back {OF_PROBE}), and up to {WORST} "
-        f"(of a probe {OF_PROBE}) more of each kind that is worth a look: "
+        f"Shown are the first pictures of every group (some {ROOM}; of what a probe brought back {OF_PROBE}), and up to "
+        f"{WORST} (of a probe {OF_PROBE}) more of each kind that is worth a look: "
         "still seen, no longer recognised, changed most, judge unsure (its greatest share below "
         f"{percent(UNSURE)}). Counts are of all samples."
     )
