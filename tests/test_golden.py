@@ -1,8 +1,9 @@
 """The maths of an erasure is what it was: the updates of two tiny runs, against those kept in golden.safetensors.
 
 Every setting is given here, so that new defaults change nothing. The bytes of a patch differ between processors and numbers of
-threads, so the updates are compared as matrices. Measured: what rounds otherwise in its last bit (weights moved by 1e-7 of
-themselves) moves them by at most 3e-4 of their norm, by way of the factors' int8; a learning rate of 1 % more by 8e-3 to 17e-3.
+threads, so the updates are compared as matrices. Measured: other instructions (AVX2, AVX-512 with and
+without AMX) move those of the class by at most 5e-4 of their norm, those of the concept by 2e-3 (layers in which two directions are
+nearly tied by 0.3: they are not compared); a learning rate of 1 % more moves them by 8e-3 to 17e-3.
 A change that is meant: ``python tests/test_golden.py`` writes the file again.
 """
 
@@ -22,7 +23,7 @@ from semu_diffusion.domains.config import ClassErasureConfig, ConceptErasureConf
 from semu_diffusion.erase.face import erase_class, erase_concept
 
 GOLDEN = Path(__file__).with_name("golden.safetensors")
-TOLERANCE = 3e-3  # of the norm
+TOLERANCE = 4e-3  # of the norm
 SETTINGS: dict[str, Any] = {
     "preset": "default",
     "guidance_scale": 3.0,
@@ -73,7 +74,7 @@ CONCEPT = {
 }
 KEPT = {
     "class": ("conv_in", "mid_block.attentions.0.to_q"),
-    "concept": ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"),
+    "concept": ("down_blocks.1.resnets.0.conv_shortcut", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"),
 }
 
 

@@ -175,7 +175,7 @@ def test_the_gradient_is_that_of_the_floats_and_no_float_weight_is_kept_for_it(d
     plain(x).square().sum().backward()
     for one, layer in zip(twin, plain, strict=True):
         assert type(one.weight.grad) is torch.Tensor
-        assert torch.equal(one.weight.grad, layer.weight.grad)
+        torch.testing.assert_close(one.weight.grad, layer.weight.grad)  # two kernels, which may round differently
 
 
 def test_nothing_is_written_into_a_weight_that_could_not_keep_it() -> None:
