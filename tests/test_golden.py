@@ -1,9 +1,9 @@
 """The maths of an erasure is what it was: the updates of two tiny runs, against those kept in golden.safetensors.
 
-Every setting is given here, so that new defaults change nothing. The bytes of a patch differ between processors and numbers of
-threads, so the updates are compared as matrices. Measured: other instructions (AVX2, AVX-512 with and
-without AMX) move those of the class by at most 5e-4 of their norm, those of the concept by 2e-3 (layers in which two directions are
-nearly tied by 0.3: they are not compared); a learning rate of 1 % more moves them by 8e-3 to 17e-3.
+Every setting is given here, so that new defaults change nothing. The bytes of a patch differ between processors and
+numbers of threads, so the updates are compared as matrices. Measured: other instructions (AVX2, AVX-512) move those
+of the class by at most 5e-4 of their norm, those of the concept by 2e-3 (layers with two nearly tied directions by
+0.3: they are not compared); a learning rate of 1 % more moves them by 8e-3 to 17e-3.
 A change that is meant: ``python tests/test_golden.py`` writes the file again.
 """
 
