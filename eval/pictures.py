@@ -24,7 +24,7 @@ from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 
 __all__ = [
-    "BROUGHT_BACK",
+    "ATTEMPTS",
     "UNPROMPTED",
     "Picture",
     "Pictures",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 UNPROMPTED = "unprompted"
-BROUGHT_BACK = "brought back by "  # a probe
+ATTEMPTS = "attempts by "  # a probe, to bring it back
 ROOM, WORST = 48, 12  # pictures of a group that are its first ones, and of each kind that is worth a look
 OF_PROBE = 8  # both, of what a probe made
 UNSURE = 0.6  # below this greatest share the judge is unsure
@@ -160,7 +160,7 @@ def choose_pictures(scorer: Scorer, before: Samples, after: Samples, tried: Sequ
         judged = [pair for pair in pairs if pair.names is not None]
         if judged:
             became[group] = _became(judged)
-        limits = (OF_PROBE, OF_PROBE) if group.startswith(BROUGHT_BACK) else (ROOM, WORST)
+        limits = (OF_PROBE, OF_PROBE) if group.startswith(ATTEMPTS) else (ROOM, WORST)
         for pair, index, notable in _chosen(pairs, *limits):
             condition = pair.question.condition
             old, new = (samples[condition][index][None] / 255 for samples in (before, after))
@@ -182,7 +182,7 @@ def _groups(scorer: Scorer, before: Samples, tried: Sequence[Tried]) -> dict[str
         for group, asked in scorer.questions.items()
     }
     for one in tried:
-        groups.setdefault(BROUGHT_BACK + one.probe, []).append((one.question, erased(one.question)))
+        groups.setdefault(ATTEMPTS + one.probe, []).append((one.question, erased(one.question)))
     if NO_CONDITION in before and gone:
         kind, answer = next(iter(gone))
         groups[UNPROMPTED] = [(Question(NO_CONDITION, kind, answer), frozenset(a for k, a in gone if k == kind))]

@@ -18,7 +18,7 @@ from semu_diffusion.eval.judges.class_mapping import ClassMapping
 from semu_diffusion.eval.judges.judge import Judge
 from semu_diffusion.eval.judges.networks import JudgeNetwork
 from semu_diffusion.eval.pictures import (
-    BROUGHT_BACK,
+    ATTEMPTS,
     OF_PROBE,
     ROOM,
     UNPROMPTED,
@@ -113,7 +113,7 @@ def test_what_a_probe_brings_back_is_shown_from_its_own_seeds_and_says_where_it_
     evaluation, before, after, tried = evaluate(asked, model, random_patch(model.denoiser), [learned, tried_without])
     found = choose_pictures(asked, before, after, tried)
     for probe, count in ((learned, 20), (tried_without, 5)):
-        group, seen = BROUGHT_BACK + probe.name, evaluation.after.probes[probe.name]["red"].share
+        group, seen = ATTEMPTS + probe.name, evaluation.after.probes[probe.name]["red"].share
         rows = [row for row in found.rows if row.group == group]
         assert min(count, OF_PROBE) <= len(rows) <= 3 * OF_PROBE
         assert all(row.erased and row.answer == "red" and row.seed == probe.how.seeds[row.index] for row in rows)

@@ -216,7 +216,7 @@ def test_the_page_shows_every_number_and_every_chosen_picture(run: Path) -> None
         assert layer.name in said
     rows = Pictures.from_json(json.loads((run / "pictures.json").read_text())).rows
     assert {row.condition for row in rows} == {*NAMES, "", "class-vector: red", "completion: red"}
-    assert "brought back by class-vector" in said
+    assert "attempts by class-vector" in said
     for row in rows:
         assert row.images["before"] in html
         assert row.images["after"] in html

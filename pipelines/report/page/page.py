@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from semu_diffusion.eval.pictures import BROUGHT_BACK, UNPROMPTED, Picture
+from semu_diffusion.eval.pictures import ATTEMPTS, UNPROMPTED, Picture
 from semu_diffusion.files import write_text
 from semu_diffusion.pipelines.report.mark import MARK
 from semu_diffusion.pipelines.report.page import protocol
@@ -57,7 +57,7 @@ def _context(run: Run) -> dict[str, Any]:
     rows = () if run.pictures is None else run.pictures.rows
     galleries: dict[str, dict[str, list[tuple[int, Picture]]]] = {"erased": {}, "kept": {}, "depth": {}}
     for place, row in enumerate(rows):
-        deep = row.group == UNPROMPTED or row.group.startswith(BROUGHT_BACK)
+        deep = row.group == UNPROMPTED or row.group.startswith(ATTEMPTS)
         tab = "depth" if deep else "erased" if row.erased else "kept"
         galleries[tab].setdefault(row.group, []).append((place, row))
     found = shares(evaluation)
