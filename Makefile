@@ -66,9 +66,9 @@ bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes,
 figures: $(VENV)/installed-dev ## make the pictures of the README and the example reports again
 	@rm -rf runs/figures runs/figures-concept
 	@$(BIN)/erase-class $(FIGURES_FLAGS) --output runs/figures
+	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures/before_after.png assets/before_after.png
 	@$(BIN)/semu report runs/figures --output docs/report-class.html
-	@$(BIN)/erase-concept $(CONCEPT_FIGURES_FLAGS) --output runs/figures-concept
 	@cp runs/figures-concept/before_after.png assets/before_after_concept.png
 	@$(BIN)/semu report runs/figures-concept --output docs/report-concept.html
 	@$(CHROMIUM) --headless --hide-scrollbars --window-size=1100,1720 --screenshot=assets/report.png docs/report-concept.html
