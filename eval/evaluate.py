@@ -112,9 +112,10 @@ def _tried(scorer: Scorer, probes: Sequence[Probe], before: ProbeSamples, after:
     kinds = {str(q.answer): q.kind for q in scorer.questions["forget"]}
     found = []
     for probe in probes:
-        old, new, seeds = before.get(probe.name, {}), after.get(probe.name, {}), probe.how.seeds
+        old, new = before.get(probe.name, {}), after.get(probe.name, {})
         for name in [name for name in old if name in new and name in kinds]:
-            count = min(len(old[name]), len(new[name]), len(seeds))
+            count = min(len(old[name]), len(new[name]), len(probe.how.seeds))
+            seeds = probe.how.seeds[:count] if probe.seeded else None
             question = Question(f"{probe.name}: {name}", kinds[name], name)
-            found.append(Tried(probe.name, question, old[name][:count], new[name][:count], seeds[:count]))
+            found.append(Tried(probe.name, question, old[name][:count], new[name][:count], seeds))
     return tuple(found)

@@ -54,7 +54,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Picture:
-    """Sample ``index`` of a condition, before and after, from one seed.
+    """Sample ``index`` of a condition, before and after, from one seed (None: from one picture, not from noise).
 
     ``answer`` is what the judge should say, None where nobody judges; ``erased``: it was asked for what was erased, or for
     nothing. ``notable``: still_seen, lost (recognised before, not after), changed_most, unsure. ``change``: the paired metrics.
@@ -66,7 +66,7 @@ class Picture:
     answer: str | None
     erased: bool
     index: int
-    seed: int
+    seed: int | None
     before: Seen | None
     after: Seen | None
     change: dict[str, float]
@@ -98,13 +98,13 @@ class Pictures:
 @dataclass(frozen=True)
 class Tried:
     """What a probe made of an erased name: ``question`` is the name's and calls it by probe and name; ``before`` and ``after``
-    are uint8 images (n, C, H, W) of the same ``seeds``."""
+    are uint8 images (n, C, H, W) of the same ``seeds``, None where the probe starts from pictures."""
 
     probe: str
     question: Question
     before: torch.Tensor
     after: torch.Tensor
-    seeds: range
+    seeds: range | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Pair:
         found = {names[place]: round(share, 4) for share, place in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
         return Seen(self.label(when, index), found)
 
-    def row(self, group: str, index: int, seed: int, change: dict[str, float], notable: tuple[str, ...]) -> Picture:
+    def row(self, group: str, index: int, seed: int | None, change: dict[str, float], notable: tuple[str, ...]) -> Picture:
         q, judged = self.question, self.names is not None
         seen = self.seen(0, index), self.seen(1, index)
         return Picture(group, q.condition, q.answer if judged else None, bool(self.gone), index, seed, *seen, change, notable)
@@ -165,8 +165,8 @@ def choose_pictures(scorer: Scorer, before: Samples, after: Samples, tried: Sequ
             condition = pair.question.condition
             old, new = (samples[condition][index][None] / 255 for samples in (before, after))
             change = {name: round(float(measure(old, new)[0]), 5) for name, measure in metrics.items()}
-            own = seeds.get(condition) or scorer.sampling.seeds(condition, index + 1)
-            rows.append(pair.row(group, index, own[index], change, notable))
+            own = seeds[condition] if condition in seeds else scorer.sampling.seeds(condition, index + 1)
+            rows.append(pair.row(group, index, None if own is None else own[index], change, notable))
     return Pictures(tuple(rows), became)
 
 
@@ -252,7 +252,8 @@ def anchor_images(
     s, places = scorer.sampling, [place for place, row in enumerate(rows) if row.condition and row.condition in anchors]
     if not places:
         return {}
-    asked, seeds = [model.row(anchors[rows[place].condition]) for place in places], [rows[place].seed for place in places]
+    asked = [model.row(anchors[rows[place].condition]) for place in places]
+    seeds = [seed for place in places if (seed := rows[place].seed) is not None]  # a condition of ours, not of a probe: has one
     made: list[torch.Tensor] = []
     with autocast(s.precision, model.device)():
         for batch in model.sample(asked, seeds, s.steps, s.guidance_scale, s.batch_size):

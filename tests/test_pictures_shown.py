@@ -32,6 +32,7 @@ from semu_diffusion.eval.probes import PROBES
 from semu_diffusion.eval.probes.probe import Sampled, Shown
 from semu_diffusion.eval.probes.revival import Learning
 from semu_diffusion.eval.scorer import NO_CONDITION, Samples
+from semu_diffusion.pipelines.report.page.page import origin_of
 from semu_diffusion.pipelines.report.pictures import shown_pictures
 
 
@@ -123,6 +124,16 @@ def test_what_a_probe_brings_back_is_shown_from_its_own_seeds_and_says_where_it_
         assert sum(sum(row.values()) for row in became.values()) == count
     images = shown_pictures(asked, model, before, after, tried=tried).rows
     assert all(row.images.keys() == {"before", "after"} for row in images)
+
+
+def test_what_starts_from_pictures_instead_of_noise_claims_no_seed() -> None:
+    model, asked = tiny_model(), scorer("red")
+    shown = Shown("red", judge(), torch.rand(2, 3, 8, 8) * 2 - 1, conditions=("red",))
+    inversion = PROBES["inversion"]((shown,), Sampled(2, 2))
+    _, before, after, tried = evaluate(asked, model, random_patch(model.denoiser), [inversion])
+    rows = [row for row in choose_pictures(asked, before, after, tried).rows if row.group == ATTEMPTS + "inversion"]
+    assert [row.seed for row in rows] == [None, None]
+    assert [origin_of(row) for row in rows] == ["picture 1", "picture 2"]
 
 
 def test_of_more_names_than_there_is_room_for_as_many_are_shown_as_fit() -> None:

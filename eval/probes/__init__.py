@@ -32,7 +32,7 @@ OWN: dict[str, Any] = {
         Fp8Probe,
     )
 }
-PARTS = ("default", "learns", "needs", "applies", "run")
+PARTS = ("default", "learns", "seeded", "needs", "applies", "run")
 
 
 def _is_probe(name: str, found: Any) -> bool:

@@ -22,6 +22,7 @@ class InversionProbe(TrajectoryProbe):
 
     name = "inversion"
     labelled = False
+    seeded = False
     needs = frozenset({"images", "kept"})
 
     @classmethod

@@ -24,12 +24,13 @@ class Probe(Protocol):
     """Something that is tried against an erased model; ``run`` leaves the model exactly as it was.
 
     ``learns``: it searches a vector for the concept, so that its share is a revival. ``needs``: what `Shown` must hold for
-    it, of ``images``, ``kept`` and ``started``.
+    it, of ``images``, ``kept`` and ``started``. ``seeded``: sample i starts from noise of seed i of ``how``.
     """
 
     name: ClassVar[str]
     default: ClassVar[Any]
     learns: ClassVar[bool]
+    seeded: ClassVar[bool]
     needs: ClassVar[frozenset[str]]
 
     @property

@@ -77,6 +77,7 @@ class RevivalProbe(ABC):
     name: ClassVar[str]
     default: ClassVar[Learning]
     learns: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
 
     @staticmethod

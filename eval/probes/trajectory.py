@@ -73,6 +73,7 @@ class TrajectoryProbe(ABC):
     name: ClassVar[str]
     default: ClassVar[Sampled] = Sampled()
     learns: ClassVar[bool] = False
+    seeded: ClassVar[bool] = True
     labelled: ClassVar[bool] = True  # asked for by its condition, and guided
     needs: ClassVar[frozenset[str]] = frozenset()
 

@@ -48,7 +48,7 @@ def render(template: str, context: dict[str, Any]) -> str:
         undefined=StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the judge's greatest share comes first
-    environment.filters |= {"percent": percent, "title_of": title_of}
+    environment.filters |= {"percent": percent, "title_of": title_of, "origin_of": origin_of}
     return environment.get_template(template).render(context, generator=MARK, filters=FILTERS)
 
 
@@ -99,7 +99,7 @@ def _detail(row: Picture, anchors: dict[str, str]) -> dict[str, Any]:
     return {
         "group": title_of(row.group),
         "prompt": row.condition or "no prompt",
-        "seed": row.seed,
+        "from": origin_of(row),
         "answer": row.answer,
         "erased": row.erased,
         "anchor": row.images.get("anchor"),
@@ -108,6 +108,11 @@ def _detail(row: Picture, anchors: dict[str, str]) -> dict[str, Any]:
         "after": None if row.after is None else row.after.shares,
         "change": row.change,
     }
+
+
+def origin_of(row: Picture) -> str:
+    """What both pictures of a pair started from."""
+    return f"picture {row.index + 1}" if row.seed is None else f"seed {row.seed}"
 
 
 def _mistaken(run: Run) -> list[tuple[str, str, int, str]]:

@@ -82,7 +82,7 @@
       const found = details[Number(button.dataset.place)];
       const [before, after] = ["before", "after"].map((name) => card.querySelector(`img.${name}`));
       text("#detail-title", found.prompt);
-      text(".sub", `${found.group} · seed ${found.seed}${found.answer ? ` · ${found.erased ? "erased" : "right answer"}: ${found.answer}` : ""}`);
+      text(".sub", `${found.group} · ${found.from}${found.answer ? ` · ${found.erased ? "erased" : "right answer"}: ${found.answer}` : ""}`);
       const [one, two, three] = all(".three img", dialog);
       for (const image of [one, dialog.querySelector(".compare .before")]) image.src = before.src;
       for (const image of [two, dialog.querySelector(".compare .after")]) image.src = after.src;
