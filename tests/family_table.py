@@ -26,7 +26,7 @@ loaded by the named client and compared with the patch, the patch taken off agai
 with those of diffusers' own pipeline from the same noise. The weights are random: that an erasure succeeds is measured on the
 embedded models alone (`ddpm`, `sd1`). Layers of other kinds can be named with `--layers`, where LoRA takes them.
 
-| family | command | pipeline, network tested | layers edited by default | `--retain` | w, steps | LoRA for | revival by |
+| family | command | pipeline, network tested | layers edited by default | `--retain` | w, steps | LoRA for | probes |
 |---|---|---|---|---|---|---|---|
 """
 
@@ -42,7 +42,7 @@ weights: `semu merge --model` takes the model in float. torchao and optimum-quan
 they are installed (in CI a plain int8 class stands for them); bitsandbytes' layers were tried on a CPU by hand, since diffusers
 loads them on a GPU alone. Other formats (GGUF, Nunchaku, ModelOpt) and quantised convolutions are refused.
 
-## Not held
+## Not supported
 
 * **The class-conditioned UNet of the Hugging Face diffusion course** (`ClassConditionedUnet`: `class_emb` and a UNet2DModel,
   the embedding beside the picture, as channels that are the same in every pixel). No `class_labels` of a UNet2DModel say the

@@ -420,7 +420,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
     table = results._table(results.ALONE, "the copy", "erased", iter([("red", [row], False)]), COLUMNS)
     line = dict(zip(table.columns, table.lines[0], strict=True))
     assert (line["erased"], line["UA"], line["drift"]) == ("red", "0.500", "0.0100")
-    assert line["held-out words"] == line["SSIM"] == "–"
+    assert line["paraphrases"] == line["SSIM"] == "–"
 
 
 def test_a_spread_over_seeds_is_of_the_same_things_in_each() -> None:
@@ -444,7 +444,7 @@ def test_methods_stand_beside_each_other_on_the_same_things_alone() -> None:
         "judges": {}, "model": "x", "weights": "y", "probes": {},
     }  # fmt: skip
     page = results.page({"Classes": [{"protocol": protocol}, *found]})
-    assert "of its unasked share 0.05 (100 samples)" in page
+    assert "of its unprompted share 0.05 (100 samples)" in page
     first, second = page.split("## 3 classes: red, blue, green")[1].split('## The class "red"')
     assert [line.split(" | ")[0] for line in first.splitlines() if line.startswith("| the")] == ["| the original", "| the wide"]
     assert "| the original | – |  | 1.00 |" in second

@@ -425,7 +425,7 @@ def benchmark(run: Path, tmp_path: Path) -> Path:
     metrics = json.loads((run / "metrics.json").read_text())
     rows = []
     for method, title, erased, gone in (
-        ("default", "SEMU, the default", "red", 0.25), ("default", "SEMU, the default", "blue", 0.75),
+        ("default", "SEMU, default", "red", 0.25), ("default", "SEMU (default)", "blue", 0.75),
         ("uce", "UCE", "red", 0.5),
     ):  # fmt: skip
         protocol = {**metrics["protocol"], "steps": 7} if method == "uce" else metrics["protocol"]
@@ -441,7 +441,7 @@ def test_a_benchmark_becomes_a_page_and_other_protocols_are_named(run: Path, ben
     assert semu(["report", str(benchmark), "--output", str(tmp_path / "page.html")]) == 0
     said = text((tmp_path / "page.html").read_text())
     assert "3 erasures compared" in said
-    assert "SEMU, the default" in said
+    assert "SEMU, default" in said
     assert "steps: 2; 7" in said
     assert 'its numbers the means over the same things: the class "red".' in said
     assert semu(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
@@ -457,8 +457,8 @@ def test_the_page_averages_methods_over_the_same_things_alone(benchmark: Path, t
         lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
         found[text(table.partition("</caption>")[0]).strip()] = {re.sub(r" \(.*", "", line[0]): line[1] for line in lines[1:]}
     both, one = found["2 classes: red, blue"], found['The class "red"']
-    assert both == {"the original": both["the original"], "SEMU, the default": "0.500"}
-    assert one == {"the original": both["the original"], "SEMU, the default": "0.250", "UCE": "0.500"}
+    assert both == {"the original": both["the original"], "SEMU, default": "0.500"}
+    assert one == {"the original": both["the original"], "SEMU, default": "0.250", "UCE": "0.500"}
 
 
 def test_the_front_of_a_page_shows_any_two_columns(run: Path, benchmark: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -470,7 +470,7 @@ def test_the_front_of_a_page_shows_any_two_columns(run: Path, benchmark: Path, t
     ]
     assert re.findall(r'<option value="([^"]*)" selected>', html) == ["kept, own kind", "erase s"]
     for arguments, said in (
-        ([*words, "drift,beauty"], "--axes drift,beauty: give two of these, with a comma between them: UA; held-out words; "),
+        ([*words, "drift,beauty"], "--axes drift,beauty: give two of these, with a comma between them: UA; paraphrases; "),
         (["report", str(run), "--axes", "drift,UA"], "there is no front here"),
         (
             ["report", str(run), str(run), "--output", str(tmp_path / "runs.html"), "--axes", "drift,UA"],

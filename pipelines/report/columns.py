@@ -78,7 +78,7 @@ def _seconds(row: Row) -> float | None:
 
 COLUMNS = (
     share("UA", "unlearning_accuracy"),
-    share("held-out words", "paraphrase_accuracy"),
+    share("paraphrases", "paraphrase_accuracy"),
     share("kept, own kind", "in_domain_accuracy"),
     share("kept, other kind", "cross_domain_accuracy"),
     share("kept, held out", "kept_held_out_accuracy"),
@@ -90,7 +90,7 @@ COLUMNS = (
     Column("drift, held out", ".4f", at("evaluation", "held_out_effect", "paired", "mse")),
     Column("SSIM", ".3f", at("evaluation", "side_effects", "paired", "ssim")),
     share("revival", "revival", ".2f"),
-    share("unasked", "unconditional_share"),
+    share("unprompted", "unconditional_share"),
     Column("KID ×10³", ".2f", at("evaluation", "distances", "kid", "after", scale=1e3)),
     Column("trained", ".3%", at("trained_fraction")),
     Column("kB", ".0f", at("bytes", scale=1e-3)),
@@ -98,15 +98,16 @@ COLUMNS = (
     Column("erase s", ".1f", _seconds),
 )
 WORDS = (
-    "UA: share of the erased thing's samples in which the judge no longer sees it. "
-    "held-out words: share seen by words and sentences that the erasure did not know. kept: judged right on what stays, of "
-    "the same kind and of the other, by prompts that the erasure knew; held out: by words and sentences that it did not. drift "
-    "and SSIM: paired with the original's samples of what stays, same seeds (images in [-1, 1]). revival: share that the best "
-    "of several learned vectors brings back. unasked: share of the erased thing among samples without a condition (w = 1). "
-    "KID: of what stays, against the original's own samples, a drift in features. trained: numbers that training could change, "
-    "as a share of the denoiser's (none of a closed form or a copy). passes: images through the denoiser during the erasure "
+    "UA (unlearning accuracy): share of the erased thing's samples in which the judge no longer sees it. paraphrases: share "
+    "in which it is still seen, asked for by words and sentences that the erasure did not use. kept: accuracy on what stays, "
+    "of the same kind (in-domain) and of the other (cross-domain), on prompts that the erasure used; held out: on prompts that "
+    "it did not; beside it: of something else asked for together with it. drift, SSIM: of what stays, paired with the "
+    "original's samples of the same seeds (drift: MSE of images in [-1, 1]); held out: on those prompts. revival: share that "
+    "the best of several learned vectors brings back. unprompted: share of the erased thing among samples without a condition "
+    "(w = 1). KID: of what stays, against the original's own samples. trained: share of the denoiser's parameters that were "
+    "trained (none of a closed form or a copy). kB: size of the patch. passes: images through the denoiser during the erasure "
     "(a backward pass counts two). erase s: wall clock. ±: standard deviation over seeds of the mean over what was erased. A "
-    "dash is what was not measured."
+    "dash: not measured."
 )
 PROBES = (
     "Share that each probe without training brings back; kept: the share of kept "

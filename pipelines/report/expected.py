@@ -14,7 +14,7 @@ from semu_diffusion.pipelines.report.columns import COLUMNS, at
 __all__ = ["Beside", "beside", "beside_table", "missed"]
 
 HEADINGS = dict(
-    zip(FIGURES, ("UA", "held-out words", "kept, own kind", "kept, other kind", "drift", "revival", "unasked"), strict=True)
+    zip(FIGURES, ("UA", "paraphrases", "kept, own kind", "kept, other kind", "drift", "revival", "unprompted"), strict=True)
 )
 WORDS = (
     "A figure that was found elsewhere agrees if the row lies within the tolerance, to either side. It was found by another "

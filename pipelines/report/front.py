@@ -28,8 +28,8 @@ FLOOR = {
     "drift": 1e-5, "drift, held out": 1e-5, "KID ×10³": 1e-2, "trained": 1e-6, "kB": 1e-1, "passes": 100, "erase s": 1e-2,
 }  # fmt: skip
 WORDS = {
-    "drift": "drift of what is kept, MSE", "unasked": "erased thing, unasked", "UA": "unlearning accuracy",
-    "trained": "share of the numbers trained", "passes": "image passes of the erasure", "erase s": "seconds of the erasure",
+    "drift": "drift of what is kept, MSE", "unprompted": "erased thing, unprompted", "UA": "unlearning accuracy",
+    "trained": "share of the parameters trained", "passes": "image passes of the erasure", "erase s": "seconds of the erasure",
 }  # fmt: skip
 HIGHER = ("UA", "kept", "look-alikes", "SSIM")  # is better; of all others lower
 
@@ -66,11 +66,11 @@ def axes_of(text: str) -> Axes:
 
 
 def panels(points: Sequence[Point], axes: Axes | None = None) -> tuple[Axes, ...]:
-    """What the front shows: ``axes``, or depth, what comes unasked and unlearning against drift, and depth against cost."""
+    """What the front shows: ``axes``, or depth, the unprompted share and unlearning against drift, and depth against cost."""
     if axes is not None:
         return (axes,)
     cost = "passes" if points and all(point.values.get("passes") is not None for point in points) else "erase s"
-    return ("drift", "revival"), ("drift", "unasked"), ("drift", "UA"), (cost, "revival")
+    return ("drift", "revival"), ("drift", "unprompted"), ("drift", "UA"), (cost, "revival")
 
 
 def front(points: Sequence[Point], title: str, axes: Axes | None = None) -> str:

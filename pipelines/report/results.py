@@ -157,7 +157,7 @@ def page(
     methods: Mapping[str, Method] = METHODS,
 ) -> str:
     """Markdown of the rows of each section, the protocol first; a section without rows is left out."""
-    text = [f"<!-- {MARK} -->", "# Results", "", SHARED, "", WORDS + BRACKETS]
+    text = [f"<!-- {MARK} -->", "# Benchmark results", "", SHARED, "", WORDS + BRACKETS]
     for title, (protocol, *rows) in sections.items():
         if rows:
             text += ["", f"# {title}", "", _protocol(protocol["protocol"], rows)]
@@ -262,7 +262,7 @@ def _protocol(protocol: dict[str, Any], rows: list[Row]) -> str:
 def _errors(protocol: Mapping[str, Any]) -> str:
     """The standard error of one row's share of n samples: sqrt(p (1 - p) / n), at most half of 1 / sqrt(n)."""
     samples = [("revival", probe["samples"]) for probe in protocol["probes"].values() if "steps" in probe]
-    samples.append(("unasked share", protocol["unconditional_samples"]))
+    samples.append(("unprompted share", protocol["unconditional_samples"]))
     said = [f"of its {name} {0.5 / n**0.5:.2f} ({n} samples)" for name, n in samples if n]
     return f" Standard errors of a row, at most: {', '.join(said)}." if said else ""
 

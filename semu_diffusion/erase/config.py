@@ -156,7 +156,7 @@ class TrainingConfig:
     )
     retain_weight: float = option(8.0, "alpha of the retain term (chosen for --retain self)", metavar="ALPHA", group="training")
     steps: int = option(60, "training steps", metavar="N", group="training")
-    batch_size: int = option(12, "images in a training step", metavar="N", group="training")
+    batch_size: int = option(12, "erased images in a training step, and as many kept ones", metavar="N", group="training")
     lr: float = option(3e-2, "Adam's learning rate for R", metavar="LR", group="training")
     lr_decay: bool = option(True, "lower the learning rate to zero along a cosine", group="training")
     warmup: float = option(0.15, "share of the steps in which the learning rate rises", metavar="SHARE", group="training")

@@ -190,15 +190,15 @@ KNOWN = {
 OWN = {
     method.name: method
     for method in (
-        Method("default", "SEMU, the default", semu, expected=at_least(0.9)),
+        Method("default", "SEMU, default", semu, expected=at_least(0.9)),
         Method(
-            "closed-form", "the name alone, in closed form", semu, {"method": "closed-form"},
+            "closed-form", "SEMU, closed form only", semu, {"method": "closed-form"},
             expected=at_least(0.85), knob=None,
         ),
-        Method("deep", "SEMU, the deep preset", semu, DEEP),
-        Method("trained", "SEMU, R alone", semu, {"method": "trained"}),
-        Method("random", "SEMU, random directions of the same size", semu, {"gradient": "random"}),
-        Method("no-adversary", "SEMU, no learned vectors", semu, {"adversarial": 0.0}),
+        Method("deep", "SEMU, deep preset", semu, DEEP),
+        Method("trained", "SEMU, R only", semu, {"method": "trained"}),
+        Method("random", "SEMU, random directions of the same rank", semu, {"gradient": "random"}),
+        Method("no-adversary", "SEMU, no adversarial vectors", semu, {"adversarial": 0.0}),
         Method("null-space", "SEMU, null space only", semu, {"retain": "none"}),
         Method("retain", "SEMU, retain term only", semu, {"protect": "none"}),
         Method("unprotected", "SEMU, nothing protected", semu, UNPROTECTED),

@@ -10,12 +10,12 @@ from semu_diffusion.pipelines.report.page.run import Run
 __all__ = ["LIMITS", "Usage", "usages"]
 
 LIMITS = (
-    "A patch is no safety guarantee: who has the base model can leave it off, and what was erased can be learned again from "
-    "images.",
+    "A patch is not a safety guarantee: anyone with the base model can leave it off, and what was erased can be learned again "
+    "from images.",
     "The place of the edit is itself a hint: who compares the patched weights with the original's sees in which layers and "
     "directions the concept was, which helps to bring it back.",
     "That it is no longer seen when asked for by name proves little by itself: a renamed label or word reaches the same in a "
-    "second. Read what was brought back, and what appears unasked.",
+    "second. Read what was brought back, and what appears without a condition.",
     "The judge is a classifier: what it calls something else may still look like it to you. Look at the pictures.",
     "Few samples say little: read the intervals, not the percentages.",
 )

@@ -118,13 +118,15 @@ def _deep(evaluation: Evaluation) -> Verdict:
     found = probes_by_strength(evaluation)
     strongest = next((probe for probe in found if probe.learned), None)
     old, new = evaluation.before.unconditional_share, evaluation.after.unconditional_share
-    unasked = "" if old is None or new is None else f" Unasked it appears in {percent(new)}, {percent(old)} before."
+    unprompted = (
+        "" if old is None or new is None else f" Without a condition it appears in {percent(new)}, {percent(old)} before."
+    )
     if strongest is None:
         tried = "".join(f" {probe.name}, which learns nothing: {percent(probe.after)}." for probe in found[:1])
-        said = f"Nothing was learned to bring it back (semu evaluate RUN --revival does).{tried}{unasked}"
+        said = f"Nothing was learned to bring it back (semu evaluate RUN --revival does).{tried}{unprompted}"
         return Verdict(question, "not measured", said, rule, BACK, DEEP)
     share, count = strongest.after, strongest.samples
     low, high = wilson_interval(round(share * count), count)
     was = "" if strongest.before is None else f", {percent(strongest.before)} of the original's"
-    said = f"The strongest attempt ({strongest.name}) brings it back in {percent(share)} of {count} samples{was}.{unasked}"
+    said = f"The strongest attempt ({strongest.name}) brings it back in {percent(share)} of {count} samples{was}.{unprompted}"
     return Verdict(question, answer_of(share, low, high, DEEP), said, rule, BACK, DEEP, share, low, high)
