@@ -46,18 +46,18 @@ types: $(VENV)/installed-dev ## check the types
 	@$(BIN)/python -m mypy -p semu_diffusion
 
 bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes, ours on three seeds, peers tuned (a day of two cores)
-	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods default,closed-form --work runs/bench/words --output runs/bench/words.md
-	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods random --work runs/bench/words --output runs/bench/words.md
-	@$(BIN)/semu benchmark horse truck cat sketch $(WORDS_FLAGS) --methods remap,deep,docs/benchmark/random.json --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark $(BENCH_WORDS) $(WORDS_FLAGS) --seeds 0,1,2 --methods default,closed-form,random --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark horse truck $(WORDS_FLAGS) --methods docs/benchmark/random.json --work runs/bench/words --output runs/bench/words.md
 	@$(BIN)/semu benchmark "pixel art" night poster sketch $(WORDS_FLAGS) --methods docs/benchmark/gentle.json --work runs/bench/words --output runs/bench/words.md
-	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --tune --tune-on dog,sepia --methods uce,rece,speed,esd-x,esd-u,concept-ablation,salun,leco,spm,erasediff,sfr-on,ascent --work runs/bench/words-tuned --output runs/bench/words-tuned.md
+	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --methods uce,rece,speed,remap --work runs/bench/words --output runs/bench/words.md
+	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --tune --tune-on dog --methods esd-x,concept-ablation,salun,leco,spm --work runs/bench/words-tuned --output runs/bench/words-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/words,runs/bench/words-tuned --output docs/benchmark/words.md
-	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default --work runs/bench/classes --output runs/bench/classes.md
-	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --methods random --work runs/bench/classes --output runs/bench/classes.md
-	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 0,1,2 --methods closed-form,random --work runs/bench/classes --output runs/bench/classes.md
-	@$(BIN)/semu benchmark horse frog bird $(CLASSES_FLAGS) --methods copy,deep,docs/benchmark/methods.json --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default,closed-form,random --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark frog bird $(CLASSES_FLAGS) --methods deep --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --methods copy,uce --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --methods docs/benchmark/fine-tune.json --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 1,2 --methods docs/benchmark/fine-tune.json --work runs/bench/classes --output runs/bench/classes.md
-	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --tune --tune-on dog --methods uce,esd-u,salun,leco,erasediff,sfr-on,ascent,fine-tune,fine-tune-retain --work runs/bench/classes-tuned --output runs/bench/classes-tuned.md
+	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --tune --tune-on dog --methods salun,sfr-on,erasediff,esd-u,fine-tune-retain --work runs/bench/classes-tuned --output runs/bench/classes-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/classes,runs/bench/classes-tuned --output docs/benchmark/classes.md
 	@$(BIN)/semu benchmark horse $(WORDS_FLAGS) --methods default,docs/benchmark/without.json --work runs/bench/without --output runs/bench/without.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --methods default,docs/benchmark/without.json --work runs/bench/without --output runs/bench/without.md

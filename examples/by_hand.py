@@ -33,4 +33,4 @@ assert change[1] > 0.1, "what is forgotten is answered differently"
 assert change[0] < 0.02 * change[1], "what is kept is not"
 patch.remove(net)
 assert torch.equal(net(forget), before[1]), "and the patch comes off to the last bit"
-print(f"changed: forgotten {change[1]:.3f}, kept {change[0]:.5f}; {patch.trained_parameters} numbers trained")
+print(f"changed: forgotten {change[1]:.3f}, kept {change[0]:.5f}; {patch.trained_parameters} parameters trained")

@@ -67,7 +67,7 @@ def test_two_processes_sample_the_originals_pictures_of_one_to_the_bit(runs: Any
 def test_the_first_of_two_processes_writes_and_speaks_for_both(runs: Any) -> None:
     one, two, said = runs
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-    assert said.stdout.count("numbers trained") == 1
+    assert said.stdout.count("parameters trained") == 1
     steps = (two / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in steps] == [1, 2]
     passes = [json.loads((folder / "metrics.json").read_text())["cost"]["passes"] for folder in (one, two)]

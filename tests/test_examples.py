@@ -29,7 +29,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_example_by_hand_ends_in_asserts_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
     example("by_hand")
-    assert "numbers trained" in capsys.readouterr().out
+    assert "parameters trained" in capsys.readouterr().out
 
 
 def test_the_example_of_a_class_draws_and_saves(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path, edit
         passes = f" ({sum(cost.passes.values()):,} image passes)" if cost.passes else ""
         erased = "" if cost.erasure is None else f"erased in {cost.erasure:.0f} s{passes}, "
         yield (
-            f"{edit}: {patch.trained_parameters:,} numbers{' trained' if edit == 'patch' else ''} "
+            f"{edit}: {patch.trained_parameters:,} parameters{' trained' if edit == 'patch' else ''} "
             f"({100 * patch.fraction:.3f} % of the model) in "
             f"{patch.layers} layers, {patch.bytes / 1000:.0f} kB; "
             f"{erased}evaluated in {cost.seconds.get('evaluate') or 0:.0f} s"
