@@ -16,6 +16,7 @@ from semu_diffusion.sketch import GradientSketch
 __all__ = ["antithetic_timesteps", "collect_gradients", "only_trainable"]
 
 Batch = TypeVar("Batch")
+HALF_SCALE = 2.0**10  # of the loss where weights are float16: the gradients of a mean over pixels lie below its 6e-8
 
 
 def collect_gradients(
@@ -33,7 +34,8 @@ def collect_gradients(
     image in a smaller last batch counts no more than the others.
 
     ``clip`` rescales each batch's gradient (all layers together) to at most this norm before it is added, as the
-    reference code does with 1.0. The model runs in eval mode; its modes, ``requires_grad`` flags and ``.grad`` fields are
+    reference code does with 1.0. A gradient has its weight's dtype: that of float16 weights is taken of a larger loss, and
+    divided again in float32. The model runs in eval mode; its modes, ``requires_grad`` flags and ``.grad`` fields are
     as before on return, also after an exception. A layer that no batch uses gets a zero gradient.
 
     Without ``clip`` each layer's gradient is added and freed as soon as backward makes it, so that beside the sums only
@@ -44,6 +46,8 @@ def collect_gradients(
     sums = {name: torch.zeros_like(one.weight, dtype=torch.float32) for name, one in layers.items() if name not in sketches}
     counted = 0.0
     names = {id(layer.weight): name for name, layer in layers.items()}
+    weights = [layer.weight for layer in layers.values()]
+    scale = HALF_SCALE if any(each.dtype == torch.float16 for each in weights) else 1.0
 
     def add(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
@@ -53,20 +57,20 @@ def collect_gradients(
             else:
                 sums[name].add_(gradient, alpha=share)
 
-    weights = [layer.weight for layer in layers.values()]
     with only_trainable(model, weights):
         handles = [] if clip is not None else [each.register_post_accumulate_grad_hook(add) for each in weights]
         try:
             for batch in batches:
-                share = float(weight(batch))
+                counts = float(weight(batch))
+                share = counts / scale
                 error = loss(batch)
                 if error.requires_grad:  # else no layer is used
-                    error.backward()
+                    (error * scale).backward()
                 if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(weights, clip)
+                    share *= _clipped(weights, clip * scale)
                     for each in weights:
                         add(each)
-                counted += share
+                counted += counts
         finally:
             for handle in handles:
                 handle.remove()
@@ -78,6 +82,13 @@ def collect_gradients(
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
         one.div_(counted)
     return sums
+
+
+def _clipped(weights: Iterable[torch.Tensor], most: float) -> float:
+    """The factor that takes the norm of all gradients together, in float32, down to ``most``."""
+    norms = [torch.linalg.vector_norm(each.grad, dtype=torch.float32) for each in weights if each.grad is not None]
+    norm = float(torch.stack(norms).norm()) if norms else 0.0
+    return most / norm if norm > most else 1.0
 
 
 @contextmanager

@@ -478,3 +478,29 @@ def test_networks_and_schedules_of_another_kind_are_refused_in_one_line(tmp_path
 def test_a_pipeline_without_names_has_its_indices_as_names() -> None:
     pipeline = ClassConditionalPipeline(tiny_unet(), DDPMScheduler(**SCHEDULER), None, 3)
     assert adapt_pipeline(pipeline).names == ("0", "1", "2")
+
+
+LAYERS = [
+    {"act_fn": "silu"},
+    {"act_fn": "gelu"},
+    {"act_fn": "relu"},
+    {"time_embedding_type": "learned", "num_train_timesteps": 100},
+]
+
+
+@pytest.mark.parametrize("changes", LAYERS)
+def test_the_layers_of_the_name_are_told_what_they_see(changes: dict[str, Any]) -> None:
+    """The closed form fits what a layer sees, which another activation or a learned time embedding changes."""
+    model = tiny_model(**changes)
+    seen: list[torch.Tensor] = []
+    layer = model.denoiser.get_submodule(model.name_layers[0])
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model.predict(torch.zeros(1, 3, 8, 8), torch.tensor([99]), torch.tensor([1]))
+    handle.remove()
+    torch.testing.assert_close(model.name_inputs(torch.tensor([1]))[-1:], seen[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_class_name_that_no_file_can_hold_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"the class name 'a\\ud800' is no text"):
+        adapt_pipeline(tiny_model(names=("red", "a\ud800", "blue")).pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from test_methods import class_task, concept_task
 from tiny_models import tiny_model
 
+from semu_diffusion import erase_class
 from semu_diffusion.domains import classes
 from semu_diffusion.domains.config import ClassErasureConfig
 from semu_diffusion.erase.closed_form import LEFT, PRESERVE, RIDGE, name_edit, share_left, update
@@ -114,3 +116,19 @@ def test_a_model_without_such_layers_says_so() -> None:
     planned = classes.plan(tiny_model(), config)
     with pytest.raises(InputError, match="--method closed-form needs --target fixed"):
         run_to_end(run_erasure(classes.task(planned.model, planned, config), config))
+
+
+def test_settings_that_leave_nothing_to_train_are_refused_before_any_work() -> None:
+    config = ClassErasureConfig(forget=("red",), layers=("*.time_emb_proj",))
+    with pytest.raises(InputError, match=r"--layers names only layers that the name in closed form takes"):
+        classes.plan(tiny_model(), config)
+    for method in ("trained", "closed-form"):
+        assert classes.plan(tiny_model(), dataclasses.replace(config, method=method)).forget == (0,)
+
+
+def test_a_bound_on_memory_counts_no_layer_that_the_closed_form_takes() -> None:
+    few: dict[str, Any] = {"steps": 1, "forget_samples": 2, "kept_samples": 2, "batch_size": 2, "anchor": "green"}
+    patch = erase_class(tiny_model().pipeline, "red", layers=("*.time_emb_proj", "conv_in"), memory="11KB", **few)
+    assert {"conv_in"} < set(patch.layers)
+    with pytest.raises(InputError, match="--memory"):
+        erase_class(tiny_model().pipeline, "red", layers=("*.time_emb_proj", "conv_in"), memory="11KB", method="trained", **few)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from semu_diffusion.domains.config import ConceptErasureConfig
 from semu_diffusion.domains.plan import plan_words
 from semu_diffusion.domains.prompts import RETAIN_PROMPTS, contains, retained, with_anchor, with_article
 from semu_diffusion.erase.task import Task
+from semu_diffusion.erase.trainable import require_trainable
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.families import adapt_text_pipeline
 from semu_diffusion.pipelines.data.images import load_plain_images
@@ -286,8 +288,13 @@ def test_float16_weights_are_not_trained_in_float16(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("semu_diffusion.models.precision.has_bf16", lambda device: False)
     pipeline = tiny_pipeline()
     pipeline.unet.half()
+    for precision in ("auto", "bf16", "fp32"):
+        with pytest.raises(InputError, match="float16 weights are not trained on a CPU"):
+            erase_concept(pipeline, "cat", anchor="dog", **{**QUICK, "precision": precision})
+    weight = SimpleNamespace(dtype=torch.float16, device=torch.device("cuda"))  # of a GPU without bfloat16
+    monkeypatch.setattr(pipeline.unet, "parameters", lambda: iter([weight]))
     with pytest.raises(InputError, match="float16 weights are trained in bfloat16"):
-        erase_concept(pipeline, "cat", anchor="dog", **{**QUICK, "precision": "auto"})
+        require_trainable(pipeline.unet, ConceptErasureConfig(concept=("cat",), precision="auto"))
 
 
 def test_ascent_has_no_answer() -> None:

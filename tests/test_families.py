@@ -280,3 +280,38 @@ def test_the_whole_way_of_every_family(
 def test_the_table_of_families_is_what_the_registry_and_these_tests_say() -> None:
     page = Path(__file__).resolve().parents[1] / "docs" / "families.md"
     assert page.read_text(encoding="utf-8") == families_table(), "run: make commands"
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_flow_is_trained_where_its_scheduler_samples(kind: str) -> None:
+    pipeline = built("flux")
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, time_shift_type=kind, use_dynamic_shifting=True
+    )
+    model = adapted(pipeline)
+    steps = model.usual["sampling_steps"]
+    sampled = model.sampler(steps).timesteps
+    torch.testing.assert_close(model.process.path(steps, torch.zeros(1))[: len(sampled), 0], sampled, rtol=1e-3, atol=0.5)
+
+
+def test_a_depthwise_filter_is_edited_and_no_lora_is_written_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built("sana").save_pretrained(tmp_path / "model")
+    words = [
+        "cat",
+        "--model",
+        str(tmp_path / "model"),
+        "--anchor",
+        "dog",
+        "--layers",
+        "conv",
+        "--classifier",
+        "none",
+        *QUICK[:-1],
+    ]
+    assert erase_concept([*words, "--output", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "no LoRA is written" in said.err
+    assert "--layers …,!" in said.err
+    assert not (tmp_path / "run" / "lora").exists()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["lora"] is None
+    assert ErasurePatch.load(tmp_path / "run" / "patch.safetensors").metadata["grouped"]

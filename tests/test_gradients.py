@@ -102,6 +102,24 @@ def test_a_layer_that_no_batch_uses_has_a_zero_gradient(net: Net, clip: float | 
     assert found["conv"].abs().max() > 0
 
 
+@pytest.mark.parametrize("clip", [None, 1e-6])
+def test_gradients_below_what_float16_holds_are_not_lost(clip: float | None, generator: torch.Generator) -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(6, 8, generator=generator)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(4, 8, generator=generator))
+    layer.half()
+    whole = nn.Linear(8, 4)
+    whole.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
+
+    def found(one: nn.Linear) -> torch.Tensor:
+        dtype = one.weight.dtype
+        return collect_gradients(one, {"": one}, [x], lambda batch: 1e-7 * one(batch.to(dtype)).float().sum(), clip)[""]
+
+    exact = found(whole)
+    assert exact.abs().max() < 1e-6
+    torch.testing.assert_close(found(layer), exact, rtol=2e-2, atol=1e-10)
+
+
 def test_the_gradient_of_a_half_model_is_summed_in_float32(net: Net) -> None:
     net.bfloat16()
     found = collect_gradients(net, {"head": net.head}, batches_of(2), lambda b: net(b[0].bfloat16()).sum())

@@ -17,7 +17,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import in_chunks, save_images, to_uint8, with_channels
-from semu_diffusion.eval.judges.class_mapping import map_classes, read_mapping
+from semu_diffusion.eval.judges.class_mapping import map_classes, read_mapping, shared_out
 from semu_diffusion.eval.judges.image_classifier import ClassifierConfig, ImageClassifier
 from semu_diffusion.eval.judges.judge import Judge, load_judge
 from semu_diffusion.pipelines.data.images import load_plain_images
@@ -311,3 +311,11 @@ def test_nudenet_is_imported_only_when_it_is_asked_for(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(InputError, match="needs the package nudenet"):
         load_judge("nudenet", ("nudity",))
+
+
+def test_a_mapping_speaks_of_each_judges_classes_and_of_no_others() -> None:
+    names = {"object": ("cat", "dog"), "style": ("pencil sketch", "photo")}
+    found = shared_out({"Cat": ["tabby"], "pencil-sketch": ["drawing", 3]}, names)
+    assert found == {"object": {"cat": ["tabby"]}, "style": {"pencil sketch": ["drawing", 3]}}
+    with pytest.raises(InputError, match="'cart', which is no class of the model; did you mean cat"):
+        shared_out({"cart": ["tabby"]}, names)

@@ -13,7 +13,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.patches.lora import lora_factors, save_peft_folder
+from semu_diffusion.patches.lora import lora_factors, no_lora, save_peft_folder
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
@@ -44,6 +44,17 @@ def test_per_channel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="matricisation full"):
         save_peft_folder(patch, tmp_path / "lora")
     assert not (tmp_path / "lora" / "adapter_model.safetensors").exists()
+
+
+def test_a_convolution_with_groups_is_refused_since_no_lora_is_for_it(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2))
+    patch = random_patch(net)
+    saved = ErasurePatch.load(patch.save(tmp_path / "patch.safetensors"))
+    for one in (patch, saved):
+        with pytest.raises(InputError, match=r"1 is a convolution with groups.*--layers …,!1"):
+            save_peft_folder(one, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+    assert no_lora(random_patch(nn.Sequential(nn.Conv2d(4, 4, 3)))) is None
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

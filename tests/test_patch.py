@@ -14,6 +14,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patch import ErasurePatch, LayerPatch
+from semu_diffusion.patches.fingerprint import Fingerprint
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -269,3 +270,14 @@ def test_counts_are_those_of_the_factors() -> None:
     assert patch.trained_parameters == 3 * 4
     factors = 2 * ((8 + 27) + (4 + 8) + (2 + 4))  # U and V in int8, 2 columns each
     assert patch.nbytes == factors + 3 * (4 * 4 + 8)  # R in float32, a rank in int64
+
+
+def test_two_updates_of_one_weight_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    layers = random_patch(model).layers
+    model[1].weight = model[0].weight
+    patch = ErasurePatch(layers, Fingerprint.of(model, layers), {})
+    before = weight_bytes(model)
+    with pytest.raises(InputError, match="0 and 1 share one weight"):
+        patch.apply(model)
+    assert weight_bytes(model) == before

@@ -245,6 +245,23 @@ def test_injected_vectors_change_their_own_labels_only() -> None:
         assert torch.equal(as_one, model.predict(x, t, torch.full((5,), 1)))
 
 
+def test_of_the_only_class_the_vectors_start_around_the_null_one() -> None:
+    pipeline = ClassConditionalPipeline(tiny_unet(num_class_embeds=2), DDPMScheduler(), {0: "white"}, 1)
+    pipeline.set_progress_bar_config(disable=True)
+    model = PixelDdpm(pipeline, ("white",), 1)
+    found = revival(model, white_images(), brightness_judge(("white",)), **{**SHORTEST, "restarts": 3})
+    assert found is not None
+    assert len(found.restarts) == 3
+    shown = Shown("white", brightness_judge(("white",)), white_images())
+    starts, unit = ClassVectorProbe((shown,), dataclasses.replace(ClassVectorProbe.default, restarts=3)).start(
+        model, shown, torch.Generator().manual_seed(0)
+    )
+    null = model.condition_vectors(torch.tensor([1]))[0]
+    assert torch.equal(starts[0], null)
+    assert unit == pytest.approx(float(null.square().mean().sqrt()))
+    assert not torch.equal(starts[1], starts[2])
+
+
 def test_an_unconditional_model_has_no_vector_to_learn() -> None:
     model = wrap(tiny_unet(num_class_embeds=None), None)
     assert revival(model, white_images(), brightness_judge()) is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from text_models import FAMILIES, tiny_pipeline
 
@@ -167,3 +168,20 @@ def test_a_single_file_of_sd2_is_loaded_as_the_user_says_and_not_by_guess(
     text_loading.load_text_pipeline(str(tmp_path / "first.safetensors"))  # SD 1.x predicts noise
     with pytest.raises(InputError, match="--prediction is for a single file"):
         text_loading.load_text_pipeline(str(tmp_path), prediction=given)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_a_text_that_the_unet_projects_first_is_what_its_cross_attention_sees(width: int) -> None:
+    pipeline = tiny_pipeline("sd15")
+    config = {name: value for name, value in pipeline.unet.config.items() if not name.startswith("_")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        projected = {"encoder_hid_dim": 16, "encoder_hid_dim_type": "text_proj", "cross_attention_dim": width}
+        pipeline.unet = UNet2DConditionModel(**{**config, **projected}).eval()
+    model, seen = adapt_text_pipeline(pipeline, PROMPTS), []
+    layer = model.denoiser.get_submodule(model.name_layers[0])
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model.predict(torch.zeros(1, *model.latent_shape), torch.tensor([5]), torch.tensor([1]))
+    handle.remove()
+    torch.testing.assert_close(model.name_inputs(torch.tensor([1])), seen[0][0], rtol=1e-4, atol=1e-5)

@@ -109,3 +109,9 @@ def test_an_interval_of_prompts_that_differ_is_wider_and_of_prompts_that_do_not_
     )  # four prompts that are all or nothing say what three samples say
     with pytest.raises(InputError, match="no shares"):
         clustered_interval([], 10)
+
+
+def test_two_prompts_that_are_all_and_nothing_have_an_interval_for_any_number_of_images() -> None:
+    for each in range(1, 200):
+        low, high = clustered_interval([1.0, 0.0], each)
+        assert (low, high) == pytest.approx(wilson_interval(0.5, 1))

@@ -19,7 +19,7 @@ import torch
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import read_json
 
-__all__ = ["ClassMapping", "map_classes", "near", "read_mapping"]
+__all__ = ["ClassMapping", "map_classes", "near", "read_mapping", "shared_out"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,20 @@ def read_mapping(path: str | Path) -> dict[str, list[str | int]]:
 
 def _items(content: Any) -> list[tuple[str, Any]]:
     return list(content.items()) if isinstance(content, dict) else []
+
+
+def shared_out(
+    mapping: Mapping[str, Sequence[str | int]], names: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Sequence[str | int]]]:
+    """The part of ``mapping`` that speaks of each judge's ``names``; InputError for a name that is of none."""
+    found: dict[str, dict[str, Sequence[str | int]]] = {kind: {} for kind in names}
+    every = [name for own in names.values() for name in own]
+    for name, values in mapping.items():
+        meant = _model_class(name, every)
+        for kind, own in names.items():
+            if meant in own:
+                found[kind][meant] = values
+    return found
 
 
 def map_classes(

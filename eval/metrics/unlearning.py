@@ -101,7 +101,8 @@ def clustered_interval(shares: Sequence[float], each: int) -> tuple[float, float
     independent, effect = p * (1 - p) / total, 1.0
     if count > 1 and independent > 0:
         effect = max(1.0, sum((share - p) ** 2 for share in shares) / (count * (count - 1)) / independent)
-    return wilson_interval(p * total / effect, total / effect)
+    as_many = max(total / effect, 1.0)  # rounding must not leave less than one, as of two prompts, one all and one nothing
+    return wilson_interval(p * as_many, as_many)
 
 
 def difference_interval(first: int, second: int, count: int, both: int | None = None) -> tuple[float, float]:

@@ -23,19 +23,24 @@ class ClassVectorProbe(RevivalProbe):
 
     @staticmethod
     def applies(model: Any) -> bool:
-        return isinstance(model, ClassConditional) and model.conditional
+        return isinstance(model, ClassConditional) and model.conditional and (len(model.names) > 1 or model.null is not None)
 
     def start(self, model: Any, shown: Shown, generator: torch.Generator) -> tuple[torch.Tensor, float]:
         """The null class's vector (the mean of the other classes' if there is no null class), then other classes' in turn.
 
-        The order of those is the generator's. The unit is the root mean square of the other classes' vectors.
+        The order of those is the generator's. The unit is the root mean square of the other classes' vectors. Of a model
+        without other classes the starts are around the null class's, one unit of its own apart.
         """
         kept = [row for row, name in enumerate(model.names) if name != shown.name]
-        rows = model.condition_vectors(torch.tensor(kept)).float()
+        rows = model.condition_vectors(torch.tensor(kept or [model.null])).float()
+        unit = float(rows.square().mean().sqrt()) or 1.0
         first = rows.mean(0) if model.null is None else model.condition_vectors(torch.tensor([model.null])).float()[0]
+        if not kept:
+            around = torch.randn(self.how.restarts - 1, rows.shape[1], generator=generator).to(first)
+            return torch.cat([first[None], first + unit * around]), unit
         order = torch.randperm(len(kept), generator=generator)
         others = [rows[order[index % len(kept)]] for index in range(self.how.restarts - 1)]
-        return torch.stack([first, *others]), float(rows.square().mean().sqrt()) or 1.0
+        return torch.stack([first, *others]), unit
 
     @contextmanager
     def attached(self, model: Any, shown: Shown, vectors: torch.Tensor) -> Iterator[Attached]:

@@ -98,6 +98,8 @@ class RevivalProbe(ABC):
     ) -> dict[str, Revival]:
         if not self.applies(model):
             return {}
+        if model.dtype == torch.float16 and model.device.type == "cpu":
+            raise InputError("no vector is learned for float16 weights on a CPU: load the model in float32 or bfloat16")
         # float16 has no room for the gradients of a learned vector
         precision = "bf16" if model.dtype == torch.float16 else self.how.precision
         with autocast(precision, model.device)():

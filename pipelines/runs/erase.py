@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Task
 from semu_diffusion.erasure import Diverged, Step
+from semu_diffusion.errors import Notice
 from semu_diffusion.eval.evaluate import evaluate
 from semu_diffusion.eval.results import Cost, Evaluation, LoraCheck, PatchSize, Protection
 from semu_diffusion.eval.scorer import Scorer
@@ -21,6 +23,7 @@ from semu_diffusion.files import write_json
 from semu_diffusion.layers import layer_words
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches.lora import no_lora
 from semu_diffusion.pipelines.cli.heap import give_back_freed_memory
 from semu_diffusion.pipelines.cli.progress import Progress
 from semu_diffusion.pipelines.patches.published import PipelineEdit
@@ -111,9 +114,12 @@ def _erase_and_evaluate(
     result = run_to_end(run_erasure(task, subject.config, progress.show), watch)
     patch_file, lora_folder = result.edit.save(folder / "patch.safetensors"), folder / "lora"
     lora: LoraCheck | None = None
-    if subject.config.matricisation == "full":
+    refusal = no_lora(result.edit)
+    if refusal is None:
         subject.save_lora(result.edit, lora_folder)
         lora = check_lora(subject.model, result.edit, lora_folder)
+    else:
+        warnings.warn(Notice(f"no LoRA is written: {refusal}"), stacklevel=2)
     record |= {
         "status": "unchecked",
         "layers": layer_words(result.edit.layers),

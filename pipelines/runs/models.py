@@ -43,8 +43,10 @@ def load_model(config: ClassModelConfig) -> ClassConditional:
 
 def load_text_model(config: TextModelConfig) -> tuple[Any, str]:
     """The text-to-image pipeline of the settings, and the folder or id it was loaded from; ``embedded`` comes along too."""
-    source = assets.placed(config.model, "concept")
-    pipeline = load_text_pipeline(source, checked_device(config.device), DTYPES[config.weights], prediction=config.prediction)
+    source, device = assets.placed(config.model, "concept"), checked_device(config.device)
+    if config.weights == "fp16" and device.type == "cpu":
+        raise InputError("--weights fp16: a CPU neither trains nor samples in it; give fp32 or bf16")
+    pipeline = load_text_pipeline(source, device, DTYPES[config.weights], prediction=config.prediction)
     if config.gradient_checkpointing:
         network_of(pipeline).enable_gradient_checkpointing()
     return pipeline, source

@@ -10,6 +10,7 @@ import torch
 
 from semu_diffusion.assets import Kind
 from semu_diffusion.errors import InputError
+from semu_diffusion.eval.judges.class_mapping import read_mapping, shared_out
 from semu_diffusion.eval.judges.clip import load_clip
 from semu_diffusion.eval.judges.judge import Judge, load_judge
 from semu_diffusion.eval.metrics import METRICS
@@ -133,8 +134,10 @@ def _judges(subject: Subject, config: EvaluationConfig, device: torch.device) ->
     if config.classifier != "auto":
         kinds = {question.kind for question in subject.questions["forget"]}
         wanted = {"style" if "style" in kinds else "object": config.classifier}
-    mapping = config.class_mapping
-    return {kind: load_judge(name, subject.class_names(kind), device, mapping) for kind, name in wanted.items()}
+    names = {kind: subject.class_names(kind) for kind in wanted}
+    listed = {} if config.class_mapping is None else read_mapping(config.class_mapping)
+    mappings = shared_out(listed, names)
+    return {kind: load_judge(name, names[kind], device, mappings[kind]) for kind, name in wanted.items()}
 
 
 def _reference(subject: Subject, source: str) -> Reference:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from semu_diffusion.domains.config import ClassErasureConfig
-from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.task import Images, Progress, Task
+from semu_diffusion.erase.trainable import require_trainable
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.models.class_conditional import ClassConditional
@@ -49,7 +49,7 @@ def plan(model: ClassConditional, config: ClassErasureConfig, images_given: bool
     anchor = _given_anchor(model, config, target, forget, kept)
     if config.adversarial and not model.conditional:
         raise InputError("--adversarial needs class labels, and the model is unconditional")
-    require_trainable(model.denoiser, config)
+    require_trainable(model.denoiser, config, model.name_layers if config.method == "semu" and target == "fixed" else ())
     if not images_given and not model.conditional:
         raise InputError("the model is unconditional, so it cannot make images of one class: give them with --forget-images")
     if images_given and len(forget) > 1:

@@ -17,9 +17,9 @@ from semu_diffusion.domains.prompts import contains, with_anchor
 from semu_diffusion.domains.vocabulary import Vocabulary
 from semu_diffusion.erase.anchors import second_nearest
 from semu_diffusion.erase.phases import phase_generator
-from semu_diffusion.erase.run import require_trainable
 from semu_diffusion.erase.samples import training_images
 from semu_diffusion.erase.task import Images, Progress, Task
+from semu_diffusion.erase.trainable import require_trainable
 from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.models.families import adapt_text_pipeline, check_family, network_of

@@ -6,14 +6,12 @@ samples -> the name in closed form -> moments of kept inputs -> forget gradient 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Generator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from semu_diffusion.erase.adversary import Adversary, adversary_of
 from semu_diffusion.erase.anchors import chosen_anchors, named_anchors
@@ -32,17 +30,17 @@ from semu_diffusion.erase.collect import (
     protection_of,
     random_gradient,
 )
-from semu_diffusion.erase.config import ErasureConfig, SamplesConfig, SubspaceConfig
+from semu_diffusion.erase.config import ErasureConfig, SamplesConfig
 from semu_diffusion.erase.loss import ErasureLoss
 from semu_diffusion.erase.meter import Meter
 from semu_diffusion.erase.phases import phase_generator
 from semu_diffusion.erase.pool import Noised, Pool, Source, paths, pooled
 from semu_diffusion.erase.samples import SELF_MADE_STEPS, in_turn
 from semu_diffusion.erase.task import EditResult, Images, Progress, Protection, Task
+from semu_diffusion.erase.trainable import layers_to_train
 from semu_diffusion.erasure import Diverged, Step, train_patch
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.gradients import only_trainable
-from semu_diffusion.layers import select_layers
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.objectives import Predict
@@ -50,7 +48,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.patched import PatchedLayers
 from semu_diffusion.protection import InputMoments
 
-__all__ = ["Samples", "gather", "kept_source", "loss_of", "require_trainable", "run_erasure", "run_to_end"]
+__all__ = ["Samples", "gather", "kept_source", "loss_of", "run_erasure", "run_to_end"]
 
 Result = TypeVar("Result")
 
@@ -75,9 +73,9 @@ def run_erasure(
     Raises InputError if no layer is left with a direction to train, Diverged if the loss leaves the finite numbers.
     """
     model = task.model
-    if config.memory is not None and config.method != "closed-form":  # too little is refused before any work
-        free = name_layers(model) if config.method == "semu" and task.target == "fixed" else {}
-        _announce(gradient_rounds(config, _edited(model, config, free)), config)
+    if config.method != "closed-form":  # too little to train, or too little memory for it, is refused before any work
+        named_layers = name_layers(model) if config.method == "semu" and task.target == "fixed" else {}
+        _announce(gradient_rounds(config, layers_to_train(model.denoiser, config, named_layers)), config)
     with Meter(model.denoiser) as meter:
         # a model fresh from training may be in train mode: its dropout would draw from torch's global generator
         with meter.phase("collect"), only_trainable(model.denoiser, ()):
@@ -99,7 +97,7 @@ def _train(
 ) -> Generator[Step, None, tuple[ErasurePatch, Protection]]:  # fmt: skip
     """R inside the subspaces of the model that has the name edit."""
     model = task.model
-    layers = _edited(model, config, named.subspaces)
+    layers = layers_to_train(model.denoiser, config, named.subspaces)
     renamed = PatchedLayers(model.denoiser, {}, named.subspaces, named.cores)
     with meter.phase("collect"), only_trainable(model.denoiser, ()), renamed.attached():
         adversary = adversary_of(task, config, samples.forget, _original(model, renamed))
@@ -166,11 +164,6 @@ def _announce(rounds: Sequence[Mapping[str, bool]], config: ErasureConfig) -> No
             f"({sketched} of {layers} sketched), so the image passes for them are made {len(rounds)} times"
         )
         warnings.warn(Notice(message), stacklevel=2)
-
-
-def _edited(model: DiffusionModel, config: SubspaceConfig, named: Container[str]) -> dict[str, Any]:
-    """The layers in which R is trained: those of the settings, but for the ``named`` ones."""
-    return {name: layer for name, layer in select_layers(model.denoiser, config.layers).items() if name not in named}
 
 
 def _metadata(task: Task[DiffusionModel], named: NameEdit) -> dict[str, Any]:
@@ -272,20 +265,6 @@ def loss_of(
         phase_generator(config.seed, phase),
         adversary,
     )
-
-
-def require_trainable(denoiser: nn.Module, config: ErasureConfig) -> None:
-    """InputError where no layer is named, ``--memory`` is too little for one, or float16 weights would be trained in float16,
-    in which small gradients vanish."""
-    layers = select_layers(denoiser, config.layers)
-    if config.method != "closed-form":
-        gradient_rounds(config, layers)
-    weight = next(denoiser.parameters())
-    if weight.dtype == torch.float16 and autocast(config.precision, weight.device) is nullcontext:
-        raise InputError(
-            "float16 weights are trained in bfloat16, or small gradients vanish: give --precision bf16 (slow where the "
-            "hardware has none), or load the model in float32"
-        )
 
 
 def _forget_loss(

@@ -107,11 +107,15 @@ class ClassConditional(DiffusionModel):
         """Time embeddings (N, D) of timesteps (N,), to which the class embedding is added."""
         raise NotImplementedError("a model without name layers")
 
+    def activation(self, embedding: torch.Tensor) -> torch.Tensor:
+        """What a block does to the sum of time and class embedding before its name layer."""
+        return functional.silu(embedding)
+
     @torch.no_grad()
     def name_inputs(self, labels: torch.Tensor) -> torch.Tensor:
-        """silu(time embedding + class embedding) at `TIMES` timesteps, spread evenly, of each row."""
-        times = self.time_embeddings(torch.linspace(0, self.num_timesteps - 1, TIMES, device=self.device).round())
-        return functional.silu(times[None] + self.condition_vectors(labels)[:, None]).flatten(0, 1)
+        """The activated sum of time and class embedding at `TIMES` timesteps, spread evenly, of each row."""
+        times = torch.linspace(0, self.num_timesteps - 1, TIMES, device=self.device).round().long()  # learned ones are a table
+        return self.activation(self.time_embeddings(times)[None] + self.condition_vectors(labels)[:, None]).flatten(0, 1)
 
     @contextmanager
     def _given(self, vectors: torch.Tensor) -> Iterator[None]:

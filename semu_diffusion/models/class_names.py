@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from semu_diffusion.errors import InputError, Notice
+from semu_diffusion.files import is_text
 from semu_diffusion.names.letters import fold
 from semu_diffusion.names.words import find_name
 
@@ -106,6 +107,9 @@ def _checked(source: str, found: ClassNames, embeddings: int) -> ClassNames:
             f"{source} has {expected} classes, but {len(found.names)} class names were given (names with commas in them: "
             "repeat --class-names, once for each)"
         )
+    broken = [name for name in found.names if not is_text(name)]
+    if broken:
+        raise InputError(f"{source}: the class name {broken[0]!a} is no text; give names with --class-names")
     if not all(name.strip() for name in found.names):
         raise InputError(f"{source}: a class name is empty; give one for each class with --class-names")
     twice = sorted({name for name in found.names if found.names.count(name) > 1})

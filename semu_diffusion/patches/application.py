@@ -61,11 +61,17 @@ def forget_application(model: nn.Module) -> None:
 def set_patches(model: nn.Module, patches: Sequence[_Patch]) -> None:
     """Bring the weights to originals + the updates of ``patches``, in order, and remember; on failure all is as before.
 
-    Raises InputError if a weight is no longer what was written, or would no longer be finite.
+    Raises InputError if a weight is no longer what was written, would no longer be finite, or is that of two layers.
     """
     before = applied_to(model)
     modules = modules_of(model)
     weights = {name: weight_of(modules, name) for patch in (*before.patches, *patches) for name in patch.layers}
+    owners: dict[int, str] = {}
+    for name, weight in weights.items():
+        if owners.setdefault(id(weight), name) != name:
+            raise InputError(
+                f"{owners[id(weight)]} and {name} share one weight, which can take the update of one of them alone"
+            )
     _check_unchanged(weights, before)
     inference = [name for name, weight in weights.items() if weight.is_inference()]
     if inference and not torch.is_inference_mode_enabled():

@@ -22,7 +22,7 @@ from semu_diffusion.patches.modes import own_defaults
 from semu_diffusion.patches.original_names import original_unet_name
 from semu_diffusion.patches.transformer_names import original_place
 
-__all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "save_lora", "save_peft_folder"]
+__all__ = ["DIFFUSERS_LORA", "KOHYA_LORA", "lora_factors", "no_lora", "save_lora", "save_peft_folder"]
 
 DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for in a folder
 KOHYA_LORA = "comfyui_a1111_lora.safetensors"  # says who takes it: they load next to nothing of the other, without a word
@@ -38,13 +38,26 @@ OF_A_UNET = ("conv_", "time_embedding.", "add_embedding.", "down_blocks.", "mid_
 Factors = tuple[torch.Tensor, torch.Tensor]  # up and down
 
 
+PER_CHANNEL = "a patch with per-channel convolutions is not a LoRA: erase with --matricisation full to export one"
+
+
+def no_lora(patch: ErasurePatch) -> str | None:
+    """Why the patch cannot be exported as a LoRA, or None."""
+    if any(len(layer.core) != 1 for layer in patch.layers.values()):
+        return PER_CHANNEL
+    grouped = patch.metadata.get("grouped")
+    if grouped:
+        return f"{grouped[0]} is a convolution with groups, which no LoRA is for: leave it out, by --layers …,!{grouped[0]}"
+    return None
+
+
 def lora_factors(layer: LayerPatch, strength: float = 1.0) -> Factors:
     """``up`` (m, r) and ``down`` (r, n), float32, with up @ down = strength * U R V^T; r is the update's numerical rank.
 
     Raises InputError for a per-channel convolution, whose update is no LoRA of its rank.
     """
     if len(layer.core) != 1:
-        raise InputError("a patch with per-channel convolutions is not a LoRA: erase with --matricisation full to export one")
+        raise InputError(PER_CHANNEL)
     left, left_rest = torch.linalg.qr(layer.left[0].double())
     right, right_rest = torch.linalg.qr(layer.right[0].double())
     p, s, qt = torch.linalg.svd(left_rest @ layer.core[0].double() @ right_rest.T)
@@ -66,9 +79,10 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
     SDXL, SD3 and Flux.1 it has the original network's names, by which these tools know it, of SD 1 and 2 diffusers' names.
 
     ``family`` (default: the patch's own, else sd1) says whether the network is the pipeline's ``unet`` or its ``transformer``,
-    and is written for A1111, which would else file every patch under SD 1. Raises InputError for per-channel convolutions, and
-    a family of other layers.
+    and is written for A1111, which would else file every patch under SD 1. Raises InputError for convolutions per channel or
+    with groups, and a family of other layers, before anything is written.
     """
+    _require_lora(patch)
     family = family or str(patch.metadata.get("family", "sd1"))
     prefix = "unet" if family in UNETS else "transformer"
     if (family in UNETS) != any(name.startswith(OF_A_UNET) for name in patch.layers):
@@ -85,16 +99,23 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
     config = {"r": 1, "lora_alpha": 1, "rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": sorted(patch.layers)}
     adapter = json.dumps({f"{prefix}.{key}": value for key, value in config.items()})
     header = {"format": "pt", "lora_adapter_metadata": adapter, "semu": about}
-    folder = Path(folder)
-    save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
+    twin: dict[str, torch.Tensor] = {}
     if family in FAMILIES:
-        twin: dict[str, torch.Tensor] = {}
         for name, (up, down) in _by_original_name(factors, family, int(patch.metadata.get("layers_per_block", 2))).items():
             key = f"lora_unet_{name.replace('.', '_')}"
             twin[f"{key}.lora_down.weight"], twin[f"{key}.lora_up.weight"] = down, up * len(down)
             twin[f"{key}.alpha"] = torch.tensor(1.0)
+    folder = Path(folder)
+    save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
+    if twin:
         save_tensors(twin, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
     return folder
+
+
+def _require_lora(patch: ErasurePatch) -> None:
+    refusal = no_lora(patch)
+    if refusal is not None:
+        raise InputError(refusal)
 
 
 def _by_original_name(factors: Mapping[str, Factors], family: str, layers_per_block: int) -> dict[str, Factors]:
@@ -132,8 +153,9 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them.
 
     For networks without a LoRA loader of their own (UNet2DModel). Each layer keeps its rank through rank_pattern, with
-    alpha equal to it, so that the adapter's scale is 1. Raises InputError for a per-channel patch.
+    alpha equal to it, so that the adapter's scale is 1. Raises InputError for convolutions per channel or with groups.
     """
+    _require_lora(patch)
     folder = Path(folder)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}

@@ -143,7 +143,9 @@ class PatchedLayers:
         }
         base = overlap(layers, lambda name: self.layers[name].weight)
         fingerprint = Fingerprint.of(self.model, layers)
-        return ErasurePatch(layers, fingerprint, dict(metadata or {}), overlap=base.value if base else None)
+        grouped = sorted(name for name in layers if getattr(self.layers[name], "groups", 1) > 1)
+        about = {**(metadata or {}), **({"grouped": grouped} if grouped else {})}  # which no LoRA can be
+        return ErasurePatch(layers, fingerprint, about, overlap=base.value if base else None)
 
 
 def rounded(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
+from diffusers.models.activations import get_activation
 from torch import nn
 
 from semu_diffusion.errors import InputError
@@ -79,6 +80,10 @@ class PixelDdpm(ClassConditional):
 
     def time_embeddings(self, t: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.denoiser.time_embedding(self.denoiser.time_proj(t).to(self.dtype))
+        return found
+
+    def activation(self, embedding: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = get_activation(self.denoiser.config.act_fn)(embedding)
         return found
 
     def sample(

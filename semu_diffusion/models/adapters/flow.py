@@ -51,7 +51,8 @@ class FlowModel(TextConditional):
         config = self.schedule.config
         shift = float(config.shift)
         if config.use_dynamic_shifting:
-            shift = math.exp(self.log_shift(self.usual["sampling_steps"]))
+            mu = self.log_shift(self.usual["sampling_steps"])
+            shift = mu if config.time_shift_type == "linear" else math.exp(mu)
         return RectifiedFlow(int(config.num_train_timesteps), shift)
 
     @property

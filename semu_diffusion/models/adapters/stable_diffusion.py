@@ -59,6 +59,12 @@ class StableDiffusion(TextConditional):
         size = [side * pipeline.vae_scale_factor for side in sides(pipeline.unet.config.sample_size, "the pipeline")]
         return torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=pipeline.unet.device)
 
+    def attended(self, embeddings: torch.Tensor) -> torch.Tensor:
+        if self.denoiser.config.encoder_hid_dim_type != "text_proj":
+            return embeddings
+        found: torch.Tensor = self.denoiser.encoder_hid_proj(embeddings)
+        return found
+
     def denoise(self, x_t: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
         added = None
         if text.pooled is not None and self.table.time_ids is not None:
