@@ -72,11 +72,16 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factored_and_materialised_agree_in_output_and_gradient(
+    kind: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, shape = LAYERS[kind]
     net = nn.Sequential(copy.deepcopy(layer)).requires_grad_(False)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    if len(shape) == 4:
+        net, x = net.to(memory_format=layout), x.to(memory_format=layout)
     choose, thin, taken = patched_module._factored_is_cheaper, patched_module._with_update, []
     monkeypatch.setattr(patched_module, "_with_update", lambda *args: (taken.append(1), thin(*args))[1])
     results = {}
@@ -92,6 +97,7 @@ def test_factored_and_materialised_agree_in_output_and_gradient(kind: str, monke
             output = net(given)
         output.square().sum().backward()
         results[factored] = (output.detach(), core.grad, given.grad)
+        assert len(shape) < 4 or output.is_contiguous(memory_format=layout)
         assert bool(taken) == (factored and possible)
         taken.clear()
     for one, other in zip(results[True], results[False], strict=True):

@@ -169,13 +169,16 @@ def _factored_is_cheaper(layer: Any, space: Subspace, x: torch.Tensor) -> bool:
 
 
 def _with_update(layer: Any, x: torch.Tensor, plain: torch.Tensor, right: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """``plain`` + (U R) (V^T x) without ever making the weight: right (n, r), left (m, r); added where it is multiplied."""
+    """``plain`` + (U R) (V^T x) without ever making the weight: right (n, r), left (m, r); added where it is multiplied.
+
+    Channels that lie last stay there: the next layer would have to move them back.
+    """
     m, r = left.shape
     left, right = left.to(plain.dtype), right.to(x.dtype)
     pointwise = isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
     if isinstance(layer, nn.Linear):
         thin = x.reshape(-1, x.shape[-1]) @ right
-    elif pointwise:
+    elif pointwise and not _last(x):
         thin = right.T @ x.flatten(-2)
     else:
         kernel = right.T.reshape(r, layer.in_channels, *layer.kernel_size)
@@ -184,5 +187,18 @@ def _with_update(layer: Any, x: torch.Tensor, plain: torch.Tensor, right: torch.
     with torch.autocast(x.device.type, enabled=False):  # which would round ``plain`` where a layer answers in float32
         if isinstance(layer, nn.Linear):
             return torch.addmm(plain.reshape(-1, m), thin, left.T).view(plain.shape)
+        if _last(plain) and thin.ndim == 4:
+            sums = torch.addmm(_positions(plain), _positions(thin), left.T)
+            return sums.view(len(plain), *plain.shape[2:], m).permute(0, 3, 1, 2)
         flat = plain.reshape(-1, m, plain.shape[-2:].numel())
         return torch.baddbmm(flat, left.expand(len(flat), m, r), thin.reshape(len(flat), r, -1)).view(plain.shape)
+
+
+def _last(images: torch.Tensor) -> bool:
+    """True for (N, C, H, W) whose channels lie last in memory."""
+    return images.ndim == 4 and not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def _positions(images: torch.Tensor) -> torch.Tensor:
+    """(N H W, C) of (N, C, H, W): without a copy where the channels lie last."""
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
