@@ -76,12 +76,16 @@ def collect_gradients(
                 handle.remove()
     if counted <= 0:
         raise ValueError("collect_gradients needs at least one batch")
-    made: dict[str, torch.Tensor | GradientSketch] = {**sums, **sketches}
-    for name, one in made.items():
+    _divide({**sums, **sketches}, counted)
+    return sums
+
+
+def _divide(sums: Mapping[str, torch.Tensor | GradientSketch], count: float) -> None:
+    """From sums to means; FloatingPointError for a sum that is not finite."""
+    for name, one in sums.items():
         if not (one.isfinite() if isinstance(one, GradientSketch) else torch.isfinite(one).all()):
             raise FloatingPointError(f"the forget gradient of {name} is not finite")
-        one.div_(counted)
-    return sums
+        one.div_(count)
 
 
 def _clipped(weights: Iterable[torch.Tensor], most: float) -> float:

@@ -27,7 +27,7 @@ __all__ = ["METHODS", "Desk", "problem", "text"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    "deep: less comes back, three times the cost": {"preset": "deep"},
+    "deep: rank 32, three times the cost": {"preset": "deep"},
     "closed form: the name alone, in seconds": {"method": "closed-form"},
 }
 
