@@ -360,6 +360,18 @@ def test_what_makes_no_table_is_refused(tmp_path: Path, arguments: list[str], fe
     assert not (tmp_path / "work").exists()
 
 
+def test_a_variant_of_another_original_is_refused(tmp_path: Path, arguments: list[str], capsys: Capture) -> None:
+    variant = tmp_path / "variant.json"
+    variant.write_text(json.dumps({"other": {"base": "closed-form", "null_class": 1}}))
+    assert semu([*arguments, "--methods", str(variant)]) == 2
+    assert "the method 'other' sets 'null_class', which all rows share" in capsys.readouterr().err
+
+
+def test_what_the_judge_says_of_several_seeds_is_their_mean() -> None:
+    rows = [{"erased": "cat", "evaluation": {"after": {"judged_as": {"cat": one}}}} for one in ({"ship": 1.0}, {"deer": 1.0})]
+    assert results._became([*rows, rows[1]]) == " (deer 67%)"
+
+
 def test_a_variant_that_was_changed_is_not_taken_for_the_one_that_was_measured(
     tmp_path: Path, arguments: list[str], capsys: Capture
 ) -> None:

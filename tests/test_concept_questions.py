@@ -123,6 +123,65 @@ def test_objects_are_answered_in_their_style_and_each_concept_by_its_own_anchor(
     assert not any("dog" in prompt or "cat" in prompt for prompt in kept)
 
 
+def test_what_is_held_out_is_none_of_the_erasures_prompts() -> None:
+    (one,), kept = plan_words(config("cat"), VOCABULARY)
+    held = concept_questions(["cat"], one.prompts, kept, vocabulary=VOCABULARY)["kept_held_out"][0].condition
+    given = ["a pencil sketch of a cat", "the whiskered one"]  # the first is the erasure's own
+    asked = concept_questions(["cat"], one.prompts, kept, given, VOCABULARY, retained=[held, *kept])
+    assert [q.condition for q in asked["paraphrase"]] == ["the whiskered one"]
+    assert held not in {q.condition for q in asked["kept_held_out"]}
+    with pytest.raises(InputError, match="the erasure uses all of them itself"):
+        concept_questions(["cat"], one.prompts, kept, given[:1], VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ({"forget_prompts": ("my cat Tom", "a photo of a cat")}, {"my cat Tom", "a photo of a cat"}),
+        ({"synonyms": ("mouser",)}, {"a photo of a cat", "a photo of a kitten", "a photo of a kitty", "a photo of a mouser"}),
+    ],
+)
+def test_a_concept_is_asked_for_by_the_words_it_was_erased_with(flags: dict[str, Any], asked: set[str]) -> None:
+    pipeline = tiny_pipeline()
+    wanted = config("cat", **flags)
+    plan = concepts.plan(pipeline, wanted, VOCABULARY)
+    questions = concepts_of(pipeline, plan, wanted, "tiny").questions
+    assert {(q.condition, q.answer) for q in questions["forget"]} == {(prompt, "cat") for prompt in asked}
+
+
+def test_a_prompt_belongs_to_the_longest_concept_that_it_names() -> None:
+    prompts = ["a photo of a dog", "a photo of a hot dog"]
+    for order in (["dog", "hot dog"], ["hot dog", "dog"]):
+        asked = concept_questions(order, prompts, [])["forget"]
+        assert {q.condition: q.answer for q in asked} == {"a photo of a dog": "dog", "a photo of a hot dog": "hot dog"}
+
+
+def test_a_name_with_underscores_is_asked_for_as_it_was_taught() -> None:
+    folders = cifar_vocabulary(["tabby_cat", "golden_retriever", "owl"])
+    for erased in ("tabby cat", "sketch"):
+        plans, kept = plan_words(config(erased), folders)
+        asked = concept_questions([erased], plans[0].prompts, kept, vocabulary=folders)
+        answers = [plans[0].answers("golden retriever" if erased == "tabby cat" else "photo")]
+        prompts = [q.condition for group in asked.values() for q in group] + list(plans[0].prompts) + answers[0] + kept
+        assert prompts
+        assert not any("_" in prompt for prompt in prompts)
+        assert {q.answer for group in asked.values() for q in group if q.kind == "object"} <= {*folders.objects}
+
+
+def test_every_object_of_a_vocabulary_may_be_erased() -> None:
+    asked = concept_questions(list(WORDS), [], ["a photo of a house"], vocabulary=VOCABULARY)
+    assert not asked["kept_held_out"]
+    assert {q.answer for q in asked["forget"]} == set(WORDS)
+
+
+def test_runs_of_neighbouring_seeds_share_no_noise_of_a_probe() -> None:
+    first = [Learning(**run_scorer._sampled(config("cat", seed=seed, probe_samples=40))) for seed in (0, 1, 2)]
+    used = [{*range(one.seed, one.seed + one.screened), *one.seeds} for one in first]
+    assert not used[0] & used[1]
+    assert not used[1] & used[2]
+    assert first[0].seed == 0
+
+
 def test_words_of_no_vocabulary_still_make_prompts_and_questions() -> None:
     (one,), kept = plan_words(config("the moon", synonyms=("full moon",)), None)
     assert "a photo of the moon" in one.prompts

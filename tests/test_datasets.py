@@ -109,6 +109,16 @@ def test_two_data_sets_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
         load_images(tmp_path)
 
 
+def test_two_files_that_number_their_classes_otherwise_are_not_mixed(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
+    write_parquet(tmp_path / "train-1.parquet", pictures(2), [0, 1])
+    path = tmp_path / "train-1.parquet"
+    features = {"info": {"features": {"label": {"names": list(NAMES[::-1]), "_type": "ClassLabel"}}}}
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    with pytest.raises(InputError, match="numbers its classes as cow, bee, ant, the files before it as ant, bee, cow"):
+        load_images(tmp_path)
+
+
 def test_classes_without_names_are_called_by_their_index(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", pictures(3, grey=True), [0, 1, 1], named=False)
     data = load_images(tmp_path)

@@ -124,6 +124,15 @@ def test_what_the_judge_saw_nowhere_before_is_named() -> None:
     assert "the judge saw ship and frog in none" in said
 
 
+def test_what_a_model_without_names_never_made_is_named_too() -> None:
+    never, seen = (Scores(unconditional_share=share) for share in (0.0, 0.1))
+    protocol = Protocol(0, "DDIM", 20, 1.0, 16, 16, {"forget": ()})
+    assert never_made(Evaluation("class", ("cat",), protocol, seen, never)) is None
+    said = never_made(Evaluation("class", ("cat",), protocol, never, never))
+    assert said is not None
+    assert "the judge saw cat in none of the original's samples either (16" in said
+
+
 def test_a_class_that_the_model_never_made_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, folder = saved_model(tmp_path / "model"), saved_judge(tmp_path / "judge")
     judge = ImageClassifier.load(folder)

@@ -127,6 +127,13 @@ def test_what_the_original_never_made_is_not_called_gone() -> None:
     assert judged(never, scored(0.0, 0.97))[0] == "not measured"
 
 
+def test_an_attempt_that_fails_on_the_original_too_is_no_depth() -> None:
+    good, never = scored(0.98, 0.97, 0.9), scored(0.98, 0.97, 0.0)
+    assert judged(never, scored(0.0, 0.97, 0.0))[2] == "not measured"
+    assert judged(never, scored(0.0, 0.97, 0.9))[2] == "no"
+    assert judged(good, scored(0.0, 0.97, 0.0))[2] == "yes"
+
+
 def test_an_interval_by_prompt_and_a_new_kept_group_decide_too() -> None:
     before, after = (dataclasses.replace(s, kept_held_out_accuracy=1.0) for s in (scored(0.98, 0.97), scored(0.0, 0.97)))
     counted = {**after.samples, "kept_held_out": 100}

@@ -89,6 +89,24 @@ def test_a_classifier_learns_and_says_how_well(data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("count", [60, 200, 300, 5000])
+def test_epochs_are_passes_over_the_images_however_few(count: int, tmp_path: Path) -> None:
+    config = ClassifierTraining(str(tmp_path), str(tmp_path / "run"), epochs=12).for_images(count)
+    shown = sum(len(batch_indices(count, config.batch_size, 0, step)) for step in range(config.steps))
+    assert shown / count == pytest.approx(12, rel=0.05)
+
+
+def test_a_test_split_that_cannot_be_read_is_said_to_be_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    assert Classifier(judge_config(folder, tmp_path / "run")).test is not None
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"broken")
+    assert Classifier(judge_config(folder, tmp_path / "run")).test is None
+    assert "the test split is left out: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_and_resumed_classifier_equals_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -94,6 +94,15 @@ def test_completion_starts_where_the_original_stopped() -> None:
     assert found("completion", model).image_passes == 6 * 6 * 2
 
 
+@pytest.mark.parametrize("steps", [2, 3])
+def test_completion_begins_with_the_original_on_short_paths_too(steps: int) -> None:
+    how = Sampled(samples=4, sampling_steps=steps)
+    assert not torch.equal(begun(painter(), ("white",), how), start_noise(how.seeds, (1, 8, 8)))
+    alone = Sampled(samples=4, sampling_steps=1)  # which the original would make alone
+    given = shown(painter(), started=begun(painter(), ("white",), alone))
+    assert PROBES["completion"]((given,), alone).run(painter()) == {}
+
+
 def test_the_path_is_the_samplers_own() -> None:
     """Against diffusers' DDIM with the same timesteps."""
     from diffusers import DDIMScheduler

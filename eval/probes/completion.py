@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from semu_diffusion.eval.probes.probe import Sampled, Shown
+from semu_diffusion.eval.probes.probe import Progress, Sampled, Shown
 from semu_diffusion.eval.probes.trajectory import TrajectoryProbe, levels, travel
+from semu_diffusion.eval.results import Revival
 from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.precision import autocast
 from semu_diffusion.models.sampling import start_noise
@@ -20,8 +21,8 @@ __all__ = ["CompletionProbe", "begun"]
 
 
 def first_steps(how: Sampled) -> int:
-    """A quarter of the steps: 5 of 20."""
-    return how.sampling_steps // 4
+    """A quarter of the steps, at least one: 5 of 20."""
+    return max(how.sampling_steps // 4, 1)
 
 
 class CompletionProbe(TrajectoryProbe):
@@ -29,6 +30,12 @@ class CompletionProbe(TrajectoryProbe):
 
     name = "completion"
     needs = frozenset({"started"})
+
+    def run(
+        self, model: Any, progress: Progress | None = None, samples: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Revival]:
+        """Nothing of a path of one step, which the original would make alone."""
+        return {} if self.how.sampling_steps < 2 else super().run(model, progress, samples)
 
     def made(self, model: Any, shown: Shown) -> tuple[torch.Tensor, int]:
         how, begun = self.how, shown.started

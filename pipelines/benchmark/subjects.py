@@ -12,13 +12,23 @@ from semu_diffusion.domains.vocabulary import Vocabulary, read_vocabulary
 from semu_diffusion.errors import InputError
 from semu_diffusion.peers.methods import Method
 from semu_diffusion.pipelines.benchmark.config import BenchmarkConfig
-from semu_diffusion.pipelines.runs.config import ClassModelConfig, EraseClassConfig, EraseConceptConfig
+from semu_diffusion.pipelines.runs.config import (
+    ClassModelConfig,
+    EraseClassConfig,
+    EraseConceptConfig,
+    EvaluationConfig,
+    PatchedModelConfig,
+)
 from semu_diffusion.pipelines.runs.domains import Subject, load_classes, load_concepts
 from semu_diffusion.pipelines.runs.models import load_model
 
 __all__ = ["Subjects", "subjects_of"]
 
 IMAGES = {"class": 50, "concept": 10}
+# which original, and how it is sampled and judged: it is sampled once for all rows
+OF_ALL_ROWS = {field.name for kind in (EvaluationConfig, PatchedModelConfig) for field in dataclasses.fields(kind)} - {
+    "gradient_checkpointing", "guidance_scale",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,10 @@ class Subjects:
         made: Any = (
             EraseClassConfig(forget=names, **shared) if self.domain == "class" else EraseConceptConfig(concept=names, **shared)
         )
+        strange = sorted(OF_ALL_ROWS & {*(method.shared if method else ())})
+        if strange:
+            said = f"the method {method.name if method else ''!r} sets {strange[0]!r}"
+            raise InputError(f"{said}, which all rows share: measure it in a benchmark of its own")
         try:
             return made if method is None else dataclasses.replace(made, **method.shared)
         except TypeError as error:

@@ -12,7 +12,7 @@ from semu_diffusion.names.letters import fold
 from semu_diffusion.pipelines.data.findings import Findings
 from semu_diffusion.pipelines.data.pictures import SUFFIXES
 
-__all__ = ["TABLES", "class_folders", "data_root", "has_table", "hidden", "picture_bytes", "picture_files"]
+__all__ = ["TABLES", "NoSplit", "class_folders", "data_root", "has_table", "hidden", "picture_bytes", "picture_files"]
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__", "lost+found"}
@@ -22,6 +22,10 @@ SPLITS = {
     "test": {"test", "testing", "testset", "test set", "testing set", "test images", "seg test"},
     "validation": {"validation", "valid", "val", "validation set", "val set", "valid set"},
 }
+
+
+class NoSplit(InputError):
+    """The data set has no such split."""
 
 
 def picture_files(folder: Path, findings: Findings, above: frozenset[str] = frozenset()) -> list[Path]:
@@ -108,7 +112,8 @@ def data_root(folder: Path, split: str, findings: Findings) -> tuple[Path, bool]
         chosen = [path for path in splits if named[path] == split]
         if len(chosen) != 1:
             has = ", ".join(f"{path.name}/" for path in splits)
-            raise InputError(f"{folder} has {'no' if not chosen else 'more than one'} split {split!r}: it holds {has}")
+            error = InputError if chosen else NoSplit
+            raise error(f"{folder} has {'more than one' if chosen else 'no'} split {split!r}: it holds {has}")
         if len(inside) > 1:
             findings.remarks.append(f"read {chosen[0].name}/ alone")
         return chosen[0], True

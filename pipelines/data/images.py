@@ -19,7 +19,7 @@ from semu_diffusion.models.hub import folder_or_snapshot
 from semu_diffusion.names.words import match_names
 from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.data.findings import Findings, Note, to_stderr
-from semu_diffusion.pipelines.data.folders import class_folders, data_root, picture_bytes, picture_files
+from semu_diffusion.pipelines.data.folders import NoSplit, class_folders, data_root, picture_bytes, picture_files
 from semu_diffusion.pipelines.data.metadata import listed_above, listed_classes
 from semu_diffusion.pipelines.data.pictures import SUFFIXES, as_rgb, decoded
 from semu_diffusion.pipelines.data.tables import parquet_files, read_tables
@@ -81,7 +81,7 @@ def load_images(source: str | Path, split: str = "train", note: Note | None = No
     if parquet:
         pictures, labels, names = read_tables(parquet, folder, revision is None, labelled)
     elif parquet_files(folder, None):
-        raise InputError(f"{source} has no parquet file of the split {split!r} (expected {split}-*.parquet)")
+        raise NoSplit(f"{source} has no parquet file of the split {split!r} (expected {split}-*.parquet)")
     else:
         pictures, labels, names = _from_class_folders(folder, split, str(source), findings)
     found = _image_set(_pixels(pictures, findings), labels, names, str(source), revision, findings)
@@ -175,7 +175,7 @@ def _local_folder(source: str, split: str) -> tuple[Path, str | None]:
     takes = "a data set is a folder or a Hub id"
     folder, revision = folder_or_snapshot(source, takes, [f"*{split}*.parquet"], "dataset", ownerless=True)
     if revision is not None and not any(folder.rglob("*.parquet")):
-        raise InputError(f"{source} has no parquet files of the split {split!r} on the Hub; download it and name its folder")
+        raise NoSplit(f"{source} has no parquet files of the split {split!r} on the Hub; download it and name its folder")
     return folder, revision
 
 
@@ -184,7 +184,7 @@ def _from_class_folders(
 ) -> tuple[list[tuple[str, Any]], list[int], tuple[str, ...]]:
     root, of_split = data_root(folder, split, findings)
     if not of_split and split != "train":
-        raise InputError(f"{source} has no split {split!r}: neither {split}-*.parquet nor a folder {split}/")
+        raise NoSplit(f"{source} has no split {split!r}: neither {split}-*.parquet nor a folder {split}/")
     classes = listed_classes(root) or class_folders(root, findings) or (listed_above(root) if of_split else {})
     if not classes:
         raise InputError(f"{source} is no data set: neither parquet files nor one folder of images per class")

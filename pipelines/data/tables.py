@@ -55,6 +55,9 @@ def read_tables(
     names: tuple[str, ...] = ()
     for path in files:
         rows, column, found = _rows(path, labelled)
+        if found and names and found != names:
+            said = f"{path} numbers its classes as {', '.join(found[:4])}, the files before it as {', '.join(names[:4])}"
+            raise InputError(f"{said}: write them with one list of names, or one at a time")
         names = found or names
         labels += column
         places = (path.parent, folder)

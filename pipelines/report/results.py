@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,11 +283,12 @@ def _tuning(found: Mapping[str, Any] | None, tuned: Collection[str]) -> str:
 
 
 def _became(rows: Sequence[Row]) -> str:
-    """What the judge calls the erased thing's samples most often now; nothing of several things."""
+    """What the judge calls the erased thing's samples most often now, of all seeds; nothing of several things."""
     if len({row["erased"] for row in rows}) > 1:
         return ""
-    seen = []
-    for shares in (rows[0]["evaluation"]["after"].get("judged_as") or {}).values():
-        most = max(shares, key=lambda name: shares[name], default=None)
-        seen += [] if most is None else [f"{most} {shares[most]:.0%}"]
+    found: dict[str, Counter[str]] = {}
+    for row in rows:
+        for name, shares in (row["evaluation"]["after"].get("judged_as") or {}).items():
+            found.setdefault(name, Counter()).update(shares)
+    seen = [f"{most} {share / len(rows):.0%}" for shares in found.values() for most, share in shares.most_common(1)]
     return f" ({', '.join(seen)})" if seen else ""

@@ -75,6 +75,8 @@ def never_made(evaluation: Evaluation) -> str | None:
     """What a reader must know of things that the judge saw in none of the original's own samples; None if there are none."""
     names = [name for name, shares in evaluation.before.judged_as.items() if not shares.get(name)]
     count = evaluation.before.samples.get("forget", 0)
+    if not evaluation.protocol.conditions.get("forget") and evaluation.before.unconditional_share == 0:  # it takes no name
+        names, count = list(evaluation.erased), evaluation.protocol.unconditional_samples
     if not names:
         return None
     return (

@@ -221,7 +221,26 @@ def _concept_questions(plan: concepts.ConceptsPlan, config: Any) -> Questions:
     compared = [plan.kept[index] for index in spread(len(plan.kept), config.judged_prompts)]
     vocabulary = plan.vocabulary if known else None
     named = None if config.questions is None else named_questions(config.questions)
-    return concept_questions(plan.erased, plan.forget, compared, config.paraphrases, vocabulary, alternatives, named)
+    return concept_questions(
+        plan.erased,
+        plan.forget,
+        compared,
+        config.paraphrases,
+        vocabulary,
+        alternatives,
+        named,
+        _by_name(plan, config),
+        plan.kept,
+    )
+
+
+def _by_name(plan: concepts.ConceptsPlan, config: Any) -> tuple[str, ...]:
+    """Prompts of the user's own by which a concept of a vocabulary is asked for too, as it is erased by them."""
+    if getattr(config, "forget_prompts", ()):
+        return plan.forget
+    words = plan.vocabulary
+    made = () if words is None else (words.prompt(words.plain_style, one) for one in getattr(config, "synonyms", ()))
+    return tuple(prompt for prompt in made if prompt in plan.forget)
 
 
 def _known(plan: concepts.ConceptsPlan) -> bool:

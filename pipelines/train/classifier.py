@@ -57,7 +57,7 @@ class ClassifierTraining(TrainingConfig):
         require(shares, "--momentum and --label-smoothing must be at least 0 and less than 1")
 
     def for_images(self, count: int) -> ClassifierTraining:
-        return self if self.steps else replace(self, steps=max(round(self.epochs * count / self.batch_size), 1))
+        return self if self.steps else replace(self, steps=max(round(self.epochs * count / min(self.batch_size, count)), 1))
 
 
 class Classifier(Recipe):

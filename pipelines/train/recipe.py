@@ -19,6 +19,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import atomic_folder, strip_local_paths, write_text
 from semu_diffusion.options import element_type, option, require
 from semu_diffusion.pipelines.cli.command import Command
+from semu_diffusion.pipelines.data.folders import NoSplit
 from semu_diffusion.pipelines.data.images import ImageSet, load_images, to_stderr
 from semu_diffusion.pipelines.train.card import Card, model_card
 from semu_diffusion.pipelines.train.run import TrainingRun
@@ -180,10 +181,13 @@ class Recipe(ABC):
 
     @cached_property
     def test(self) -> ImageSet | None:
-        """The test split; a data set without one is fine."""
+        """The test split; a data set without one is fine, and one that cannot be read is said to be left out."""
         try:
             return self.load("test")
-        except InputError:
+        except NoSplit:
+            return None
+        except InputError as error:
+            to_stderr(f"the test split is left out: {error}")
             return None
 
     def on_device(self, tensor: torch.Tensor) -> torch.Tensor:

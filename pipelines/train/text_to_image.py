@@ -14,7 +14,7 @@ from semu_diffusion.files import write_text
 from semu_diffusion.options import option, require
 from semu_diffusion.pipelines.cli.progress import bar
 from semu_diffusion.pipelines.train.captioned_latents import CaptionedLatents, encoded
-from semu_diffusion.pipelines.train.captions import PROMPTS, cifar_vocabulary
+from semu_diffusion.pipelines.train.captions import PROMPTS, cifar_vocabulary, words_of
 from semu_diffusion.pipelines.train.card import Card, Result, judged_shares
 from semu_diffusion.pipelines.train.picture_styles import PHOTO, STYLES
 from semu_diffusion.pipelines.train.recipe import Recipe, TrainingConfig
@@ -157,11 +157,13 @@ class TextToImage(Recipe):
         count = config.judged_samples
 
         def photos(rows: list[int]) -> torch.Tensor:
-            return _sampled(pipeline, [PROMPTS[PHOTO].format(objects[row]) for row in rows])
+            return _sampled(pipeline, [PROMPTS[PHOTO].format(words_of(objects[row])[0]) for row in rows])
 
         def pictures(rows: list[int]) -> torch.Tensor:  # sample k of a style shows object k
             shown = [objects[place % count % len(objects)] for place in range(len(rows))]
-            return _sampled(pipeline, [PROMPTS[styles[row]].format(name) for row, name in zip(rows, shown, strict=True)])
+            return _sampled(
+                pipeline, [PROMPTS[styles[row]].format(words_of(name)[0]) for row, name in zip(rows, shown, strict=True)]
+            )
 
         found: dict[str, Any] = {"judged_samples": count}
         jobs = (("object", config.classifier, objects, photos), ("style", config.style_classifier, styles, pictures))

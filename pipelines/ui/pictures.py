@@ -91,7 +91,7 @@ class Studio:
         if isinstance(model, ClassConditional):
             return (*model.names, "") if model.conditional and model.null is not None else tuple(model.names)
         words = read_vocabulary(choice.location)
-        return () if words is None else tuple(words.prompt(words.plain_style, word) for word in words.objects)
+        return () if words is None else tuple(words.prompt(words.plain_style, words.word(name)) for name in words.objects)
 
     def erasable(self, choice: Choice) -> tuple[str, ...]:
         """The classes of a model, or the objects and styles of its vocabulary."""

@@ -62,14 +62,14 @@ class NamedQuestions:
         found = (answer for table in tables for asked in table.values() for answer in asked.values())
         return tuple(dict.fromkeys(answer for answer in found if answer is not None))
 
-    def beside(self, called: Sequence[str], kept: Sequence[str]) -> list[Pair]:
-        """(prompt, what must stay in its pictures): those of the thing that is ``called`` so, or a sentence for each of
-        ``kept`` with the first of its names."""
+    def beside(self, called: Sequence[str], kept: Mapping[str, str]) -> list[Pair]:
+        """(prompt, what must stay in its pictures): those of the thing that is ``called`` so, or a sentence with the first of
+        its names for each of ``kept``, by its word."""
         if isinstance(self.binomials, Mapping):
             return about(self.binomials, called)
-        rows = enumerate(kept if self.binomials else ())
-        sentences = [(self.binomials[row % len(self.binomials)], one) for row, one in rows]
-        return [(article(sentence.format(kept=one, erased=called[0])), one) for sentence, one in sentences]
+        rows = enumerate(kept.items() if self.binomials else ())
+        sentences = [(self.binomials[row % len(self.binomials)], word, one) for row, (one, word) in rows]
+        return [(article(sentence.format(kept=word, erased=called[0])), one) for sentence, word, one in sentences]
 
 
 def about(table: Mapping[str, Any], called: Sequence[str]) -> list[Any]:

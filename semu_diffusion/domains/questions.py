@@ -66,12 +66,16 @@ def concept_questions(
     vocabulary: Vocabulary | None = None,
     alternatives: Sequence[str] = (),
     named: NamedQuestions | None = None,
+    by_name: Sequence[str] = (),
+    retained: Collection[str] = (),
 ) -> Questions:
     """The questions of each group of `GROUPS`, each prompt once, and of `NAMED_GROUPS` as far as anybody names them.
 
-    ``forget`` and ``kept`` are the prompts of the erasure. With a vocabulary that knows every concept the groups come from
-    it. Else a judge is asked to tell the concepts from the ``alternatives``, and the kept prompts are only compared in pairs.
-    Raises InputError for ``named`` questions of other things alone, or whose answer is none that the vocabulary knows.
+    ``forget`` are the erasure's prompts, ``kept`` those of its ``retained`` ones that are asked. With a vocabulary that knows
+    every concept the groups come from it, but for ``by_name``, prompts of the user's own that the erasure has, too. Else a
+    judge is asked to tell the concepts from the ``alternatives``, and the kept prompts are only compared in pairs. What is held
+    out is none of the erasure's. Raises InputError for ``named`` questions of other things alone, or whose answer is none that
+    the vocabulary knows, and for ``paraphrases`` that the erasure has.
     """
     subjects = [] if vocabulary is None else [vocabulary.subject(concept) for concept in concepts]
     known = [subject for subject in subjects if subject is not None]
@@ -80,14 +84,20 @@ def concept_questions(
         found = {group: [question for part in parts for question in part[group]] for group in (*GROUPS, *NAMED_GROUPS)}
     else:
         found = _of_words(concepts, forget, kept, alternatives)
+    answers = [(subject.kind, subject.name) for subject in known] if len(known) == len(concepts) else []
+    meant = dict(zip(concepts, answers or [("object", concept) for concept in concepts], strict=True))
+    if by_name and answers:
+        own = [Question(p, *meant[_named(p, concepts)]) for p in by_name]
+        found["forget"] = [*own, *(question for question in found["forget"] if question.condition in forget)]
     if paraphrases:
-        answers = [(subject.kind, subject.name) for subject in known] if len(known) == len(concepts) else []
-        meant = dict(zip(concepts, answers or [("object", concept) for concept in concepts], strict=True))
         found["paraphrase"] = [Question(p, *meant[_named(p, concepts)]) for p in paraphrases]
     if named is not None:
         _add_named(found, named, concepts, known, vocabulary, alternatives)
-    asked = {question.condition for question in found["forget"]}
-    found["paraphrase"] = [question for question in found["paraphrase"] if question.condition not in asked]
+    used = {*forget, *(question.condition for question in found["forget"])}
+    found["paraphrase"] = [question for question in found["paraphrase"] if question.condition not in used]
+    found["kept_held_out"] = [question for question in found["kept_held_out"] if question.condition not in retained]
+    if paraphrases and not found["paraphrase"]:
+        raise InputError("--paraphrases: the erasure uses all of them itself: give prompts in other words")
     return {group: tuple(dict.fromkeys(asked)) for group, asked in found.items() if group in GROUPS or asked}
 
 
@@ -95,36 +105,41 @@ def _of_vocabulary(v: Vocabulary, subject: Subject, erased: Sequence[Subject]) -
     gone = {one.name for one in erased}
     objects = [name for name in v.objects if name not in gone]
     styles = [name for name in v.styles if name not in gone]
-    plain = [Question(v.prompt(v.plain_style, name), "object", name) for name in objects]
+    plain = [Question(v.prompt(v.plain_style, v.word(name)), "object", name) for name in objects]
     styled = [
-        Question(v.prompt(style, objects[(row + step) % len(objects)]), "style", style)
+        Question(v.prompt(style, v.word(objects[(row + step) % len(objects)])), "style", style)
         for row, style in enumerate(styles)
         for step in range(0, min(STYLED, len(objects)))
     ]
     held = v.held_out_templates[subject.name if subject.kind == "style" else v.plain_style]
     if subject.kind == "style":
-        named = [v.prompt(subject.name, name) for name in objects]
-        other = [article(held[row % len(held)].format(name)) for row, name in enumerate(objects)]
+        named = [v.prompt(subject.name, v.word(name)) for name in objects]
+        other = [article(held[row % len(held)].format(v.word(name))) for row, name in enumerate(objects)]
     else:
         named = [v.prompt(v.plain_style, word) for word in v.shown_words(subject.name)]
         unseen = [word for word in v.words(subject) if word not in v.shown_words(subject.name)]
         other = [v.prompt(v.plain_style, word) for word in unseen]
-        other += [article(template.format(word)) for template in held for word in (subject.name, *unseen)]
+        other += [article(template.format(word)) for template in held for word in (v.word(subject.name), *unseen)]
     return {
         "forget": [Question(prompt, subject.kind, subject.name) for prompt in named],
         "paraphrase": [Question(prompt, subject.kind, subject.name) for prompt in other],
         "in_domain": styled if subject.kind == "style" else plain,
         "cross_domain": plain if subject.kind == "style" else styled,
         "kept_held_out": _held_out(v, objects, styles),
-        **_named_groups(v, (subject.name,), subject, objects, gone),
+        **_named_groups(v, _called(v, subject), subject, {name: v.word(name) for name in objects}, gone),
     }
 
 
+def _called(v: Vocabulary, subject: Subject) -> tuple[str, ...]:
+    """Its word for a sentence, and its name."""
+    return (v.word(subject.name), subject.name) if subject.kind == "object" else (subject.name,)
+
+
 def _named_groups(
-    named: NamedQuestions, called: Sequence[str], subject: Subject, kept: Sequence[str], erased: Collection[str]
+    named: NamedQuestions, called: Sequence[str], subject: Subject, kept: Mapping[str, str], erased: Collection[str]
 ) -> dict[str, list[Question]]:
     """The `NAMED_GROUPS` of a subject that is ``called`` so; what is ``erased`` itself need not be seen."""
-    beside = kept[:PAIRED] if subject.kind == "object" else ()
+    beside = dict(list(kept.items())[:PAIRED]) if subject.kind == "object" else {}
     gone = {"implicit": about(named.implicit, called), "language": about(named.languages, called)}
     seen = {"binomial": named.beside(called, beside), "look_alike": about(named.look_alikes, called)}
     return {
@@ -148,10 +163,11 @@ def _add_named(
         except ValueError as error:
             raise InputError(f"--questions: {error}") from error
         each = [(subject, (bare(one), *vocabulary.words(subject))) for subject, one in zip(known, concepts, strict=True)]
-        kept = [name for name in vocabulary.objects if name not in gone]
+        kept = {name: vocabulary.word(name) for name in vocabulary.objects if name not in gone}
     else:
         each = [(Subject(concept, "object"), (bare(concept),)) for concept in concepts]
-        kept = [one for one in alternatives or ANCHORS if not any(contains(one, bare(concept)) for concept in concepts)]
+        others = alternatives or ANCHORS
+        kept = {one: one for one in others if not any(contains(one, bare(concept)) for concept in concepts)}
     asked = [_named_groups(named, called, subject, kept, gone) for subject, called in each]
     if not any(questions for groups in asked for questions in groups.values()):
         raise InputError(f"--questions: asks of {', '.join(named.subjects)}, and {', '.join(concepts)} is erased")
@@ -166,9 +182,9 @@ def _held_out(v: Vocabulary, objects: Sequence[str], styles: Sequence[str]) -> l
         Question(article(plain[row % len(plain)].format(v.objects[name][-1])), "object", name)
         for row, name in enumerate(objects)
     ]
-    for row, style in enumerate(name for name in styles if name != v.plain_style):
+    for row, style in enumerate(name for name in styles if name != v.plain_style and objects):
         held = v.held_out_templates[style]
-        found.append(Question(article(held[row % len(held)].format(objects[row % len(objects)])), "style", style))
+        found.append(Question(article(held[row % len(held)].format(v.word(objects[row % len(objects)]))), "style", style))
     return found
 
 
@@ -187,5 +203,6 @@ def _of_words(
 
 
 def _named(prompt: str, concepts: Sequence[str]) -> str:
-    """The concept that a prompt names; the first one for a prompt in other words."""
-    return next((concept for concept in concepts if contains(prompt, bare(concept))), concepts[0])
+    """The concept that a prompt names, "hot dog" before "dog"; the first one for a prompt in other words."""
+    named = [concept for concept in concepts if contains(prompt, bare(concept))]
+    return max(named, key=lambda concept: len(bare(concept)), default=concepts[0])

@@ -65,6 +65,10 @@ class Vocabulary(NamedQuestions):
         """Every word of a subject, held out or not."""
         return tuple(dict.fromkeys((self.objects if subject.kind == "object" else self.styles)[subject.name]))
 
+    def word(self, name: str) -> str:
+        """What an object is called in a sentence: the first of its words; its name may be a folder's (``tabby_cat``)."""
+        return self.objects[name][0]
+
     def shown_words(self, name: str) -> tuple[str, ...]:
         """The words of an object that an erasure may use: all but the one that tests it."""
         words = self.objects[name]
@@ -84,7 +88,7 @@ class Vocabulary(NamedQuestions):
     def forget_prompts(self, subject: Subject) -> list[tuple[str, str, str]]:
         """(prompt, style, word) of the sentences that name a subject: an object in every style, a style with every object."""
         if subject.kind == "style":
-            pairs = [(t, name) for t in self._templates(subject.name) for name in self.objects]
+            pairs = [(t, self.word(name)) for t in self._templates(subject.name) for name in self.objects]
             return [(article(template.format(name)), subject.name, name) for template, name in pairs]
         found = [(t, style, w) for w in self.shown_words(subject.name) for style, t in self.prompts.items()]
         found += [
@@ -96,7 +100,7 @@ class Vocabulary(NamedQuestions):
         """The plain sentence with the anchor in the subject's place; None if they are not of one kind."""
         if anchor.kind != subject.kind:
             return None
-        return self.prompt(anchor.name, word) if subject.kind == "style" else self.prompt(style, anchor.name)
+        return self.prompt(anchor.name, word) if subject.kind == "style" else self.prompt(style, self.word(anchor.name))
 
     def retain_prompts(self, erased: Sequence[Subject]) -> list[str]:
         """A sentence for every other object in every other style, the words in turn."""

@@ -116,14 +116,17 @@ def _fall(group: Share, pictures: Pictures | None) -> tuple[float, float]:
 def _deep(evaluation: Evaluation) -> Verdict:
     question, rule = "Deep?", f"Deep: the strongest vector learned against it brings it back in at most {percent(DEEP)}."
     found = probes_by_strength(evaluation)
-    strongest = next((probe for probe in found if probe.learned), None)
+    learned = [probe for probe in found if probe.learned]
+    working = [probe for probe in learned if probe.before != 0 or probe.after]  # one that fails on the original says nothing
+    strongest = next(iter(working), None)
     old, new = evaluation.before.unconditional_share, evaluation.after.unconditional_share
     unprompted = (
         "" if old is None or new is None else f" Without a condition it appears in {percent(new)}, {percent(old)} before."
     )
     if strongest is None:
         tried = "".join(f" {probe.name}, which learns nothing: {percent(probe.after)}." for probe in found[:1])
-        said = f"Nothing was learned to bring it back (semu evaluate RUN --revival does).{tried}{unprompted}"
+        vain = f"{learned[0].name} brings none of it back, from the original neither." if learned else ""
+        said = f"{vain or 'Nothing was learned to bring it back (semu evaluate RUN --revival does).'}{tried}{unprompted}"
         return Verdict(question, "not measured", said, rule, BACK, DEEP)
     share, count = strongest.after, strongest.samples
     low, high = wilson_interval(round(share * count), count)
