@@ -126,6 +126,7 @@ def tiny_flux2() -> Any:
     text = {
         "vocab_size": len(tokenizer) + 5, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 30, "head_dim": 4,
         "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "mistral", "pad_token_id": 0, "eos_token_id": 0,
+        "rope_theta": 1e9,
     }  # fmt: skip
     vision = {
         "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 2,

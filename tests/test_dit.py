@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from family_models import built, tiny_dit
 
 from semu_diffusion.domains.classes import forget_set_of
@@ -48,6 +49,15 @@ def test_the_null_class_is_the_index_after_the_last(model: DiT) -> None:
     assert DiT.adapt(built("dit"), null_class=NO_NULL).null is None
     with pytest.raises(InputError, match="the null class of the pipeline is 1000, after its classes"):
         DiT.adapt(built("dit"), null_class=0)
+
+
+def test_latents_are_not_clipped_where_the_scheduler_says_nothing_of_it() -> None:
+    pipeline = built("dit")
+    pipeline.scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", num_train_timesteps=1000)
+    assert "clip_sample" not in pipeline.scheduler.config
+    assert DiT.adapt(pipeline).sampler(4).config.clip_sample is False
+    pipeline.scheduler = DDIMScheduler(clip_sample=True)  # what it does say holds
+    assert DiT.adapt(pipeline).sampler(4).config.clip_sample is True
 
 
 def test_the_pipeline_that_was_given_keeps_its_config() -> None:

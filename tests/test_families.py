@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from chat_models import tiny_flux2_klein
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from family_models import BUILDERS, TOKENS, built, tiny_dit, tiny_flux, tiny_sd3
 from family_table import families_table
 from patches import weight_bytes
@@ -103,6 +103,29 @@ def test_one_step_of_a_schedule_that_ends_above_zero_is_refused() -> None:
     model = adapted(built("qwen-image"))
     with pytest.raises(InputError, match="at least two"):
         list(model.sample([0], [1], steps=1))
+
+
+@pytest.mark.parametrize(("family", "pixels"), [("flux", 256), ("z-image", 1024)])
+def test_an_autoencoder_without_a_size_of_its_own_is_drawn_at_the_pipelines(family: str, pixels: int) -> None:
+    pipeline = built(family)
+    assert adapted(pipeline).image_shape[1:] == (8, 8)
+    named = dict(pipeline.vae.config)
+    pipeline.vae.register_to_config(sample_size=32)  # as AutoencoderKL has it where nobody said
+    size = adapted(pipeline).image_shape[1:]
+    assert size == (pixels, pixels)
+    latent = named["latent_channels"]
+    pipeline.vae = AutoencoderTiny(
+        latent_channels=latent, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+    )  # fmt: skip
+    assert adapted(pipeline).image_shape[1:] == size
+
+
+def test_another_autoencoder_than_qwens_is_refused() -> None:
+    pipeline = built("qwen-image")
+    pipeline.vae = built("flux").vae
+    with pytest.raises(InputError, match="its autoencoder is a AutoencoderKL, not an AutoencoderKLQwenImage"):
+        adapted(pipeline)
 
 
 SAMPLERS = {

@@ -53,6 +53,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     (UNET, {"sample_size": 2**20}, "no sample_size that is a size"),
     (UNET, {"sample_size": 2**40}, "holds the number 1099511627776"),
     (UNET, {"block_out_channels": [2**30, 16]}, "holds the number"),
+    (UNET, {"transformer": {"width": 2.0**40}}, "holds the number"),
     (UNET, {"layers_per_block": 10**6}, "no number of layers"),
     (UNET, {"layers_per_block": 2}, "no weights for|cannot be loaded"),
     (UNET, {"add_attention": False}, "no place for"),

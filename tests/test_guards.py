@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderTiny,
     DDPMPipeline,
     DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     StableDiffusionXLImg2ImgPipeline,
@@ -334,6 +335,20 @@ def test_a_pipeline_of_another_kind_is_refused_for_what_it_is(make: Callable[[],
 def test_a_scheduler_of_distilled_networks_is_spoken_of() -> None:
     with pytest.warns(Notice, match="LCMScheduler is for networks distilled to few steps"):
         adapt_text_pipeline(with_scheduler(tiny_pipeline(), LCMScheduler), ["a cat"])
+    turbo, plain = tiny_pipeline(), tiny_pipeline()
+    turbo.scheduler = EulerAncestralDiscreteScheduler.from_config(turbo.scheduler.config, timestep_spacing="trailing")
+    with pytest.warns(Notice, match="trailing steps is for networks distilled to few steps.*--guidance-scale 1"):
+        adapt_text_pipeline(turbo, ["a cat"])
+    plain.scheduler = EulerAncestralDiscreteScheduler.from_config(plain.scheduler.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        adapt_text_pipeline(plain, ["a cat"])
+
+
+def test_a_decoder_that_draws_by_chance_is_refused() -> None:
+    pipeline = tiny_pipeline()
+    pipeline.vae = type("ConsistencyDecoderVAE", (torch.nn.Module,), {})()
+    refused(pipeline, "ConsistencyDecoderVAE decodes by chance")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"])

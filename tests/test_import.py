@@ -161,9 +161,20 @@ class Harmful:
         return print, ("executed",)
 
 
+def test_a_size_that_does_not_go_through_the_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(random_state(), tmp_path / "ckpt.pth")
+    assert semu(["import", str(tmp_path / "ckpt.pth"), str(tmp_path / "model"), "--size", "7"]) == 2
+    assert "the sides must be multiples of" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+MISSING = ("conv_out.weight", "cemb.dense.0.weight", "temb.dense.0.bias", "down.1.block.0.conv1.weight")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        *(({k: v for k, v in random_state().items() if k != gone}, "of another network") for gone in MISSING),
         (Harmful(), "cannot be read as a checkpoint of tensors"),
         ({"weights": torch.zeros(2)}, "it has no conv_in.weight"),
         ([{"module.conv_in.weight": torch.zeros(2)}], "it has no down.0.block.0.conv1.weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.patch import ErasurePatch
-from semu_diffusion.patches.lora import lora_factors, no_lora, save_peft_folder
+from semu_diffusion.patches.lora import lora_factors, no_lora, save_lora, save_peft_folder
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, -2.0])
@@ -55,6 +56,14 @@ def test_a_convolution_with_groups_is_refused_since_no_lora_is_for_it(tmp_path: 
             save_peft_folder(one, tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
     assert no_lora(random_patch(nn.Sequential(nn.Conv2d(4, 4, 3)))) is None
+
+
+@pytest.mark.parametrize("metadata", [{"class_names": ["cat"], "forget": ["cat"]}, {"family": "pixart"}])
+def test_what_no_pipeline_loads_is_no_lora_file(metadata: dict[str, object], tmp_path: Path) -> None:
+    patch = dataclasses.replace(random_patch(tiny_unet()), metadata=metadata)
+    with pytest.raises(InputError, match="load no LoRA files: save_peft_folder"):
+        save_lora(patch, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from patches import random_patch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from text_models import FAMILIES, tiny_pipeline
 
+from semu_diffusion.domains.concepts import _unusual_blocks
 from semu_diffusion.erase.face import erase_concept
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.families import adapt_text_pipeline
@@ -20,6 +24,7 @@ from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.lora import DIFFUSERS_LORA, KOHYA_LORA, save_lora
 from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.pipelines.patches.single_file import original_tensors
 from semu_diffusion.pipelines.runs.lora_check import check_lora
 
 
@@ -137,6 +142,42 @@ def test_the_twin_of_an_xl_has_the_names_that_sd_scripts_loads() -> None:
     ):
         with pytest.raises(InputError, match=f"has no {unknown}"):
             original_unet_name(unknown, 2)
+
+
+def xl(**changes: Any) -> Any:
+    """A tiny XL whose UNet is built otherwise."""
+    pipeline = tiny_pipeline("sdxl")
+    config = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
+    pipeline.unet = UNet2DConditionModel(**{**config, **changes}).eval()
+    return pipeline
+
+
+def twin_names(pipeline: Any, folder: Path) -> set[str]:
+    """Layers of the A1111 file, by the names of the original network."""
+    patch = dataclasses.replace(random_patch(pipeline.unet, only="conv"), metadata={
+        "family": "sdxl", **_unusual_blocks(adapt_text_pipeline(pipeline, ["a cat"])),
+    })  # fmt: skip
+    save_lora(patch, folder)
+    if not (folder / KOHYA_LORA).exists():
+        return set()
+    return {name.removeprefix("lora_unet_").split(".")[0] for name in load_file(folder / KOHYA_LORA)}
+
+
+def test_the_twin_of_an_odd_xl_names_layers_that_its_original_has(tmp_path: Path) -> None:
+    layers = tiny_pipeline("sdxl").unet.config.layers_per_block
+    listed, usual = xl(layers_per_block=[layers] * 2), xl()
+    assert twin_names(listed, tmp_path / "list") == twin_names(usual, tmp_path / "number")
+    plain = xl(
+        block_out_channels=(8, 8, 16), down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=(2, 2, 2),
+        transformer_layers_per_block=(1, 1, 2), layers_per_block=1,
+    )  # fmt: skip
+    original = {name.removeprefix("model.diffusion_model.").rpartition(".")[0] for name in original_tensors(plain, "sdxl")}
+    assert twin_names(plain, tmp_path / "plain") <= {name.replace(".", "_") for name in original}
+    uneven = xl(layers_per_block=[layers, layers + 1])
+    assert not twin_names(uneven, tmp_path / "uneven")  # no original network has such blocks
+    with pytest.raises(InputError, match="equally many layers"):
+        original_tensors(uneven, "sdxl")
 
 
 def test_the_kohya_twin_has_one_alpha_and_names_its_family(tmp_path: Path) -> None:

@@ -69,9 +69,20 @@ def test_truncated_foreign_missing_and_damaged_files_are_refused_in_one_line(tmp
     tensors = load_file(whole)
     with safe_open(whole, "pt") as file:
         header = json.loads(file.metadata()["semu"])
-    for text in ("no json", "[]", "{}", json.dumps({**header, "layers": {"0": 3}}), json.dumps({**header, "strength": None})):
+    counted = {**header, "metadata": {**header["metadata"], "closed_form": 3}}
+    for text in (
+        "no json",
+        "[]",
+        "{}",
+        json.dumps(counted),
+        json.dumps({**header, "layers": {"0": 3}}),
+        json.dumps({**header, "strength": None}),
+    ):
         save_file(tensors, path, metadata={"semu": text})
         one_line_refusal(path, "damaged patch")
+    none = {"fingerprint": torch.zeros(0, 5)}
+    save_file(none, path, metadata={"semu": json.dumps({**header, "layers": {}})})
+    one_line_refusal(path, "damaged patch")
     save_file({name: t for name, t in tensors.items() if name != "2.core"}, path, metadata={"semu": json.dumps(header)})
     one_line_refusal(path, r"damaged patch .*2\.core")
     save_file(tensors, path, metadata={"semu": json.dumps({**header, "format": "semu-patch-9"})})

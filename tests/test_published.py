@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from family_models import built
 from patches import random_patch, weight_bytes
 from safetensors.torch import save_file
 from saved_models import QUICK, saved_judge, saved_model
@@ -149,6 +150,21 @@ def test_a_lora_by_any_name_edits_unet_and_text_encoder_and_both_come_off(tmp_pa
         assert edited.table.prompts == model.table.prompts
     assert weight_bytes(pipeline.unet) | weight_bytes(encoder) == before
     assert torch.equal(model.table.embeddings, table)
+
+
+def test_the_t5_of_a_flux_is_the_third_encoder_of_sd_scripts(tmp_path: Path) -> None:
+    pipeline = built("flux")
+    model = adapt_text_pipeline(pipeline, PROMPTS)
+    encoder = pipeline.text_encoder_2
+    spoken = next(name for name, _ in encoder.named_modules() if name.endswith("SelfAttention.q"))
+    down, up = leco_factors(encoder.get_submodule(spoken), 0)
+    found = []
+    for number in (2, 3):
+        key = f"lora_te{number}_{spoken.replace('.', '_')}"
+        save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / f"{number}.safetensors")
+        with lora_edit(model, tmp_path / f"{number}.safetensors").applied(model):
+            found.append(weight_bytes(encoder))
+    assert found[0] == found[1] != weight_bytes(encoder)
 
 
 def leco_factors(layer: torch.nn.Linear, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

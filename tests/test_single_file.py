@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from patches import random_patch
 from safetensors.torch import load_file
 from text_models import tiny_pipeline
@@ -70,6 +70,10 @@ def test_what_has_no_single_file_form_is_one_line_and_leaves_nothing(tmp_path: P
     )
     with pytest.raises(InputError, match="AutoencoderTiny"):
         original_tensors(pipeline, "sd1")
+    clean = tiny_pipeline()
+    clean.scheduler = DDIMScheduler.from_config(clean.scheduler.config, prediction_type="sample")
+    with pytest.raises(InputError, match="this model predicts 'sample'"):
+        original_tensors(clean, "sd1")
     assert [path.name for path in tmp_path.iterdir()] == ["patch.safetensors"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semu_diffusion.files import atomic_folder
+from semu_diffusion.models.adapters.ddpm import check_unet
 from semu_diffusion.models.class_names import NO_NULL, class_names
 from semu_diffusion.models.imports import guided_diffusion, selective_amnesia
 from semu_diffusion.models.imports.checkpoint import read_checkpoint
@@ -21,6 +22,7 @@ def import_ddpm(checkpoint: str, output: str, names: Sequence[str] = (), ema: bo
     made = (guided_diffusion if guided_diffusion.FIRST in state else selective_amnesia).imported(state, size)
     unet, null = made.unet, NO_NULL if made.null_class is None else made.null_class
     found = class_names(checkpoint, int(unet.config.num_class_embeds), names, {"null_class": null}, None)
+    check_unet(unet, checkpoint)
     assert target is not None
     with atomic_folder(target) as beside:
         ClassConditionalPipeline(unet, made.scheduler, found.labels(), found.null).save_pretrained(beside)

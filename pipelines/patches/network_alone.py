@@ -18,7 +18,7 @@ from torch import nn
 
 from semu_diffusion.errors import InputError, Notice
 from semu_diffusion.models.weight_files import INDEX, check_not_pickled, check_not_something_else, load_network, read_config
-from semu_diffusion.patches.original_names import original_unet_key
+from semu_diffusion.patches.original_names import original_unet_key, uniform
 
 __all__ = ["network_alone", "say_what_is_missing"]
 
@@ -80,10 +80,10 @@ def _own_names(keys: list[str], network: nn.Module, source: str) -> dict[str, st
 
 def _original_names(network: nn.Module) -> dict[str, str]:
     """The network's own name of each tensor by that of the original code, as far as it has one."""
-    blocks = getattr(getattr(network, "config", None), "layers_per_block", 2)
+    blocks = uniform(getattr(getattr(network, "config", None), "layers_per_block", 2)) or 2
     found: dict[str, str] = {}
     state = network.state_dict()
     for key in state:
         with suppress(InputError):  # of a network that the original code does not have
-            found[original_unet_key(key, state, blocks if isinstance(blocks, int) else 2)] = key
+            found[original_unet_key(key, state, blocks)] = key
     return found

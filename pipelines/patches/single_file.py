@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.errors import InputError
-from semu_diffusion.patches.original_names import original_unet_key
+from semu_diffusion.patches.original_names import original_unet_key, uniform
 
 __all__ = ["original_tensors"]
 
@@ -38,8 +38,12 @@ _OPEN_CLIP = {
 def original_tensors(pipeline: Any, family: str) -> dict[str, torch.Tensor]:
     """The file of a pipeline of ``family`` (sd1, sd2, sdxl). Scheduler and safety checker are no part of it.
 
-    Raises InputError for a pipeline with a part that the original code does not have (a small autoencoder).
+    Raises InputError for a pipeline with a part that the original code does not have (a small autoencoder), and for a
+    prediction that it has no word for.
     """
+    predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if predicts not in ("epsilon", "v_prediction"):
+        raise InputError(f"a single file is read as predicting noise or v, and this model predicts {predicts!r}: take --merged")
     parts = [_unet(pipeline.unet), _autoencoder(pipeline.vae)]
     if family in CLIP:
         parts.append(_clip(pipeline.text_encoder, CLIP[family]))
@@ -56,9 +60,11 @@ def original_tensors(pipeline: Any, family: str) -> dict[str, torch.Tensor]:
 
 
 def _unet(unet: Any) -> Tensors:
-    state = unet.state_dict()
+    state, layers = unet.state_dict(), uniform(unet.config.layers_per_block)
+    if layers is None:
+        raise InputError("a single file holds a UNet whose blocks have equally many layers: --merged writes any as a folder")
     for key, value in state.items():
-        yield UNET + original_unet_key(key, state, unet.config.layers_per_block), value
+        yield UNET + original_unet_key(key, state, layers), value
 
 
 def _autoencoder(vae: Any) -> Tensors:

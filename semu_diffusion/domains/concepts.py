@@ -24,6 +24,7 @@ from semu_diffusion.errors import InputError
 from semu_diffusion.files import public_name
 from semu_diffusion.models.families import adapt_text_pipeline, check_family, network_of
 from semu_diffusion.models.text_conditional import TextConditional
+from semu_diffusion.patches.original_names import uniform
 from semu_diffusion.patches.wrappers import eager, unwrapped
 
 __all__ = ["ConceptsPlan", "bind", "plan", "task", "with_guidance_scale"]
@@ -133,10 +134,15 @@ def _answers(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str]) -> dic
     return found
 
 
-def _unusual_blocks(model: TextConditional) -> dict[str, int]:
-    """The number by which the LoRA's names are found, of an XL that is not built as the published one."""
-    layers = model.denoiser.config.layers_per_block if model.family == "sdxl" else 2
-    return {"layers_per_block": layers} if isinstance(layers, int) and layers != 2 else {}
+def _unusual_blocks(model: TextConditional) -> dict[str, Any]:
+    """What the LoRA's names are found by, of an XL that is not built as the published one: the layers of its blocks, 0 where
+    these differ, and its up blocks without attention that are not the last."""
+    if model.family != "sdxl":
+        return {}
+    config = model.denoiser.config
+    layers = uniform(config.layers_per_block) or 0
+    plain = [place for place, kind in enumerate(config.up_block_types[:-1]) if "Attn" not in kind]
+    return ({"layers_per_block": layers} if layers != 2 else {}) | ({"plain_up_blocks": plain} if plain else {})
 
 
 def _reworded(concepts: Sequence[ConceptPlan], anchors: Mapping[str, str], prompt: str) -> str | None:

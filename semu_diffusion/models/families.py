@@ -107,7 +107,8 @@ def family_of_folder(index: Mapping[str, Any]) -> str:
     titles = [one.title for one in FAMILIES.values() if pipeline in one.pipelines and (one.name != "ddpm" or not latent)]
     if titles:
         return f"{' or '.join(titles)} ({pipeline})"
-    network = next((index[part][1] for part in ("transformer", "unet") if isinstance(index.get(part), list)), None)
+    parts = (index.get(part) for part in ("transformer", "unet"))
+    network = next((one[1] for one in parts if isinstance(one, list) and len(one) == 2), None)
     return f"a {'latent diffusion model, ' if latent else ''}{pipeline}" + (f" with a {network}" if network else "")
 
 

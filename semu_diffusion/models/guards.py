@@ -27,6 +27,7 @@ __all__ = [
     "check_runs",
     "check_text_condition",
     "check_tokenizer",
+    "notice_few_steps",
     "refusing",
     "require_finite",
     "sides",
@@ -208,7 +209,7 @@ def sides(size: Any, source: str) -> tuple[int, int]:
     """(height, width) of a config's ``sample_size``. Raises InputError for a missing one, and for what is no size."""
     given = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(given) != 2 or not all(type(one) is int and 0 < one <= LARGEST_SIDE for one in given):
-        hint = "set it, as pipe.unet.register_to_config(sample_size=64)"
+        hint = "set it, as register_to_config(sample_size=64) does"
         raise InputError(f"{source}: the config has no sample_size that is a size ({size!r}), so none is known: {hint}")
     return given[0], given[1]
 
@@ -245,10 +246,18 @@ def check_text_condition(pipeline: Any, config: Any, source: str) -> None:
     if pipeline.vae.config.get("latents_mean") is not None:
         raise InputError(f"{source}: the autoencoder's latents have a mean of their own, which is not supported")
     sides(config.sample_size, source)
-    if type(pipeline.scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
+    notice_few_steps(pipeline.scheduler, source)
+
+
+def notice_few_steps(scheduler: Any, source: str) -> None:
+    """A Notice for a scheduler that networks are given which were distilled to few steps (LCM, Turbo, Lightning)."""
+    name, spacing = type(scheduler).__name__, scheduler.config.get("timestep_spacing")
+    if name in ("LCMScheduler", "TCDScheduler") or (name.startswith("Euler") and spacing == "trailing"):
+        said = (
+            f"{source}: {name}{' with trailing steps' if spacing == 'trailing' else ''} is for networks distilled to few steps"
+        )
         warnings.warn(
-            f"{source}: {type(pipeline.scheduler).__name__} is for networks distilled to few steps; here it is sampled by DDIM "
-            "with guidance",
+            f"{said}; here it is sampled by DDIM with guidance (--guidance-scale 1 --sampling-steps 4 suits them)",
             Notice,
-            stacklevel=4,
+            stacklevel=5,
         )

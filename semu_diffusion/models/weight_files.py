@@ -157,12 +157,23 @@ def read_object(path: Path, largest: float = math.inf) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The config of a network. Raises InputError for what is no JSON object, or tells of a network that no machine holds."""
-    content = read_object(path, LARGEST)
+    content = read_object(path)
+    _check_sizes(content, path)
     for key, value in content.items():
         counts = value if isinstance(value, list) else [value]
         if "layers" in key and any(isinstance(count, int) and not 0 <= count <= MOST_LAYERS for count in counts):
             raise InputError(f"{path}: {key} is {value!r}, which is no number of layers")
     return content
+
+
+def _check_sizes(content: Any, path: Path) -> None:
+    """InputError for a number beyond `LARGEST` anywhere but in the base of a rotary embedding, which is no size."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in inside:
+        if isinstance(value, dict | list):
+            _check_sizes(value, path)
+        elif isinstance(value, int | float) and not abs(value) <= LARGEST and "theta" not in str(key):
+            raise InputError(f"{path} is not the config of a network (it holds the number {str(value)[:30]})")
 
 
 def _quantiser(quantised: Any, folder: Path, source: str) -> str:

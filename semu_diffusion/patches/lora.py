@@ -34,6 +34,7 @@ FAMILIES: dict[str, dict[str, str]] = {  # header fields by which A1111 and Forg
     "flux": {"ss_base_model_version": "flux1"},
 }
 UNETS = ("sd1", "sd2", "sdxl")
+WITHOUT_LOADER = ("ddpm", "dit", "pixart")  # diffusers' pipelines of these have no load_lora_weights
 OF_A_UNET = ("conv_", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.", "up_blocks.")
 Factors = tuple[torch.Tensor, torch.Tensor]  # up and down
 
@@ -70,20 +71,25 @@ def lora_factors(layer: LayerPatch, strength: float = 1.0) -> Factors:
 
 @own_defaults()
 def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None) -> Path:
-    """Write the patch as LoRA files that other tools load, and return the folder.
+    """Write the patch of a text-to-image model as LoRA files that other tools load, and return the folder.
 
     ``pytorch_lora_weights.safetensors``: PEFT keys for diffusers' ``load_lora_weights``, each layer's rank and alpha in the
     header (without it diffusers before 0.40 takes the first layer's alpha for all).
     ``comfyui_a1111_lora.safetensors``: for ComfyUI, A1111, Forge and sd-scripts (of the families in `FAMILIES`), with alpha 1
     everywhere and ``up`` times the rank, since diffusers reads a per-layer alpha of this format wrongly on attention layers. Of
-    SDXL, SD3 and Flux.1 it has the original network's names, by which these tools know it, of SD 1 and 2 diffusers' names.
+    SDXL, SD3 and Flux.1 it has the original network's names, by which these tools know it, of SD 1 and 2 diffusers' names. An
+    SDXL whose blocks have unequally many layers has none there, and no such file is written.
 
     ``family`` (default: the patch's own, else sd1) says whether the network is the pipeline's ``unet`` or its ``transformer``,
     and is written for A1111, which would else file every patch under SD 1. Raises InputError for convolutions per channel or
-    with groups, and a family of other layers, before anything is written.
+    with groups, a family of other layers, and one whose pipeline loads no LoRA, before anything is written.
     """
     _require_lora(patch)
     family = family or str(patch.metadata.get("family", "sd1"))
+    if family in WITHOUT_LOADER or "class_names" in patch.metadata:
+        raise InputError(
+            "the pipelines of this model load no LoRA files: save_peft_folder writes what PEFT loads onto its network"
+        )
     prefix = "unet" if family in UNETS else "transformer"
     if (family in UNETS) != any(name.startswith(OF_A_UNET) for name in patch.layers):
         raise InputError(
@@ -100,8 +106,8 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
     adapter = json.dumps({f"{prefix}.{key}": value for key, value in config.items()})
     header = {"format": "pt", "lora_adapter_metadata": adapter, "semu": about}
     twin: dict[str, torch.Tensor] = {}
-    if family in FAMILIES:
-        for name, (up, down) in _by_original_name(factors, family, int(patch.metadata.get("layers_per_block", 2))).items():
+    if family in FAMILIES and not (family == "sdxl" and patch.metadata.get("layers_per_block") == 0):
+        for name, (up, down) in _by_original_name(factors, family, patch.metadata).items():
             key = f"lora_unet_{name.replace('.', '_')}"
             twin[f"{key}.lora_down.weight"], twin[f"{key}.lora_up.weight"] = down, up * len(down)
             twin[f"{key}.alpha"] = torch.tensor(1.0)
@@ -118,11 +124,13 @@ def _require_lora(patch: ErasurePatch) -> None:
         raise InputError(refusal)
 
 
-def _by_original_name(factors: Mapping[str, Factors], family: str, layers_per_block: int) -> dict[str, Factors]:
+def _by_original_name(factors: Mapping[str, Factors], family: str, metadata: Mapping[str, Any]) -> dict[str, Factors]:
     """The factors by the names of other tools. Of layers that are parts of one there, ``down`` are one below the other, and
     each ``up`` is a block of a matrix that is zero elsewhere: the rank of the whole is the sum of theirs."""
     if family == "sdxl":
-        return {original_unet_name(name, layers_per_block): pair for name, pair in factors.items()}
+        layers, plain = int(metadata.get("layers_per_block", 2)), metadata.get("plain_up_blocks", ())
+        without = tuple(f"up_blocks.{place}." for place in plain)
+        return {original_unet_name(n, layers, 1 if n.startswith(without) else 2): pair for n, pair in factors.items()}
     if family not in ("sd3", "flux"):
         return dict(factors)
     found: dict[str, Factors] = {}

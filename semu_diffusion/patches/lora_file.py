@@ -26,7 +26,7 @@ from semu_diffusion.files import read_json
 from semu_diffusion.patch import ErasurePatch
 from semu_diffusion.patches.fingerprint import Fingerprint
 from semu_diffusion.patches.layer_patch import LayerPatch
-from semu_diffusion.patches.original_names import original_unet_name
+from semu_diffusion.patches.original_names import original_unet_name, uniform
 from semu_diffusion.patches.transformer_names import Part, parts_of_originals
 from semu_diffusion.patches.weights import weight_of
 from semu_diffusion.patches.wrappers import modules_of, unwrapped
@@ -190,6 +190,8 @@ def _place(stem: str, known: Mapping[str, Any], network: str) -> tuple[str, list
     prefix, part = next((found, part) for pattern, part in PREFIXES if (found := pattern.match(stem)) is not None)
     rest = stem[prefix.end() :].replace(".processor.", ".").replace(".", "_")
     part = part or network
+    if part == "text_encoder_3" and part not in known and "text_encoder_2" in known:
+        part = "text_encoder_2"  # sd-scripts counts the T5 of Flux as the third, diffusers as the second
     return part, known[part][1].get(rest, []) if part in known else []
 
 
@@ -200,13 +202,13 @@ def _by_alias(network: nn.Module) -> dict[str, list[Part]]:
     found: dict[str, str] = {}
     family = JOINED.get(type(unwrapped(network)).__name__)
     joined = {} if family is None else parts_of_originals(shapes, family)
-    blocks = getattr(getattr(network, "config", None), "layers_per_block", 2)
+    blocks = uniform(getattr(getattr(network, "config", None), "layers_per_block", 2)) or 2
     for name in shapes:
         others = [name.removesuffix(".0")] if name.endswith(".to_out.0") else []
         others += [f"text_model.{name}", name.removeprefix("text_model.")]  # transformers dropped the prefix
         for upsampler in (1, 2):
             with suppress(InputError):  # of a network that the original code does not have
-                others.append(original_unet_name(name, blocks if isinstance(blocks, int) else 2, upsampler))
+                others.append(original_unet_name(name, blocks, upsampler))
         for other in others:
             found.setdefault(other.replace(".", "_"), name)
     found |= {name.replace(".", "_"): name for name in shapes}

@@ -11,11 +11,11 @@ way down in each resolution and L + 1 on the way up,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from semu_diffusion.errors import InputError
 
-__all__ = ["original_unet_key", "original_unet_name"]
+__all__ = ["original_unet_key", "original_unet_name", "uniform"]
 
 _SINGLE = {
     "conv_in": "input_blocks.0.0",
@@ -34,6 +34,12 @@ _IN_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+
+
+def uniform(layers_per_block: int | Sequence[int]) -> int | None:
+    """The one number of layers of all blocks, as a UNet's config has it; None of blocks that differ."""
+    each = {layers_per_block} if isinstance(layers_per_block, int) else {*layers_per_block}
+    return next(iter(each)) if len(each) == 1 else None
 
 
 def original_unet_name(name: str, layers_per_block: int, upsampler: int = 2) -> str:

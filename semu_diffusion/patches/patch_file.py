@@ -112,13 +112,15 @@ def _content(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pat
     _require(header.get("overlap") is None or _is_number(header["overlap"]), "overlap")
     _require(isinstance(structure, str) and isinstance(metadata, dict), "structure or metadata")
     _require(structure.isalnum() and len(structure) <= 64, "structure")
-    for key in ("concept", "anchor", "prompts", "forget", "class_names"):
+    for key in ("concept", "anchor", "prompts", "forget", "class_names", "closed_form", "grouped"):
         words = metadata.get(key) or []
         _require(isinstance(words, list) and all(isinstance(word, str) for word in words), f"{key} {words!r}")
+    blocks = [metadata.get("layers_per_block", 0), *(metadata.get("plain_up_blocks") or [])]
+    _require(all(type(one) is int for one in blocks), f"blocks {blocks!r}")
     rounding = header.get("rounding", 0.0)
     _require(_is_number(rounding) and 0 <= rounding <= 1, f"rounding {rounding!r}")
     layers, rows = header["layers"], tensors["fingerprint"]
-    _require(isinstance(layers, dict), "layers")
+    _require(isinstance(layers, dict) and len(layers) > 0, "layers")
     _require(rows.dtype == torch.float32 and rows.shape == (len(layers), 5), "fingerprint")
     _require(bool(torch.isfinite(rows).all()) and bool((rows[:, 0] >= 0).all()), "fingerprint")
     found = {}

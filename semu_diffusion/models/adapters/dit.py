@@ -50,7 +50,7 @@ class DiT(LatentModel, ClassConditional):
         pipeline = with_plain_network(pipeline, source, cls.part)
         config = pipeline.transformer.config
         check_network(pipeline.transformer, source)
-        noise_schedule(pipeline.scheduler.config, source)
+        noise_schedule(_unclipped(pipeline.scheduler.config), source)
         sides(config.sample_size, source)
         takes, gives, latent = config.in_channels, config.out_channels, pipeline.vae.config.latent_channels
         if takes != latent or gives not in (None, takes, 2 * takes):
@@ -102,7 +102,12 @@ class DiT(LatentModel, ClassConditional):
 
     def sampler(self, steps: int) -> Any:
         """DDIM at the pipeline's own timesteps."""
-        return set_steps(ddim(self.pipeline.scheduler.config), steps, self.device)
+        return set_steps(ddim(_unclipped(self.pipeline.scheduler.config)), steps, self.device)
+
+
+def _unclipped(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config that says of latents that they are not clipped, where it says nothing: DDIM's default clips."""
+    return {"clip_sample": False, **config}
 
 
 def _embedders(transformer: Any) -> list[Any]:

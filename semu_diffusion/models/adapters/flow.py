@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ from semu_diffusion.models.text_conditional import TextConditional
 from semu_diffusion.patches.wrappers import unwrapped
 
 __all__ = ["AnySizeFlow", "FlowModel"]
+
+PIXELS = 1024  # a side, of pipelines that name none
 
 
 class FlowModel(TextConditional):
@@ -85,7 +88,10 @@ class FlowModel(TextConditional):
 
 
 class AnySizeFlow(FlowModel):
-    """A flow whose network has no size of its own: it draws at the one that its autoencoder names, in even steps."""
+    """A flow whose network has no size of its own: it draws at the one that its autoencoder names, in even steps.
+
+    An autoencoder that was made without one has its class's, which says nothing: the pipeline's own counts then.
+    """
 
     @property
     def channels(self) -> int:
@@ -95,7 +101,12 @@ class AnySizeFlow(FlowModel):
     @classmethod
     def size_of(cls, pipeline: Any) -> Any:
         """Pixels a side, or (height, width)."""
-        return pipeline.vae.config.sample_size
+        given = pipeline.vae.config.get("sample_size")
+        usual = inspect.signature(type(pipeline.vae).__init__).parameters.get("sample_size")
+        if given is not None and (usual is None or given != usual.default):
+            return given
+        latents = getattr(pipeline, "default_sample_size", None)
+        return PIXELS if latents is None else latents * pipeline.vae_scale_factor
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

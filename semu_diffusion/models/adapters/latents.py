@@ -147,6 +147,11 @@ def check_components(pipeline: Any, source: str, *parts: str) -> None:
     missing = [part for part in ("scheduler", *parts) if getattr(pipeline, part, None) is None]
     if missing:
         raise InputError(f"{source} has no {missing[0]}: load the pipeline with all of its parts")
+    decoder = type(getattr(pipeline, "vae", None)).__name__
+    if decoder == "ConsistencyDecoderVAE":
+        raise InputError(
+            f"{source}: a {decoder} decodes by chance, so that no two pictures can be compared: put an AutoencoderKL back"
+        )
     components = {part: module for part, module in vars(pipeline).items() if isinstance(module, nn.Module)}
     if any(hasattr(module, "_hf_hook") for module in components.values()):
         raise InputError(

@@ -10,7 +10,7 @@ from diffusers import PixArtTransformer2DModel
 
 from semu_diffusion.errors import InputError
 from semu_diffusion.models.adapters.latents import SAMPLER, check_components
-from semu_diffusion.models.guards import check_network, sides
+from semu_diffusion.models.guards import check_network, notice_few_steps, sides
 from semu_diffusion.models.prompt_table import Text
 from semu_diffusion.models.sampling import noise_schedule
 from semu_diffusion.models.text_conditional import TextConditional
@@ -36,6 +36,7 @@ class PixArt(TextConditional):
         check_network(network, source)
         noise_schedule(pipeline.scheduler.config, source, **SAMPLER)
         sides(network.config.sample_size, source)
+        notice_few_steps(pipeline.scheduler, source)
         if getattr(network, "use_additional_conditions", False) or "Sigma" not in type(pipeline).__name__:
             raise InputError(f"{source} is a {type(pipeline).__name__}; of the PixArt models erase-concept takes PixArt-Σ")
 

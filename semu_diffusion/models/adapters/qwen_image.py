@@ -39,6 +39,8 @@ class QwenImage(AnySizeFlow):
         config = pipeline.transformer.config
         if type(pipeline).__name__ != "QwenImagePipeline" or config.zero_cond_t or config.use_layer3d_rope:
             raise InputError(f"{source} is a {type(pipeline).__name__} for editing; erase-concept takes Qwen-Image itself")
+        if pipeline.vae.config.get("z_dim") is None:
+            raise InputError(f"{source}: its autoencoder is a {type(pipeline.vae).__name__}, not an AutoencoderKLQwenImage")
 
     @classmethod
     def max_tokens(cls, pipeline: Any, ending: str) -> int | None:

@@ -56,7 +56,10 @@ def imported(state: State, size: int | None = None) -> Imported:
     missing = [name for name in NEEDED if name not in state]
     if missing:
         raise InputError(f"the checkpoint is of no DDPM that is known: it has no {missing[0]}")
-    unet = unet_of(state, size)
+    try:
+        unet = unet_of(state, size)
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise InputError(f"the checkpoint is of another network ({reason(error)})") from error
     return Imported(unet, schedule(), int(unet.config.num_class_embeds) - 1)
 
 
@@ -69,7 +72,7 @@ def unet_of(state: State, sample_size: int | None = None) -> UNet2DModel:
     """The network of a checkpoint, in float32; it computes what theirs computes, to rounding.
 
     ``sample_size`` is its resolution; without it the one at whose level of attention there are `ATTENTION_AT` pixels a side.
-    Raises InputError for tensors that do not make such a network.
+    Raises InputError, KeyError, IndexError, TypeError or RuntimeError for tensors that do not make such a network.
     """
     levels = 1 + max(int(found[1]) for name in state if (found := re.match(r"down\.(\d+)\.", name)))
     attends = [f"down.{level}.attn.0.q.weight" in state for level in range(levels)]
@@ -99,11 +102,8 @@ def unet_of(state: State, sample_size: int | None = None) -> UNet2DModel:
     )
     own = unet.state_dict()
     renamed = {_renamed(name, levels): tensor.float() for name, tensor in state.items() if _is_of_blocks(name)}
-    try:
-        renamed = {name: tensor.reshape(own[name].shape) if name in own else tensor for name, tensor in renamed.items()}
-        unet.load_state_dict({**renamed, **_embeddings(state, width)})
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint is of another network ({reason(error)})") from error
+    renamed = {name: tensor.reshape(own[name].shape) if name in own else tensor for name, tensor in renamed.items()}
+    unet.load_state_dict({**renamed, **_embeddings(state, width)})
     return unet.eval()
 
 
