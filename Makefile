@@ -53,7 +53,7 @@ bench: $(VENV)/installed-dev ## measure docs/benchmark/ anew: words and classes,
 	@$(BIN)/semu benchmark horse sketch $(WORDS_FLAGS) --tune --tune-on dog --methods esd-x,concept-ablation,salun,leco,spm --work runs/bench/words-tuned --output runs/bench/words-tuned.md
 	@$(BIN)/semu benchmark --merge runs/bench/words,runs/bench/words-tuned --output docs/benchmark/words.md
 	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --seeds 0,1,2 --methods default,closed-form,random --work runs/bench/classes --output runs/bench/classes.md
-	@$(BIN)/semu benchmark frog bird $(CLASSES_FLAGS) --methods deep --work runs/bench/classes --output runs/bench/classes.md
+	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --methods docs/benchmark/deep.json --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --methods copy,uce --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark $(CLASSES_FLAGS) --methods docs/benchmark/fine-tune.json --work runs/bench/classes --output runs/bench/classes.md
 	@$(BIN)/semu benchmark horse $(CLASSES_FLAGS) --seeds 1,2 --methods docs/benchmark/fine-tune.json --work runs/bench/classes --output runs/bench/classes.md

@@ -226,9 +226,10 @@ class Cost:
 class Evaluation:
     """A patch, measured: the content of metrics.json.
 
-    ``side_effects`` are of what is kept and asked by prompts that the erasure knew; ``held_out_effect``, ``forget_effect`` and
-    ``unprompted_effect`` the same pairs of kept prompts that it did not know, of what was erased, of samples without a
-    condition. ``distances`` by metric (``fid``, ``kid``). ``collapsed``: why the model is destroyed, None if not.
+    ``side_effects`` are of what is kept, asked for in the sentences that the erasure knew; ``held_out_effect``,
+    ``forget_effect`` and ``unprompted_effect`` the same pairs of kept prompts that it did not know, of what was erased, of
+    samples without a condition. ``distances`` by metric (``fid``, ``kid``). ``collapsed``: why the model is destroyed, None
+    if not.
     """
 
     kind: Literal["class", "concept"]

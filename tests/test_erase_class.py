@@ -662,7 +662,7 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
             semu.erase_class(pipeline, "red", **given)
     for setting, choices in (
         ("protect", "null-space, none"),
-        ("preset", "default, deep, official"),
+        ("preset", "default, official"),
         ("precision", "auto, fp32"),
     ):
         with pytest.raises(semu.InputError, match=f"{setting} cannot be 'nulspace': choose from {choices}"):

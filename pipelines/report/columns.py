@@ -100,14 +100,14 @@ COLUMNS = (
 WORDS = (
     "UA (unlearning accuracy): share of the erased thing's samples in which the judge no longer sees it. paraphrases: share "
     "in which it is still seen, asked for by words and sentences that the erasure did not use. kept: accuracy on what stays, "
-    "of the same kind (in-domain) and of the other (cross-domain), on prompts that the erasure used; held out: on prompts that "
-    "it did not; beside it: of something else asked for together with it. drift, SSIM: of what stays, paired with the "
-    "original's samples of the same seeds (drift: MSE of images in [-1, 1]); held out: on those prompts. revival: share that "
-    "the best of several learned vectors brings back. unprompted: share of the erased thing among samples without a condition "
-    "(w = 1). KID: of what stays, against the original's own samples. trained: share of the denoiser's parameters that were "
-    "trained (none of a closed form or a copy). kB: size of the patch. passes: images through the denoiser during the erasure "
-    "(a backward pass counts two). erase s: wall clock. ±: standard deviation over seeds of the mean over what was erased. A "
-    "dash: not measured."
+    "of the same kind (in-domain) and of the other (cross-domain), in the sentences of the retain term, which is trained on "
+    "a part of these prompts; held out: by words and sentences that it does not have; beside it: of something else asked for "
+    "together with it. drift, SSIM: of what stays, paired with the original's samples of the same seeds (drift: MSE of "
+    "images in [-1, 1]); held out: on those prompts. revival: share that the best of several learned vectors brings back. "
+    "unprompted: share of the erased thing among samples without a condition (w = 1). KID: of what stays, against the "
+    "original's own samples. trained: share of the denoiser's parameters that were trained (none of a closed form or a "
+    "copy). kB: size of the patch. passes: images through the denoiser during the erasure (a backward pass counts two). "
+    "erase s: wall clock. ±: standard deviation over seeds of the mean over what was erased. A dash: not measured."
 )
 PROBES = (
     "Share that each probe without training brings back; kept: the share of kept "

@@ -22,7 +22,7 @@ from semu_diffusion.pipelines.report.mark import MARK, replaceable
 __all__ = ["COMPARED", "Comparison", "Table", "comparisons", "page", "points", "tables", "things", "write_page"]
 
 SECTIONS = ((FILES["class"], "Classes (`erase-class`)"), (FILES["concept"], "Concepts (`erase-concept`)"))
-OURS = ("default", "closed-form", "deep", "trained")
+OURS = ("default", "closed-form", "trained")
 KINDS = {"class": "classes"}  # in the plural; the others take an s
 COMPARED, PROBED, ALONE = "Compared", "Probes without training", "Each by itself"  # parts of a section
 BRACKETS = " In brackets after a name: what the judge calls its samples most often now."

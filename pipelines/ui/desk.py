@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import torch
 
-from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS
+from semu_diffusion.domains.config import PRESETS
 from semu_diffusion.errors import InputError
 from semu_diffusion.eval.images import to_pil
 from semu_diffusion.options import build_config
@@ -27,7 +27,6 @@ __all__ = ["METHODS", "Desk", "problem", "text"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    "deep: rank 32, three times the cost": {"preset": "deep"},
     "closed form: the name alone, in seconds": {"method": "closed-form"},
 }
 
@@ -75,7 +74,7 @@ class Desk:
         if choice.kind == "class":
             config = build_config(EraseClassConfig, {**flags, "forget": tuple(what)}, PRESETS)
         else:
-            config = build_config(EraseConceptConfig, {**flags, "concept": tuple(what)}, CONCEPT_PRESETS)
+            config = build_config(EraseConceptConfig, {**flags, "concept": tuple(what)})
         with self._lock:
             if self.running:
                 raise InputError("an erasure is at work: stop it, or wait for its end")

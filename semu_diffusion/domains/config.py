@@ -11,7 +11,7 @@ from semu_diffusion.errors import Notice
 from semu_diffusion.names.words import named
 from semu_diffusion.options import option, require
 
-__all__ = ["CONCEPT_PRESETS", "DEEP", "PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
+__all__ = ["PRESETS", "ClassErasureConfig", "ConceptErasureConfig"]
 
 # keys and values of cross-attention, of the text tokens in joint attention, and all of the blocks before it that see no image
 OF_TEXT = ("*.attn2.to_k", "*.attn2.to_v", "*.add_k_proj", "*.add_v_proj", "context_refiner.*")
@@ -25,12 +25,7 @@ class ClassErasureConfig(ErasureConfig):
         (), "classes to erase, by name or index (also --forget CLASS)", metavar="CLASS", group="erase", positional=True,
         aliases=("--forget",),
     )  # fmt: skip
-    preset: Literal["default", "deep", "official"] = option(
-        "default",
-        "deep: rank 32 and 160 steps, at three times the cost: less comes back of some classes, not on average; "
-        "official: the choices of the reference code",
-        group="erase",
-    )
+    preset: Literal["default", "official"] = option("default", "official: the choices of the reference code", group="erase")
     anchor: str | None = option(
         None, "the other class of --target fixed (default: the second nearest)", metavar="CLASS", group="training"
     )
@@ -44,15 +39,8 @@ class ClassErasureConfig(ErasureConfig):
         )
 
 
-# the deepest of two classes in the ninth round of docs/experiments.md; on all ten it is no deeper than the default (results)
-DEEP: dict[str, Any] = {
-    "forget_samples": 64, "kept_samples": 180, "explained_variance": 0.99, "max_rank": 32, "protected_energy": 0.98,
-    "unlabelled_shift": 2.0, "steps": 160, "batch_size": 16,
-}  # fmt: skip
-CONCEPT_PRESETS: dict[str, dict[str, Any]] = {"default": {}, "deep": DEEP}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "deep": DEEP,
     # github.com/gmum/semu: un-squared projection, per input channel, greatest rank not above gamma, moving target, random
     # relabelling (drawn for each image here, once for a batch there), label drop 0.1, Adam 1e-3, 1,000 steps of 64. It
     # edits every layer and protects nothing.
@@ -94,9 +82,7 @@ class ConceptErasureConfig(ErasureConfig):
         (), "what to erase, in words; several are erased at once (also --forget CONCEPT)", metavar="CONCEPT", group="erase",
         positional=True, aliases=("--forget",),
     )  # fmt: skip
-    preset: Literal["default", "deep"] = option(
-        "default", "deep: rank 32 and 160 steps, at three times the cost; not measured to be deeper on average", group="erase"
-    )
+    preset: Literal["default"] = option("default", "the only one", group="erase", hidden=True)  # stands in every run.json
     synonyms: tuple[str, ...] = option((), "other words for it, erased too", metavar="A,B,…", comma=True, group="erase")
     anchor: str | None = option(
         None, "what replaces it: words in its place, or '' for no prompt (default: chosen, and said)",

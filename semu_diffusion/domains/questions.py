@@ -2,8 +2,8 @@
 
 Four groups, as UnlearnCanvas (Zhang et al. 2024) names them: what was erased by the words it was erased with; by words and
 sentences that were held back; its own domain (the other classes, objects or styles); the other domain. The prompts of the last
-two are those that a retain term is trained on, so a fifth asks for what is kept by words and sentences that no erasure knows.
-A run of classes has the first and the third.
+two are in the names and sentences of the retain term, which is trained on a part of them, so a fifth asks for what is kept by
+words and sentences that no erasure knows. A run of classes has the first and the third.
 
 Where a model's vocabulary or a file of ``--questions`` names them, four more groups ask as the field's tests do: for the erased
 thing beside a kept one that must stay; by a description without its name, and in other languages; and for what only looks or

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from semu_diffusion.domains import classes, concepts
-from semu_diffusion.domains.config import CONCEPT_PRESETS, PRESETS, ClassErasureConfig, ConceptErasureConfig
+from semu_diffusion.domains.config import PRESETS, ClassErasureConfig, ConceptErasureConfig
 from semu_diffusion.domains.vocabulary import read_vocabulary
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.errors import InputError, Notice
@@ -97,4 +97,4 @@ def _config(kind: type, settings: dict[str, Any]) -> Any:
     unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise InputError(f"unknown settings: {', '.join(unknown)}")
-    return build_config(kind, settings, PRESETS if kind is ClassErasureConfig else CONCEPT_PRESETS)
+    return build_config(kind, settings, PRESETS if kind is ClassErasureConfig else None)

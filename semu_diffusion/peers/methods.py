@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from semu_diffusion.domains.config import DEEP, PRESETS
+from semu_diffusion.domains.config import PRESETS
 from semu_diffusion.erase.config import ErasureConfig
 from semu_diffusion.erase.run import run_erasure, run_to_end
 from semu_diffusion.erase.task import EditResult, Progress, Task
@@ -195,7 +195,6 @@ OWN = {
             "closed-form", "SEMU, closed form only", semu, {"method": "closed-form"},
             expected=at_least(0.85), knob=None,
         ),
-        Method("deep", "SEMU, deep preset", semu, DEEP),
         Method("trained", "SEMU, R only", semu, {"method": "trained"}),
         Method("random", "SEMU, random directions of the same rank", semu, {"gradient": "random"}),
         Method("no-adversary", "SEMU, no adversarial vectors", semu, {"adversarial": 0.0}),

@@ -24,7 +24,6 @@ COMMAND = Command(
     run,
     examples=(
         "erase-class cat",
-        "erase-class cat --preset deep",
         "erase-class cat --method closed-form",
         "erase-class cat dog --images-per-class 50 --sampling-steps 25 --output runs/no-pets",
         "erase-class red --model my-ddpm/ --class-names red,green,blue --classifier none",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from semu_diffusion.domains.config import CONCEPT_PRESETS
 from semu_diffusion.domains.named_questions import read_questions
 from semu_diffusion.domains.prompts import is_listed, listed
 from semu_diffusion.pipelines.cli.command import Command
@@ -50,7 +49,6 @@ COMMAND = Command(
         "erase-concept cat --questions examples/questions.json",
         "erase-concept --config runs/cat/run.json --output runs/cat-again",
     ),
-    presets=CONCEPT_PRESETS,
     replays=True,
     read=read,
 )
