@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +46,9 @@ FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONL
 MAX_DEPTH = 32
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LOCAL_KEYS = ("_name_or_path", "local_files_only", "is_local")
-TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.(part|last)")  # .NAME.PROCESS.part of what is written, .last of what it replaces
+# .NAME.PROCESS-MACHINE.part of what is written, .last of what it replaces
+TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})(?:-([0-9a-f]{8}))?\.(part|last)")
+ABANDONED = 24 * 3600.0  # seconds after which nobody on another machine still writes a file
 
 
 @contextmanager
@@ -123,11 +129,10 @@ def clear_temporaries(path: Path) -> None:
     if not path.parent.is_dir():
         return
     for name in os.listdir(path.parent):
-        found = TEMPORARY.fullmatch(name)
-        if found is None or found[1] != path.name or _runs(int(found[2])):
+        found, left = TEMPORARY.fullmatch(name), path.with_name(name)
+        if found is None or found[1] != path.name or _is_written(left, int(found[2]), found[3]):
             continue
-        left = path.with_name(name)
-        if found[3] == "last" and not path.exists():
+        if found[4] == "last" and not path.exists():
             os.replace(left, path)
         elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -146,15 +151,30 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _runs(process: int) -> bool:
-    """Whether another process of this number is there."""
+def _is_written(path: Path, process: int, machine: str | None) -> bool:
+    """Whether another process is writing there; of one on another machine, where numbers mean nothing, by the file's age."""
     import psutil  # only where something was left
 
-    return process != os.getpid() and psutil.pid_exists(process)
+    if machine in (None, _machine()):
+        return process != os.getpid() and psutil.pid_exists(process)
+    try:
+        return time.time() - path.stat().st_mtime < ABANDONED
+    except OSError:  # it has just become what it was to be
+        return True
+
+
+@cache
+def _machine() -> str:
+    """8 digits of this machine's name and of the space in which its processes are numbered: containers count from 1 each."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 def _beside(path: Path, ending: str = "part") -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.{ending}")
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, str]) -> Path:

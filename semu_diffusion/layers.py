@@ -27,7 +27,8 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
     is not simply multiplied with their input are left alone, an edit would not mean the same there: subclasses with a
     forward of their own, parametrised weights, and the output projection inside nn.MultiheadAttention.
 
-    Raises InputError if nothing is selected.
+    Raises InputError if nothing is selected, and for a pattern that is neither a kind nor a layer here; one with ``*`` may
+    leave out what is not there.
     """
     patterns = (patterns,) if isinstance(patterns, str) else patterns  # one pattern is no list of letters
     taken = [pattern for pattern in patterns if not pattern.startswith("!")] or ["all"]
@@ -46,10 +47,13 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ("all",)) -> dict[
             continue
         seen.add(id(module.weight))
         layers[name] = module
-    if not layers:
+    named = {pattern for pattern in taken if pattern not in KINDS}
+    named |= {pattern for pattern in left_out if pattern not in KINDS and "*" not in pattern}
+    unknown = [pattern for pattern in sorted(named) if not any(fnmatchcase(name, pattern) for name in candidates)]
+    if not layers or unknown:
         examples = ", ".join(candidates[:3]) or "none"
         raise InputError(
-            f"no Linear or Conv2d layer matches {' '.join(patterns)}; use {', '.join(KINDS)} or a glob "
+            f"no Linear or Conv2d layer matches {' '.join(unknown or patterns)}; use {', '.join(KINDS)} or a glob "
             f"(layers here: {examples}, …)"
         )
     return layers

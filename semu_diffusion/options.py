@@ -88,16 +88,22 @@ def build_config(
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if isinstance(field.default, tuple) and isinstance(merged.get(field.name), str):
-            merged[field.name] = (merged[field.name],)  # one word is no list of letters
+            word = merged[field.name]  # one word is no list of letters; as a flag's value it may be several
+            merged[field.name] = listed_names([word]) if field.metadata.get("comma") else (word,)
         kind, several = element_type(hints[field.name])
         value = merged.get(field.name)
+        if value is None and field.name in merged and type(None) not in typing.get_args(hints[field.name]):
+            raise InputError(f"{field.name} cannot be None: leave it out for its default")
         for wanted, classes, said in ((bool, bool, "True or False"), (str, (str, os.PathLike), "text")):
             if kind is wanted and not several and value is not None and not isinstance(value, classes):  # type: ignore[arg-type]
                 raise InputError(f"{field.name} cannot be {value!r}: it is {said}")
         if several and not isinstance(value, list | tuple | None):
             raise InputError(f"{field.name} cannot be {value!r}: it is a list")
-        left = value is None and (field.name not in merged or type(None) in typing.get_args(hints[field.name]))
-        if kind in (int, float) and not several and not left:
+        words = kind is str and several and not field.metadata.get("positional")  # a class may be named by its number
+        strange = [one for one in value or () if not isinstance(one, (str, os.PathLike))] if words else []
+        if strange:
+            raise InputError(f"{field.name} cannot hold {strange[0]!r}: it is a list of text")
+        if kind in (int, float) and not several and value is not None:
             merged[field.name] = _number(field.name, kind, value)
         if value is not None and typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
             raise InputError(f"{field.name} cannot be {value!r}: choose from {', '.join(typing.get_args(kind))}")

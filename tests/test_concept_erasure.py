@@ -304,6 +304,7 @@ def test_ascent_has_no_answer() -> None:
     assert task.metadata["anchor"] == []
 
 
-def test_one_synonym_may_be_given_as_a_string() -> None:
-    patch = erase_concept(tiny_pipeline(), "cat", synonyms="kitten", anchor="dog", steps=1, **BIRD, **QUICK)
-    assert {prompt.split()[-1] for prompt in patch.metadata["prompts"]} == {"cat", "kitten"}
+def test_synonyms_may_be_given_as_one_string_as_on_the_command_line() -> None:
+    patch = erase_concept(tiny_pipeline(), "cat", synonyms="kitten,moggy", anchor="dog", steps=1, **BIRD, **QUICK)
+    assert {"a photo of a kitten", "a photo of a moggy"} <= set(patch.metadata["prompts"])
+    assert {prompt.split()[-1] for prompt in patch.metadata["prompts"]} == {"cat", "kitten", "moggy"}

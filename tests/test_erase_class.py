@@ -656,6 +656,8 @@ def test_the_python_face_refuses_what_the_command_line_refuses() -> None:
         ({"lr_decay": "no"}, "lr_decay cannot be 'no': it is True or False"),
         ({"memory": 2_000}, "memory cannot be 2000: it is text"),
         ({"layers": 5}, "layers cannot be 5: it is a list"),
+        ({"layers": [0]}, "layers cannot hold 0: it is a list of text"),
+        *(({name: None}, f"{name} cannot be None: leave it out") for name in ("protect", "target", "layers", "gradient")),
         ({"forget_images": torch.zeros(0, 3, 8, 8)}, "at least one image"),
     ):
         with pytest.raises(semu.InputError, match=said):

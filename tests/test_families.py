@@ -335,6 +335,11 @@ def test_a_depthwise_filter_is_edited_and_no_lora_is_written_of_it(tmp_path: Pat
     said = capsys.readouterr()
     assert "no LoRA is written" in said.err
     assert "--layers …,!" in said.err
+    assert "no lora/: no LoRA makes this update" in said.out
     assert not (tmp_path / "run" / "lora").exists()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "There is no LoRA of it" in card
+    assert "load_lora_weights" not in card
+    assert "groups" in json.loads((tmp_path / "run" / "run.json").read_text())["no_lora"]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["lora"] is None
     assert ErasurePatch.load(tmp_path / "run" / "patch.safetensors").metadata["grouped"]

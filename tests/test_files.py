@@ -131,6 +131,13 @@ def test_what_killed_processes_left_goes_and_what_live_ones_write_stays(tmp_path
         one.write_text("half")
     write_text(path, "whole")
     assert {one.name for one in tmp_path.iterdir()} == {"a.txt", left[1].name, f".b.txt.{gone}.part"}
+    away = tmp_path / f".a.txt.{gone}-0123abcd.part"  # on another machine this number may be alive
+    away.write_text("half")
+    write_text(path, "whole")
+    assert away.exists()
+    os.utime(away, (0, 0))
+    write_text(path, "whole")
+    assert not away.exists()
     (tmp_path / f".model.{gone}.last").mkdir()
     (tmp_path / f".model.{gone}.last" / "weights").write_text("the only ones")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model", overwrite=True) as beside:

@@ -46,6 +46,13 @@ def test_globs_add_and_exclamation_marks_take_away() -> None:
     assert set(select_layers(unet, ["!conv"])) == set(select_layers(unet, ["linear"]))
 
 
+@pytest.mark.parametrize("pattern", ["atention", "*.to_kk", "!atention", "!mid_block.conv9"])
+def test_a_pattern_that_names_nothing_here_is_refused_beside_one_that_does(pattern: str) -> None:
+    with pytest.raises(InputError, match=f"matches {pattern.removeprefix('!').replace('*', '.')}"):
+        select_layers(tiny_unet(), ["conv", pattern])
+    assert select_layers(tiny_unet(), ["conv", "!*.conv_depth"])  # a default leaves out what other families have
+
+
 def test_cross_attention_is_what_looks_at_the_text() -> None:
     unet = tiny_pipeline().unet
     chosen = select_layers(unet, ["cross-attention"])

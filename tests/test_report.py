@@ -191,6 +191,20 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, concept_run: 
         assert len(html) < 3_000_000
 
 
+def test_the_card_names_what_was_erased_as_the_model_does_and_no_lora_that_is_not_there(run: Path) -> None:
+    record, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
+    asked = {**record, "config": {**record["config"], "forget": ["0"]}}
+    assert f"# Without: {', '.join(metrics['erased'])}\n" in patch_card(asked, metrics)
+    assert "There is no LoRA of it" in patch_card({**record, "no_lora": "its convolutions have groups"}, metrics)
+    assert "There is no LoRA of it" not in patch_card(record, metrics)
+
+
+def test_a_patch_that_was_measured_at_strength_zero_is_said_to_be(run: Path) -> None:
+    found = read_run(run)
+    none = dataclasses.replace(found, record={**found.record, "config": {**found.record["config"], "strength": 0}})
+    assert (found.strength, none.strength) == (1.0, 0.0)
+
+
 def test_a_page_away_from_its_run_links_to_nothing_that_is_not_there(run: Path, tmp_path: Path) -> None:
     assert semu(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
     html = (tmp_path / "page.html").read_text()

@@ -27,8 +27,8 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     evaluation = Evaluation.from_json(metrics)
-    config, words = record["config"], evaluation.kind == "concept"
-    erased = ", ".join(config["concept"] if words else config["forget"])
+    words = evaluation.kind == "concept"
+    erased = ", ".join(evaluation.erased)
     base = base_name(record["base_model"], evaluation.kind)
     hub = is_hub_id(base) and base == record["base_model"]["source"]
     anchors = record.get("anchors") or {}
@@ -51,7 +51,7 @@ def patch_card(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         base=base,
         anchors=_inline("; ".join(f"{name} is replaced by {anchor or 'no prompt'!r}" for name, anchor in anchors.items())),
         patch=evaluation.patch,
-        loading=_loading("none" if config.get("matricisation") != "full" else lora, network),
+        loading=_loading("none" if record.get("no_lora") else lora, network),
         rows=[tuple(map(_inline, row)) for row in rows],
         said=[_inline(line) for line in _said(evaluation)],
         protocol=_protocol(evaluation),

@@ -104,7 +104,7 @@ def _said(evaluation: Evaluation, anchors: Mapping[str, str], folder: Path, edit
     if any((folder / name).is_dir() for name in ("lora", "lora.collapsed")):
         yield _lora(evaluation.lora)
     elif cost.erasure is not None:
-        yield "no lora/: convolutions split by channel are no LoRA (--matricisation full writes one)"
+        yield "no lora/: no LoRA makes this update (run.json says why)"
 
 
 def _lora(lora: LoraCheck | None) -> str:

@@ -97,7 +97,8 @@ class EvaluationConfig(GuidedConfig):
         aliases=("--images-per-class", "--images-per-prompt"), group="evaluation",
     )  # fmt: skip
     interval_width: float | None = option(
-        None, "sample until the 95 % interval of every judged group is so narrow, --images-per-condition at most (else 500)",
+        None, "sample until the 95 % interval of every group judged after the erasure is so narrow, --images-per-condition at "
+        "most (else 500)",
         metavar="W", group="evaluation",
     )  # fmt: skip
     sampling_steps: int | None = option(

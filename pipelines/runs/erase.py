@@ -123,6 +123,7 @@ def _erase_and_evaluate(
     record |= {
         "status": "unchecked",
         "layers": layer_words(result.edit.layers),
+        "no_lora": refusal,
         "anchors": subject.anchors(task, result),
         "protection": None if result.protection is None else dataclasses.asdict(result.protection),
     }

@@ -111,7 +111,7 @@ def save_lora(patch: ErasurePatch, folder: str | Path, family: str | None = None
             key = f"lora_unet_{name.replace('.', '_')}"
             twin[f"{key}.lora_down.weight"], twin[f"{key}.lora_up.weight"] = down, up * len(down)
             twin[f"{key}.alpha"] = torch.tensor(1.0)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     save_tensors(diffusers, folder / DIFFUSERS_LORA, header)
     if twin:
         save_tensors(twin, folder / KOHYA_LORA, {"format": "pt", **FAMILIES[family], "semu": about})
@@ -164,7 +164,7 @@ def save_peft_folder(patch: ErasurePatch, folder: str | Path) -> Path:
     alpha equal to it, so that the adapter's scale is 1. Raises InputError for convolutions per channel or with groups.
     """
     _require_lora(patch)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for name, layer in patch.layers.items():

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from semu_diffusion.options import option
 from semu_diffusion.pipelines.cli.command import Command
-from semu_diffusion.pipelines.patches.patch_settings import PatchFile
 
 __all__ = ["COMMAND", "InfoConfig"]
 
 
 @dataclass(frozen=True)
-class InfoConfig(PatchFile):
+class InfoConfig:
+    patch: str = option(
+        "", "patch.safetensors, or the run folder that holds it", metavar="PATCH", positional=True, required=True
+    )
     layers: bool = option(False, "list every layer with its rank and the size of its update")
 
 

@@ -64,7 +64,8 @@ class Run:
     @property
     def strength(self) -> float:
         """That of the patch when it was measured, in units of its own."""
-        return float((self.record.get("config") or {}).get("strength") or 1.0)
+        value = (self.record.get("config") or {}).get("strength")
+        return 1.0 if value is None else float(value)
 
     @property
     def lora_form(self) -> str:
