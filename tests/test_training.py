@@ -61,6 +61,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
     """Send this process the signal when the batch of ``step`` is drawn."""
+    if signal.getsignal(number) == signal.SIG_IGN:  # the tests were started in the background of a shell
+        signal.signal(number, signal.default_int_handler)
 
     def draw(count: int, batch_size: int, seed: int, now: int, device: torch.device) -> torch.Tensor:
         if now == step:

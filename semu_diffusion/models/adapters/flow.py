@@ -101,7 +101,7 @@ class AnySizeFlow(FlowModel):
     @classmethod
     def size_of(cls, pipeline: Any) -> Any:
         """Pixels a side, or (height, width)."""
-        given = pipeline.vae.config.get("sample_size")
+        given = getattr(pipeline.vae.config, "sample_size", None)
         usual = inspect.signature(type(pipeline.vae).__init__).parameters.get("sample_size")
         if given is not None and (usual is None or given != usual.default):
             return given
