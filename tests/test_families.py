@@ -28,6 +28,7 @@ from semu_diffusion.models.base import DiffusionModel
 from semu_diffusion.models.families import FAMILIES, adapt_pipeline, adapt_text_pipeline, network_of
 from semu_diffusion.models.precision import sampler_name
 from semu_diffusion.patch import ErasurePatch
+from semu_diffusion.patches import lora
 from semu_diffusion.pipelines.cli.commands.erase_class import main as erase_class
 from semu_diffusion.pipelines.cli.commands.erase_concept import main as erase_concept
 from semu_diffusion.pipelines.cli.main import main as semu
@@ -97,6 +98,12 @@ def test_samples_are_those_of_diffusers_own_pipeline(family: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     (alone,) = model.sample([1], [5], steps=3, guidance_scale=GUIDANCE)
     assert torch.equal(alone[0], ours[2])  # of its seed and condition alone
+
+
+def test_what_save_lora_writes_of_a_family_is_what_the_registry_says() -> None:
+    forms = {name: family.lora for name, family in FAMILIES.items()}
+    assert {*lora.WITHOUT_LOADER} == {name for name, form in forms.items() if form == "peft"}
+    assert {*lora.FAMILIES} == {name for name, form in forms.items() if form in ("kohya", "comfyui")}
 
 
 def test_one_step_of_a_schedule_that_ends_above_zero_is_refused() -> None:
